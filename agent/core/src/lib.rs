@@ -1,0 +1,1 @@
+//! The agent's logic, testable on the host.

@@ -1,0 +1,1 @@
+//! The freestanding image that is injected into a target.

@@ -1,0 +1,1 @@
+//! Puts the agent, programs and probes into a process, takes them out again.

@@ -1,0 +1,1 @@
+//! Stopping and running threads of another process, as typestate.

@@ -1,0 +1,1 @@
+//! Where a probe can be put: symbols, offsets, displaced instructions.

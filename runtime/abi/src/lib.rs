@@ -1,0 +1,34 @@
+//! Every byte layout that two parties share: the loader, the injector, the compiled code, the agent in the target.
+//!
+//! A layout is defined here once, with explicit widths, no padding that is not named, and compile-time checks of its
+//! size and offsets. Addresses of another process are `u64`, never pointers. Nothing here *does* anything: algorithms
+//! over these bytes live in `beeline-maps`, `beeline-helpers` and the agent.
+//!
+//! | module | bytes | written by | read by |
+//! |---|---|---|---|
+//! | [`map`] | a map file's header; a process's private handle to it | store, map operations | everybody |
+//! | [`code`] | what compiled code needs patched when it is linked | compiler | linker in the injector |
+//! | [`link`] | the shared words of a link | CLI, owner | stubs |
+//! | [`run`] | what a program run knows: thread, CPU, link | stubs, agent | helpers, compiled code |
+//! | [`thread`] | a thread's slot and return stack | agent, stubs | agent, stubs, injector at detach |
+//! | [`process`] | the agent's block in a target | injector | agent, injector at detach |
+//! | [`trace`] | the `trace_printk` log | helpers | CLI |
+//! | [`regs`] | `struct pt_regs` | stubs | programs |
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod code;
+pub mod errno;
+pub mod link;
+pub mod map;
+pub mod process;
+pub mod regs;
+pub mod run;
+pub mod thread;
+pub mod trace;
+
+/// Version of every layout in this crate. A file or a block with another version is refused, never guessed at.
+pub const ABI_VERSION: u32 = 1;
+
+/// Size of a page, and the alignment of everything that is mapped (x86-64).
+pub const PAGE_SIZE: u64 = 4096;

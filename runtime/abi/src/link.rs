@@ -1,0 +1,61 @@
+//! The shared words of a link: one page at the start of its file, mapped by every process that carries the probe.
+
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+/// `"beelink\0"` read as a little-endian word.
+pub const LINK_MAGIC: u64 = u64::from_le_bytes(*b"beelink\0");
+
+/// First page of a link's file. Stubs test `enabled` at every hit; a link whose owner is gone has it cleared.
+#[repr(C)]
+#[derive(Debug)]
+pub struct LinkShared {
+    /// [`LINK_MAGIC`].
+    pub magic: u64,
+    /// [`ABI_VERSION`](crate::ABI_VERSION).
+    pub version: u32,
+    /// The link's id in its store.
+    pub id: u32,
+    /// 1: the program runs at a hit; 0: the stub goes straight on.
+    pub enabled: AtomicU32,
+    /// Zero.
+    pub reserved: u32,
+    /// Hits on which the program did not run because the thread was inside a program already, or had no slot.
+    pub missed: AtomicU64,
+    /// Zero, to the end of a cache line.
+    pub reserved2: [u64; 4],
+}
+
+const _: () = assert!(size_of::<LinkShared>() == 64);
+const _: () = assert!(core::mem::offset_of!(LinkShared, enabled) == 16);
+const _: () = assert!(core::mem::offset_of!(LinkShared, missed) == 24);
+
+/// What the agent knows of a link in force, in the target's private memory. Written by the injector.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LinkRuntime {
+    /// Address of the [`LinkShared`] page in this process.
+    pub shared: u64,
+    /// `bpf_get_attach_cookie`.
+    pub cookie: u64,
+    /// `bpf_get_func_ip`: address of the probed instruction; of the function for a return probe.
+    pub func_ip: u64,
+    /// Address of the program's entry in this process.
+    pub entry: u64,
+    /// The link's id.
+    pub link_id: u32,
+    /// The program's id.
+    pub prog_id: u32,
+    /// [`LinkRuntime::RETURN`] and others.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl LinkRuntime {
+    /// The program runs when the function returns.
+    pub const RETURN: u32 = 1;
+    /// The program needs a claimed CPU.
+    pub const NEEDS_CPU: u32 = 2;
+}
+
+const _: () = assert!(size_of::<LinkRuntime>() == 48);

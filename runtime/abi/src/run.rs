@@ -1,0 +1,45 @@
+//! What one run of a program knows. It lies in the thread's slot, so that the stub only stores what changes.
+
+use crate::map::Access;
+
+/// Second argument of every program, sixth of every helper.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunContext {
+    /// Who runs: owner word and claimed CPU. `cpu` is valid only in programs that need one; see `NO_CPU`.
+    pub access: Access,
+    /// Address of the [`ProcessBlock`](crate::process::ProcessBlock).
+    pub process: u64,
+    /// Address of the [`LinkRuntime`](crate::link::LinkRuntime) whose program runs; 0 for a test run.
+    pub link: u64,
+    /// Address of the [`PtRegs`](crate::regs::PtRegs) of a probe; 0 when the context is something else.
+    pub regs: u64,
+    /// Thread id as the kernel knows it, 0 = not known yet. Valid while `ids_epoch` equals the process's.
+    pub tid: u32,
+    /// Process id (thread group), 0 = not known yet.
+    pub tgid: u32,
+    /// Epoch for which `tid` and `tgid` hold (see [`ForkPage`](crate::process::ForkPage)).
+    pub ids_epoch: u64,
+    /// Tail calls made in this run.
+    pub tail_calls: u32,
+    /// Zero.
+    pub flags: u32,
+    /// State of the pseudo-random generator.
+    pub random: u64,
+    /// Free for helpers that need a scratch area larger than the stack: its address, 0 = none yet.
+    pub scratch: u64,
+    /// Zero.
+    pub reserved: [u64; 6],
+}
+
+impl RunContext {
+    /// `access.cpu` when no CPU is claimed.
+    pub const NO_CPU: u32 = u32::MAX;
+    /// Most tail calls in one run (`MAX_TAIL_CALL_CNT`).
+    pub const TAIL_CALLS_MAX: u32 = 33;
+}
+
+const _: () = assert!(size_of::<RunContext>() == 128);
+const _: () = assert!(core::mem::offset_of!(RunContext, access) == 0);
+const _: () = assert!(core::mem::offset_of!(RunContext, link) == 24);
+const _: () = assert!(core::mem::offset_of!(RunContext, tail_calls) == 56);

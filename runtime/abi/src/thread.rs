@@ -1,0 +1,71 @@
+//! A thread's slot in a target: guard word, run context, return stack.
+//!
+//! Slots lie in a table of a power of two, found by a hash of the thread's fs base; a stub looks only at the home slot
+//! ([`home_index`]) and leaves the rest to the agent. Slots are never freed while the agent is in the process.
+
+use crate::run::RunContext;
+use core::sync::atomic::AtomicU64;
+
+/// Slots in a process's table.
+pub const THREAD_SLOTS: u64 = 4096;
+
+/// Multiplier of the Fibonacci hash of an fs base.
+pub const HASH_MULTIPLIER: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Right shift that leaves the slot index of the product.
+pub const HASH_SHIFT: u32 = 64 - THREAD_SLOTS.trailing_zeros();
+
+/// Home slot of a thread with this fs base.
+pub const fn home_index(fs_base: u64) -> u64 {
+    fs_base.wrapping_mul(HASH_MULTIPLIER) >> HASH_SHIFT
+}
+
+/// Returns that one thread can have outstanding. Beyond it a return probe is missed, never refused.
+pub const RETURN_SLOTS: u64 = 512;
+
+/// A call under a return probe that has not returned yet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReturnSlot {
+    /// Where the function returns to.
+    pub return_address: u64,
+    /// Address of the stack word that held it, which now holds the stub's return point.
+    pub sp: u64,
+    /// Address of the [`SiteRuntime`](crate::process::SiteRuntime).
+    pub site: u64,
+    /// The stub's return point, as it stands at `sp`.
+    pub trampoline: u64,
+}
+
+const _: () = assert!(size_of::<ReturnSlot>() == 32);
+
+/// One thread of the target.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct ThreadSlot {
+    /// The thread's fs base; 0 = free.
+    pub key: AtomicU64,
+    /// Stack pointer at the entry of the program that runs; 0 = none runs. A larger stack pointer at a later hit
+    /// shows that the run was abandoned.
+    pub guard: AtomicU64,
+    /// Address of the next free [`ReturnSlot`].
+    pub returns_top: u64,
+    /// Address behind the last one.
+    pub returns_end: u64,
+    /// Address of the first one; 0 until the agent has made the return stack.
+    pub returns_base: u64,
+    /// Top of the private stack for targets whose own stacks are too small; 0 = none.
+    pub stack_top: u64,
+    /// Address of the thread's `struct rseq`, 0 = none.
+    pub rseq: u64,
+    /// The target's stack pointer while the private stack is in use.
+    pub saved_sp: u64,
+    /// What the run knows.
+    pub run: RunContext,
+    /// Zero.
+    pub reserved: [u64; 8],
+}
+
+const _: () = assert!(size_of::<ThreadSlot>() == 256);
+const _: () = assert!(core::mem::offset_of!(ThreadSlot, guard) == 8);
+const _: () = assert!(core::mem::offset_of!(ThreadSlot, run) == 64);

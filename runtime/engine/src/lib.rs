@@ -1,0 +1,1 @@
+//! The public API: load objects, manage the store, prepare attachments.

@@ -1,0 +1,1 @@
+//! The eBPF helper functions: one table of ids, names, prototypes, implementations.

@@ -1,0 +1,1 @@
+//! Compiles verified programs to position-independent machine code.

@@ -1,0 +1,1 @@
+//! Reads libbpf-compiled ELF objects: sections, maps, BTF, CO-RE.

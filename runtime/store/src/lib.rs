@@ -1,0 +1,1 @@
+//! The store: a directory of files, one per map, program and link.

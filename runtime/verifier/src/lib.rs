@@ -1,0 +1,1 @@
+//! Proves programs safe with the kernel's rules.

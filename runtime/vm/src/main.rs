@@ -1,0 +1,2 @@
+//! bpf-vm
+fn main() {}
