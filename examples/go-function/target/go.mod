@@ -1,0 +1,3 @@
+module example.com/gotarget
+
+go 1.19
