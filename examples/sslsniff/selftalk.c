@@ -1,3 +1,4 @@
+// link: -lssl -lcrypto
 // A TLS client and server in one process, over a socket pair: a target for sslsniff that needs no network.
 #include <openssl/err.h>
 #include <openssl/ssl.h>

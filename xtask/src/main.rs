@@ -1,2 +1,61 @@
-//! xtask
-fn main() {}
+//! `cargo xtask`: everything that is done to the project, as Rust.
+//!
+//! Each command is one file. A command installs what it needs with apt where it may ([`setup`]) and says exactly what
+//! to install where it may not.
+
+mod bench;
+mod demo;
+mod objects;
+mod setup;
+mod soak;
+mod test;
+mod workspace;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Build, test and demonstration tasks of beeline")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Count malloc() calls of a real program, by `start` and by `attach`
+    Demo,
+    /// Run every check that a change has to pass
+    Test(test::Options),
+    /// Measure: un-probed call, the kernel's uprobe and beeline, interleaved
+    Bench(bench::Options),
+    /// Long runs: kills, attach/detach cycles, random programs
+    Soak(soak::Options),
+    /// Install what builds and tests need (or say what is missing)
+    Setup,
+    /// Compile the examples' eBPF programs and their targets into target/examples
+    Examples,
+    /// Check formatting
+    FmtCheck,
+    /// clippy over everything, warnings are errors
+    Lint,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().task {
+        Task::Demo => demo::run_demo(),
+        Task::Test(options) => test::run_all(&options),
+        Task::Bench(options) => bench::run_all(&options),
+        Task::Soak(options) => soak::run(&options),
+        Task::Setup => setup::ensure(setup::Purpose::Test),
+        Task::Examples => {
+            setup::ensure(setup::Purpose::Demo)?;
+            for built in objects::build_all()? {
+                println!("{}", built.display());
+            }
+            Ok(())
+        }
+        Task::FmtCheck => test::fmt_check(),
+        Task::Lint => test::lint(),
+    }
+}

@@ -1,0 +1,49 @@
+//! Long runs: the bounded slices of the test suite, with counts or durations of one's choice.
+
+use crate::workspace::cargo;
+use crate::{objects, setup, workspace};
+use anyhow::{Result, bail};
+
+/// Options of `cargo xtask soak`.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// What to run
+    #[arg(value_enum)]
+    what: What,
+    /// How many rounds
+    #[arg(default_value_t = 1000)]
+    rounds: u64,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum What {
+    /// kill -9 of the command at random moments of load, attach, detach and unload
+    Kill,
+    /// attach and detach on a server under load
+    Cycles,
+    /// kill -9 of processes that use a map
+    Maps,
+    /// Random programs in the interpreter and in the compiler
+    Vm,
+}
+
+/// The tests read their count from `BEELINE_SOAK`; each ends with a summary line and fails when anything was lost.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    setup::ensure(setup::Purpose::Test)?;
+    workspace::beeline()?;
+    objects::build_all()?;
+    let (package, filter) = match options.what {
+        What::Kill => ("beeline-tests", "kill"),
+        What::Cycles => ("beeline-tests", "cycles"),
+        What::Maps => ("beeline-maps", "kill"),
+        What::Vm => ("beeline-vm", "differential"),
+    };
+    let mut command = cargo();
+    command
+        .args(["test", "--release", "--package", package, "--", filter, "--nocapture", "--test-threads=1"])
+        .env("BEELINE_SOAK", options.rounds.to_string());
+    if crate::workspace::run(&mut command).is_err() {
+        bail!("soak failed");
+    }
+    Ok(())
+}
