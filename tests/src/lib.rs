@@ -187,6 +187,25 @@ impl Store {
         values.as_array().expect("one value a CPU").iter().map(|it| it["value"].as_u64().expect("a number")).sum()
     }
 
+    /// A number in the global data (`.bss`, `.data`, `.rodata`) of the one object that is loaded.
+    pub fn global(&self, variable: &str) -> u64 {
+        fn find(value: &Value, name: &str) -> Option<u64> {
+            match value {
+                Value::Object(fields) => match fields.get(name) {
+                    Some(number) if number.is_u64() => number.as_u64(),
+                    _ => fields.values().find_map(|it| find(it, name)),
+                },
+                Value::Array(items) => items.iter().find_map(|it| find(it, name)),
+                _ => None,
+            }
+        }
+        let maps = self.json(&["map", "list"]);
+        let names = maps.as_array().expect("a list").iter().filter_map(|map| map["name"].as_str());
+        let mut data = names.filter(|name| [".bss", ".data", ".rodata"].iter().any(|it| name.contains(it)));
+        data.find_map(|map| find(&self.json(&["map", "dump", map]), variable))
+            .unwrap_or_else(|| panic!("no global variable {variable}"))
+    }
+
     /// Folder of the store.
     pub fn folder(&self) -> PathBuf {
         // SAFETY: geteuid has no preconditions.

@@ -1,0 +1,253 @@
+//! What is wrong is said clearly, nothing is half-done, the target is untouched.
+
+use beeline_tests::{Store, Target, gcc, object, target};
+use std::path::PathBuf;
+use std::process::Command;
+
+fn file(name: &str, contents: &[u8]) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("beeline-{}-{name}", std::process::id()));
+    std::fs::write(&path, contents).expect("writable");
+    path
+}
+
+/// `load` fails, names what is wrong, and leaves the store empty.
+fn load_fails(path: &std::path::Path, words: &[&str]) {
+    let store = Store::new();
+    let message = store.fails(&["load", &path.to_string_lossy()]);
+    for word in words {
+        assert!(message.to_lowercase().contains(&word.to_lowercase()), "{word:?} is not in: {message}");
+    }
+    for list in ["prog", "map", "link"] {
+        assert_eq!(store.json(&[list, "list"]).as_array().map(Vec::len), Some(0), "{list} list is not empty");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_elf() {
+    load_fails(&file("text.o", b"this is no object file"), &["ELF", "text.o"]);
+    load_fails(&file("empty.o", b""), &["empty.o"]);
+    load_fails(&PathBuf::from("/nonexistent/x.bpf.o"), &["/nonexistent/x.bpf.o"]);
+    load_fails(&PathBuf::from("/"), &["/"]);
+}
+
+#[test]
+fn an_object_of_another_machine() {
+    load_fails(&gcc("tests/targets/worker.c"), &["x86"]);
+}
+
+#[test]
+fn a_truncated_object() {
+    let bytes = std::fs::read(object("tests/programs/counts.bpf.c")).expect("readable");
+    for length in [64, 200, bytes.len() / 2, bytes.len() - 1] {
+        load_fails(&file("truncated.o", &bytes[..length]), &["truncated.o"]);
+    }
+}
+
+#[test]
+fn an_object_without_btf() {
+    let source = file("nobtf.bpf.c", NO_BTF.as_bytes());
+    let output = source.with_extension("o");
+    let status = Command::new("clang")
+        .args(["-O2", "-target", "bpf", "-I/usr/include/x86_64-linux-gnu", "-c"])
+        .arg(&source)
+        .arg("-o")
+        .arg(&output)
+        .status()
+        .expect("clang runs");
+    assert!(status.success());
+    load_fails(&output, &["BTF"]);
+}
+
+const NO_BTF: &str = r#"
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+char LICENSE[] SEC("license") = "GPL";
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, __u32); __type(value, __u64); } m SEC(".maps");
+SEC("uprobe") int f(void *ctx) { __u32 k = 0; return bpf_map_lookup_elem(&m, &k) != 0; }
+"#;
+
+#[test]
+fn an_unknown_map_type() {
+    let text = NO_BTF.replace("BPF_MAP_TYPE_ARRAY", "777");
+    load_fails(&bpf(&file("badmap.bpf.c", text.as_bytes())), &["777"]);
+}
+
+#[test]
+fn a_program_that_cannot_be_proven_safe() {
+    let text = NO_BTF.replace("return bpf_map_lookup_elem(&m, &k) != 0", "return *(int *)bpf_map_lookup_elem(&m, &k)");
+    load_fails(&bpf(&file("unsafe.bpf.c", text.as_bytes())), &["map_value_or_null"]);
+}
+
+fn bpf(source: &std::path::Path) -> PathBuf {
+    object(&source.to_string_lossy())
+}
+
+#[test]
+fn a_symbol_that_does_not_exist() {
+    let store = Store::new();
+    let program = gcc("tests/targets/worker.c");
+    let object = object("tests/programs/counts.bpf.c");
+    let attach = format!("on_entry=uprobe:{}:wrok", program.display());
+    let message = store.fails(&["load", &object.to_string_lossy(), "--attach", &attach]);
+    assert!(message.contains("wrok") && message.contains("work"), "near matches are named: {message}");
+    assert_eq!(store.json(&["prog", "list"]).as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn a_process_that_does_not_exist() {
+    let store = Store::new();
+    store.ok(&["load", &object("examples/malloc-counter/malloc.bpf.c").to_string_lossy()]);
+    let mut child = Command::new("/bin/true").spawn().expect("it runs");
+    let pid = child.id().to_string();
+    child.wait().expect("a child of ours");
+    assert!(store.fails(&["attach", &pid]).contains(&pid));
+    store.fails(&["attach", "0"]);
+    store.fails(&["attach", "notapid"]);
+    store.fails(&["detach", &pid]);
+}
+
+#[test]
+fn a_name_that_exists() {
+    let store = Store::new();
+    let object = object("examples/malloc-counter/malloc.bpf.c").to_string_lossy().into_owned();
+    store.ok(&["load", &object]);
+    let message = store.fails(&["load", &object]);
+    assert!(message.contains("malloc"), "{message}");
+    assert_eq!(store.json(&["prog", "list"]).as_array().map(Vec::len), Some(1), "the first one is still there");
+    store.ok(&["load", &object, "--name", "second"]);
+}
+
+#[test]
+fn an_empty_store() {
+    let store = Store::new();
+    let worker = gcc("tests/targets/worker.c");
+    let mut target = Target::spawn(Command::new(&worker).args(["1", "10", "wait"]));
+    assert_eq!(target.line(), "ready");
+    let message = store.fails(&["attach", &target.pid()]);
+    assert!(message.contains("load"), "says what to do first: {message}");
+    store.fails(&["map", "dump", "nothing"]);
+    store.fails(&["unload", "nothing"]);
+    store.fails(&["detach", &target.pid()]);
+    target.send("go");
+    target.send("end");
+    target.finish();
+}
+
+#[test]
+fn a_32_bit_target() {
+    let probe = Command::new("gcc").args(["-m32", "-x", "c", "-o", "/dev/null", "-", "-nostdlib", "-static"]).output();
+    let source = file("small.c", SLEEP_32.as_bytes());
+    let works = probe.is_ok();
+    let program = std::env::temp_dir().join(format!("beeline-{}-small", std::process::id()));
+    let built = Command::new("gcc")
+        .args(["-m32", "-nostdlib", "-static", "-fno-pie", "-no-pie", "-ffreestanding", "-fno-stack-protector", "-o"])
+        .arg(&program)
+        .arg(&source)
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !works || !built {
+        eprintln!("skipped: gcc cannot build for 32 bits here");
+        return;
+    }
+    let Ok(mut child) = Command::new(&program).spawn() else {
+        eprintln!("skipped: the kernel does not run 32-bit programs");
+        return;
+    };
+    let store = Store::new();
+    store.ok(&["load", &object("examples/malloc-counter/malloc.bpf.c").to_string_lossy()]);
+    let message = store.fails(&["attach", &child.id().to_string()]);
+    assert!(message.contains("32-bit"), "{message}");
+    assert!(matches!(child.try_wait(), Ok(None)), "the target is untouched");
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Sleeps for an hour by nanosleep (162 on i386), without any library.
+const SLEEP_32: &str = r#"
+void _start(void) {
+	int time[2] = { 3600, 0 };
+	for (;;) { int r; __asm__ volatile("int $0x80" : "=a"(r) : "a"(162), "b"(time), "c"(0) : "memory"); }
+}
+"#;
+
+#[test]
+fn a_process_of_another_user() {
+    // SAFETY: geteuid has no preconditions.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("skipped: only root can become somebody else");
+        return;
+    }
+    use std::os::unix::process::CommandExt;
+    let mut sleep = Command::new("/bin/sleep").arg("600").spawn().expect("it runs");
+    let (uid, folder) = (65534, "/dev/shm/beeline-65534");
+    let _ = std::fs::remove_dir_all(folder);
+    // The command and the object have to be where nobody can read them.
+    let open = std::env::temp_dir().join(format!("beeline-open-{}", std::process::id()));
+    std::fs::create_dir_all(&open).expect("writable");
+    let command = open.join("beeline");
+    std::fs::copy(beeline_tests::beeline_path(), &command).expect("copied");
+    let object_copy = open.join("malloc.bpf.o");
+    std::fs::copy(object("examples/malloc-counter/malloc.bpf.c"), &object_copy).expect("copied");
+    let as_nobody = |arguments: &[&str]| {
+        Command::new(&command).uid(uid).gid(uid).args(arguments).output().expect("beeline runs")
+    };
+    let loaded = as_nobody(&["load", &object_copy.to_string_lossy()]);
+    assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
+    let refused = as_nobody(&["attach", &sleep.id().to_string()]);
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success());
+    assert!(message.contains("ermission") || message.contains("CAP_SYS_PTRACE"), "{message}");
+    assert!(matches!(sleep.try_wait(), Ok(None)));
+    // Root does not trust a store that somebody else can write.
+    let store = Store::new();
+    let foreign = store.fails(&["--store", "/dev/shm/beeline-65534/default", "map", "list"]);
+    assert!(foreign.contains("owned by"), "{foreign}");
+    let _ = sleep.kill();
+    let _ = sleep.wait();
+    let _ = std::fs::remove_dir_all(folder);
+    let _ = std::fs::remove_dir_all(open);
+}
+
+#[test]
+fn a_full_tmpfs() {
+    let folder = std::env::temp_dir().join(format!("beeline-small-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("writable");
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=600k,mode=700", "none"])
+        .arg(&folder)
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !mounted {
+        eprintln!("skipped: cannot mount a tmpfs");
+        return;
+    }
+    let store = Store::new();
+    let path = folder.join("store");
+    let with = |arguments: &[&str]| {
+        let path = path.to_string_lossy().into_owned();
+        let mut all = vec!["--store".to_owned(), path];
+        all.extend(arguments.iter().map(|it| (*it).to_owned()));
+        Command::new(beeline_tests::beeline_path()).args(all).output().expect("beeline runs")
+    };
+    let large = object("examples/malloc-counter/malloc.bpf.c").to_string_lossy().into_owned();
+    let output = with(&["load", &large]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    let listed = with(&["--json", "map", "list"]);
+    let unmount = Command::new("umount").arg(&folder).status();
+    assert!(!output.status.success(), "10240 elements do not fit");
+    assert!(message.contains("space"), "{message}");
+    assert_eq!(String::from_utf8_lossy(&listed.stdout).trim(), "[]", "nothing half-registered");
+    assert!(unmount.is_ok_and(|status| status.success()));
+    let _ = std::fs::remove_dir_all(folder);
+    drop(store);
+}
+
+#[test]
+fn a_function_that_cannot_be_probed_is_named() {
+    let program = target("tests/targets/worker.c", "stripped", "gcc", &["-s"]);
+    let store = Store::new();
+    let object = object("tests/programs/counts.bpf.c");
+    let attach = format!("on_entry=uprobe:{}:work", program.display());
+    let message = store.fails(&["load", &object.to_string_lossy(), "--attach", &attach]);
+    assert!(message.contains("stripped") || message.contains("symbol"), "{message}");
+}

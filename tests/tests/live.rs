@@ -1,0 +1,260 @@
+//! Attach and detach on real servers under load, and on processes with many blocked threads.
+
+use beeline_tests::{Store, Target, gcc, have, object, our_mappings, rounds, target, text_of};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// A server of ours in a folder of its own.
+struct Server {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Server {
+    fn start(name: &str, command: impl FnOnce(&Path) -> Command, is_up: impl Fn(&Path) -> bool) -> Server {
+        let folder = std::env::temp_dir().join(format!("beeline-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a temporary folder");
+        let child = command(&folder).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
+        let server = Server { child, folder };
+        for _ in 0..200 {
+            if is_up(&server.folder) {
+                return server;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("{name} does not answer");
+    }
+
+    fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // SAFETY: a signal to a child that has not been waited for.
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn redis() -> Server {
+    Server::start(
+        "redis",
+        |folder| {
+            let mut command = Command::new("redis-server");
+            command.args(["--port", "0", "--save", "", "--appendonly", "no", "--io-threads", "4", "--unixsocket"]);
+            command.arg(folder.join("redis.sock"));
+            command
+        },
+        |folder| {
+            let mut ping = Command::new("redis-cli");
+            ping.arg("-s").arg(folder.join("redis.sock")).arg("ping");
+            ping.output().is_ok_and(|output| output.stdout.starts_with(b"PONG"))
+        },
+    )
+}
+
+fn redis_benchmark(server: &Server, requests: u64) -> Command {
+    let mut command = Command::new("redis-benchmark");
+    command.arg("-s").arg(server.folder.join("redis.sock"));
+    command.args(["-q", "-c", "20", "-t", "set,get,lpush", "-n", &requests.to_string()]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn assert_clean(output: &std::process::Output) {
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{text}");
+    assert!(!text.to_lowercase().contains("error"), "{text}");
+}
+
+/// Entry and return probes on `counts`' programs.
+fn load_counts(store: &Store, places: &[&str]) {
+    let object = object("tests/programs/counts.bpf.c");
+    let mut arguments = vec!["load".to_owned(), object.to_string_lossy().into_owned()];
+    for place in places {
+        arguments.extend(["--attach".into(), format!("on_entry=uprobe:{place}")]);
+        arguments.extend(["--attach".into(), format!("on_return=uretprobe:{place}")]);
+    }
+    store.ok(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+#[test]
+fn cycles_on_redis_under_load() {
+    if !have(&["redis-server", "redis-cli", "redis-benchmark"]) {
+        return;
+    }
+    let server = redis();
+    let store = Store::new();
+    load_counts(&store, &["libc.so.6:malloc", "libc.so.6:read"]);
+    let before = text_of(&server.pid());
+
+    let total = rounds(100);
+    let mut benchmark: Option<Child> = None;
+    let mut finished = 0;
+    for _ in 0..total {
+        // There is always a benchmark under way; each one that ends must have seen no error.
+        let over = match benchmark.as_mut() {
+            Some(child) => child.try_wait().expect("a child of ours").is_some(),
+            None => true,
+        };
+        if over {
+            if let Some(child) = benchmark.take() {
+                assert_clean(&child.wait_with_output().expect("a child of ours"));
+                finished += 1;
+            }
+            benchmark = Some(redis_benchmark(&server, 20_000).spawn().expect("redis-benchmark runs"));
+        }
+        store.ok(&["attach", &server.pid()]);
+        store.ok(&["detach", &server.pid()]);
+        assert_eq!(our_mappings(&server.pid()), Vec::<String>::new(), "mappings of ours after detach");
+    }
+    if let Some(child) = benchmark {
+        assert_clean(&child.wait_with_output().expect("a child of ours"));
+        finished += 1;
+    }
+    assert!(text_of(&server.pid()) == before, "text is as it was");
+    println!("{total} cycles, {finished} benchmarks without an error");
+}
+
+#[test]
+fn counts_on_redis_are_those_of_its_commands() {
+    if !have(&["redis-server", "redis-cli", "redis-benchmark"]) {
+        return;
+    }
+    let server = redis();
+    let store = Store::new();
+    load_counts(&store, &["libc.so.6:malloc"]);
+    store.ok(&["attach", &server.pid()]);
+    assert_clean(&redis_benchmark(&server, 10_000).output().expect("redis-benchmark runs"));
+    store.ok(&["detach", &server.pid()]);
+    // malloc returns as often as it is called, whatever allocator redis itself was built with.
+    assert_eq!(store.number("shared", 0), store.number("shared", 1));
+    assert_eq!(store.number("shared", 0), store.percpu_sum("percpu", 0));
+}
+
+#[test]
+fn nginx_under_load_counts_each_connection() {
+    if !have(&["nginx", "wrk"]) {
+        return;
+    }
+    let server = Server::start(
+        "nginx",
+        |folder| {
+            let configuration = format!(
+                "daemon off; worker_processes 2; pid {0}/pid; error_log {0}/error.log;\n\
+                 events {{ worker_connections 256; }}\n\
+                 http {{ access_log {0}/access.log; server {{ listen 127.0.0.1:18080; location / {{ return 200 ok; }} }} }}\n",
+                folder.display()
+            );
+            std::fs::write(folder.join("nginx.conf"), configuration).expect("writable");
+            let mut command = Command::new("nginx");
+            command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").arg("-c").arg(folder.join("nginx.conf"));
+            command
+        },
+        |_| std::net::TcpStream::connect("127.0.0.1:18080").is_ok(),
+    );
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", server.pid())).expect("it runs");
+    let workers: Vec<_> = children.split_whitespace().collect();
+    assert_eq!(workers.len(), 2);
+    let store = Store::new();
+    // nginx writes one line to its access log for each request, by write(2).
+    load_counts(&store, &["libc.so.6:write"]);
+    for worker in &workers {
+        store.ok(&["attach", worker]);
+    }
+    let log = server.folder.join("access.log");
+    let lines = || std::fs::read_to_string(&log).map_or(0, |text| text.lines().count() as u64);
+    let before = lines();
+    let output = Command::new("wrk")
+        .args(["-t1", "-c8", "-d2s", "http://127.0.0.1:18080/"])
+        .output()
+        .expect("wrk runs");
+    let report = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && !report.contains("Non-2xx") && !report.contains("Socket errors"), "{report}");
+    for worker in &workers {
+        store.ok(&["detach", worker]);
+    }
+    let requests = lines() - before;
+    assert!(requests > 0);
+    assert_eq!(store.number("shared", 0), requests, "write() calls against lines in the access log");
+    assert_eq!(store.number("shared", 1), requests, "returns of write()");
+}
+
+#[test]
+fn blocked_threads_are_not_disturbed() {
+    let program = gcc("tests/targets/sleepers.c");
+    let store = Store::new();
+    load_counts(&store, &[&format!("{}:work", program.display())]);
+    let mut sleepers = Target::spawn(Command::new(&program).arg("50"));
+    assert_eq!(sleepers.line(), "ready");
+    let before = text_of(&sleepers.pid());
+    for _ in 0..rounds(20) {
+        store.ok(&["attach", &sleepers.pid()]);
+        store.ok(&["detach", &sleepers.pid()]);
+    }
+    assert!(text_of(&sleepers.pid()) == before, "text is as it was");
+    sleepers.send("stop");
+    assert_eq!(sleepers.finish().trim(), "disturbed 0");
+}
+
+#[test]
+fn load_after_attach_reaches_the_process_at_the_next_attach() {
+    let program = gcc("tests/targets/worker.c");
+    let store = Store::new();
+    let mut worker = Target::spawn(Command::new(&program).args(["2", "1000", "wait"]));
+    assert_eq!(worker.line(), "ready");
+    let malloc = object("examples/malloc-counter/malloc.bpf.c");
+    store.ok(&["load", &malloc.to_string_lossy()]);
+    store.ok(&["attach", &worker.pid()]);
+    load_counts(&store, &[&format!("{}:work", program.display())]);
+    store.ok(&["attach", &worker.pid()]);
+    store.ok(&["attach", &worker.pid()]);
+    worker.send("go");
+    assert!(worker.line().contains("work 2000"));
+    assert_eq!(store.number("shared", 0), 2000, "attached once, however often it is asked for");
+    store.ok(&["unload", "counts"]);
+    worker.send("end");
+    worker.finish();
+}
+
+#[test]
+fn a_target_that_exits_or_execs_under_probes_is_not_harmed() {
+    let store = Store::new();
+    let malloc = object("examples/malloc-counter/malloc.bpf.c");
+    store.ok(&["load", &malloc.to_string_lossy()]);
+    let script = "for i in 1 2 3 4 5; do /bin/true; (exit 3); done; exec /bin/echo done";
+    assert_eq!(store.ok(&["start", "--", "/bin/bash", "-c", script]).trim(), "done");
+    let output = store.output(&["start", "--", "/bin/sh", "-c", "exit 7"]);
+    assert_eq!(output.status.code(), Some(7), "the exit status is the program's");
+}
+
+#[test]
+fn a_second_store_does_not_see_the_first() {
+    let (first, second) = (Store::new(), Store::new());
+    let malloc = object("examples/malloc-counter/malloc.bpf.c");
+    first.ok(&["load", &malloc.to_string_lossy()]);
+    assert_eq!(second.json(&["map", "list"]).as_array().map(Vec::len), Some(0));
+    second.ok(&["load", &malloc.to_string_lossy()]);
+    first.ok(&["start", "--", "/bin/ls", "/"]);
+    assert!(first.percpu_sum("total", 0) > 0);
+    assert_eq!(second.percpu_sum("total", 0), 0);
+}
+
+#[test]
+fn statically_linked_servers_attach_as_well() {
+    let program = target("tests/targets/sleepers.c", "static", "gcc", &["-static"]);
+    let store = Store::new();
+    load_counts(&store, &[&format!("{}:work", program.display())]);
+    let mut sleepers = Target::spawn(Command::new(&program).arg("8"));
+    assert_eq!(sleepers.line(), "ready");
+    for _ in 0..5 {
+        store.ok(&["attach", &sleepers.pid()]);
+        store.ok(&["detach", &sleepers.pid()]);
+    }
+    sleepers.send("stop");
+    assert_eq!(sleepers.finish().trim(), "disturbed 0");
+}
