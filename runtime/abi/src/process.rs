@@ -66,7 +66,7 @@ pub struct ProcessBlock {
     pub trace: u64,
     /// Address of the [`ForkPage`].
     pub fork_page: u64,
-    /// Address of the synthetic `task_struct`, 0 = none.
+    /// Address of the memory of the synthetic tasks ([`TaskLayout::memory_len`] bytes, zero), 0 = none.
     pub task: u64,
     /// Bytes of it.
     pub task_len: u32,
@@ -74,6 +74,8 @@ pub struct ProcessBlock {
     pub region_count: u32,
     /// Where the fields lie in the synthetic task.
     pub task_layout: TaskLayout,
+    /// Next free byte of the chunk that the agent cuts threads' memory from; 0 = no chunk yet. Written by the agent.
+    pub pool: AtomicU64,
     /// Every mapping that belongs to us, for detach.
     pub regions: [Region; REGIONS_MAX],
 }
@@ -86,7 +88,14 @@ impl ProcessBlock {
     pub const FLAG_RSEQ: u32 = 1;
     /// The target's stacks are small (Go): stubs switch to the slot's private stack.
     pub const FLAG_SMALL_STACKS: u32 = 2;
+    /// The process's pid or time namespace is not that of the store's other processes: nobody can tell from an owner
+    /// word whether its threads live (see [`OWNER_FOREIGN`]).
+    pub const FLAG_FOREIGN_IDS: u32 = 4;
 }
+
+/// Bit of [`Access::owner`](crate::map::Access::owner): thread id and start time mean nothing outside of the owner's
+/// namespaces, the owner counts as alive.
+pub const OWNER_FOREIGN: u64 = 1 << 31;
 
 /// A mapping of ours in the target.
 #[repr(C)]
@@ -123,6 +132,20 @@ pub struct TaskLayout {
     /// Offset of `ns.inum` in `struct mnt_namespace`, and its size.
     pub mnt_ns_inum: u32,
     pub mnt_ns_size: u32,
+}
+
+impl TaskLayout {
+    /// Bytes of one synthetic task, a multiple of 64.
+    pub const fn task_bytes(&self) -> u64 {
+        (self.size as u64).next_multiple_of(64)
+    }
+
+    /// Bytes that `ProcessBlock::task` needs: the leader's task, the parent's, `nsproxy`, `mnt_namespace`.
+    pub const fn memory_len(&self) -> u64 {
+        2 * self.task_bytes()
+            + (self.nsproxy_size as u64).next_multiple_of(64)
+            + (self.mnt_ns_size as u64).next_multiple_of(64)
+    }
 }
 
 /// A program linked into this process.
@@ -186,6 +209,12 @@ pub struct ForkPage {
     pub epoch: AtomicU64,
     /// Process id.
     pub tgid: AtomicU32,
+    /// 1: the process's part of the synthetic task is filled in.
+    pub task_filled: AtomicU32,
+    /// Parent process whose name the synthetic task holds.
+    pub parent: AtomicU32,
     /// Zero.
     pub reserved: u32,
 }
+
+const _: () = assert!(size_of::<ForkPage>() == 24);

@@ -56,16 +56,29 @@ pub struct ThreadSlot {
     pub returns_base: u64,
     /// Top of the private stack for targets whose own stacks are too small; 0 = none.
     pub stack_top: u64,
-    /// Address of the thread's `struct rseq`, 0 = none.
+    /// Address of the `struct rseq` that the agent registered for this thread (its `own_rseq`), 0 = none: the thread
+    /// has libc's. Before this memory is unmapped the thread must unregister it:
+    /// `rseq(rseq, 32, RSEQ_FLAG_UNREGISTER, RSEQ_SIG)`, else the kernel kills the thread at its next preemption.
     pub rseq: u64,
     /// The target's stack pointer while the private stack is in use.
     pub saved_sp: u64,
     /// What the run knows.
     pub run: RunContext,
+    /// The thread's `struct rseq` when its libc registers none.
+    pub own_rseq: [u64; 4],
+    /// Address of the thread's own memory (private stack, return stack, scratch), 0 = none yet.
+    pub memory: u64,
     /// Zero.
-    pub reserved: [u64; 8],
+    pub reserved: [u64; 3],
 }
+
+/// Signature before every abort handler of a restartable sequence (`RSEQ_SIG`, glibc's on x86).
+pub const RSEQ_SIG: u32 = 0x5305_3053;
+
+/// Bytes of a `struct rseq` as registered by the agent.
+pub const RSEQ_LEN: u32 = 32;
 
 const _: () = assert!(size_of::<ThreadSlot>() == 256);
 const _: () = assert!(core::mem::offset_of!(ThreadSlot, guard) == 8);
 const _: () = assert!(core::mem::offset_of!(ThreadSlot, run) == 64);
+const _: () = assert!(core::mem::offset_of!(ThreadSlot, own_rseq).is_multiple_of(32));
