@@ -68,10 +68,13 @@ pub mod MapFlags {
     pub const NUMA_NODE: u32 = 1 << 2;
     pub const RDONLY: u32 = 1 << 3;
     pub const WRONLY: u32 = 1 << 4;
+    pub const STACK_BUILD_ID: u32 = 1 << 5;
     pub const ZERO_SEED: u32 = 1 << 6;
     pub const RDONLY_PROG: u32 = 1 << 7;
     pub const WRONLY_PROG: u32 = 1 << 8;
+    pub const CLONE: u32 = 1 << 9;
     pub const MMAPABLE: u32 = 1 << 10;
+    pub const PRESERVE_ELEMS: u32 = 1 << 11;
     pub const INNER_MAP: u32 = 1 << 12;
 }
 
@@ -145,9 +148,17 @@ pub struct MapHandle {
     pub id: u32,
     /// Seed of the hash function.
     pub seed: u32,
+    /// Elements in the pool of a hash: `max_entries` and a few more, so that an update of a full map finds room.
+    pub pool_len: u32,
+    /// Byte offset of the owner word in an element of a hash.
+    pub owner_offset: u32,
+    /// Byte offset of the key in an element of a hash.
+    pub key_offset: u32,
+    /// Byte offset of the value in an element of a hash; unused when values lie in per-CPU regions.
+    pub value_offset: u32,
 }
 
-const _: () = assert!(size_of::<MapHandle>() == 112);
+const _: () = assert!(size_of::<MapHandle>() == 128);
 
 /// On whose behalf a map operation runs.
 #[repr(C)]
@@ -158,8 +169,14 @@ pub struct Access {
     pub owner: u64,
     /// The CPU whose copy of per-CPU data is meant.
     pub cpu: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// `Access::*` flags.
+    pub flags: u32,
+}
+
+impl Access {
+    /// Map operations make no system call on behalf of this caller (a target under a strict seccomp filter): owners
+    /// of unfinished work count as alive, and memory that is not there yet cannot be had.
+    pub const NO_SYSTEM_CALLS: u32 = 1;
 }
 
 const _: () = assert!(size_of::<Access>() == 16);
