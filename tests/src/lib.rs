@@ -15,7 +15,10 @@ pub fn root() -> PathBuf {
 /// Folder of the build's results: the one that this test binary lies in.
 pub fn build_dir() -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
-    test.ancestors().find(|dir| dir.ends_with("release") || dir.ends_with("debug")).expect("cargo's layout").into()
+    test.ancestors()
+        .find(|dir| dir.ends_with("release") || dir.ends_with("debug"))
+        .expect("cargo's layout")
+        .into()
 }
 
 /// The `beeline` command, built by `cargo xtask test` (or `cargo build --release`).
@@ -147,7 +150,10 @@ impl Store {
         let output = self.output(arguments);
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success(), "beeline {arguments:?} should fail");
-        assert!(output.status.code().is_some_and(|code| code != 101), "beeline {arguments:?} died: {message}");
+        assert!(
+            output.status.code().is_some_and(|code| code != 101),
+            "beeline {arguments:?} died: {message}"
+        );
         assert!(!message.trim().is_empty(), "beeline {arguments:?} failed without a word");
         message
     }
@@ -155,7 +161,8 @@ impl Store {
     /// Runs the command with `--json`, which must succeed and print JSON.
     pub fn json(&self, arguments: &[&str]) -> Value {
         let text = self.ok(&[&["--json"], arguments].concat());
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?} printed no JSON ({error}): {text}"))
+        serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("{arguments:?} printed no JSON ({error}): {text}"))
     }
 
     /// A map's entries as `map dump --json` prints them, typed by BTF: key and value of each.
@@ -176,7 +183,9 @@ impl Store {
     pub fn number(&self, map: &str, key: u64) -> u64 {
         let entries = self.entries(map);
         let value = entries.iter().find(|(it, _)| it.as_u64() == Some(key)).map(|(_, value)| value);
-        value.and_then(Value::as_u64).unwrap_or_else(|| panic!("{map} has no number under {key}: {entries:?}"))
+        value
+            .and_then(Value::as_u64)
+            .unwrap_or_else(|| panic!("{map} has no number under {key}: {entries:?}"))
     }
 
     /// The sum over all CPUs under an integer key of a per-CPU map.
@@ -184,7 +193,12 @@ impl Store {
         let entries = self.entries(map);
         let found = entries.iter().find(|(it, _)| it.as_u64() == Some(key));
         let (_, values) = found.unwrap_or_else(|| panic!("{map} has no key {key}: {entries:?}"));
-        values.as_array().expect("one value a CPU").iter().map(|it| it["value"].as_u64().expect("a number")).sum()
+        values
+            .as_array()
+            .expect("one value a CPU")
+            .iter()
+            .map(|it| it["value"].as_u64().expect("a number"))
+            .sum()
     }
 
     /// A number in the global data (`.bss`, `.data`, `.rodata`) of the one object that is loaded.
@@ -291,7 +305,10 @@ pub fn our_mappings(pid: &str) -> Vec<String> {
 /// Lines of /proc/PID/maps without what the target itself changes (heap, stacks, inode of anonymous memory).
 pub fn mapping_ranges(pid: &str) -> Vec<String> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-    maps.lines().filter(|line| !line.contains("[stack") && !line.contains("[heap")).map(str::to_owned).collect()
+    maps.lines()
+        .filter(|line| !line.contains("[stack") && !line.contains("[heap"))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// All bytes of the executable file mappings of a process, with their addresses.
@@ -300,7 +317,9 @@ pub fn text_of(pid: &str) -> Vec<(u64, Vec<u8>)> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("the target lives");
     let memory = std::fs::File::open(format!("/proc/{pid}/mem")).expect("the target lives");
     let mut texts = Vec::new();
-    for line in maps.lines().filter(|line| line.contains("r-xp") && line.contains('/') && !line.contains("beeline")) {
+    for line in
+        maps.lines().filter(|line| line.contains("r-xp") && line.contains('/') && !line.contains("beeline"))
+    {
         let (start, rest) = line.split_once('-').expect("a range");
         let (end, _) = rest.split_once(' ').expect("a range");
         let start = u64::from_str_radix(start, 16).expect("hex");

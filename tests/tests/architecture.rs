@@ -9,7 +9,14 @@ use std::process::Command;
 const LAYERS: &[&[&str]] = &[
     &["beeline-isa", "beeline-abi", "beeline-maps", "beeline-helpers"],
     &["beeline-object", "beeline-verifier", "beeline-ptrace", "beeline-site"],
-    &["beeline-interp", "beeline-jit", "beeline-store", "beeline-remote", "beeline-stub", "beeline-agent-core"],
+    &[
+        "beeline-interp",
+        "beeline-jit",
+        "beeline-store",
+        "beeline-remote",
+        "beeline-stub",
+        "beeline-agent-core",
+    ],
     &["beeline-engine", "beeline-inject", "beeline-agent"],
     &["beeline", "beeline-vm", "beeline-tests", "beeline-benches", "xtask"],
 ];
@@ -78,8 +85,14 @@ fn imports_go_down_only() {
         let from = place(&importer);
         for name in imported {
             let to = place(&name);
-            assert!(to.0 < from.0 || (to.0 == from.0 && to.1 < from.1), "{importer} imports {name}, which is not below it");
-            assert!(!STRANGERS.contains(&(importer.as_str(), name.as_str())), "{importer} must not know {name}");
+            assert!(
+                to.0 < from.0 || (to.0 == from.0 && to.1 < from.1),
+                "{importer} imports {name}, which is not below it"
+            );
+            assert!(
+                !STRANGERS.contains(&(importer.as_str(), name.as_str())),
+                "{importer} must not know {name}"
+            );
         }
     }
 }
@@ -89,7 +102,10 @@ fn closed_crates_see_only_their_floor() {
     let imports = imports();
     for (name, allowed) in CLOSED {
         for imported in &imports[*name] {
-            assert!(allowed.contains(&imported.as_str()), "{name} imports {imported}; it may see {allowed:?} only");
+            assert!(
+                allowed.contains(&imported.as_str()),
+                "{name} imports {imported}; it may see {allowed:?} only"
+            );
         }
     }
 }
@@ -102,7 +118,8 @@ const SAFE: &[&str] =
 fn safe_crates_forbid_unsafe_code() {
     for folder in SAFE {
         let source = root().join(folder).join("src");
-        let entry = ["lib.rs", "main.rs"].map(|file| source.join(file)).into_iter().find(|path| path.exists());
+        let entry =
+            ["lib.rs", "main.rs"].map(|file| source.join(file)).into_iter().find(|path| path.exists());
         let text = std::fs::read_to_string(entry.expect("a crate has a root file")).expect("readable");
         assert!(text.contains("#![forbid(unsafe_code)]"), "{folder} does not forbid unsafe code");
     }
@@ -142,7 +159,11 @@ fn unsafe_stands_only_where_it_may() {
             }
         });
     }
-    assert!(found.is_empty(), "unsafe code outside the modules that ARCHITECTURE.md lists:\n{}", found.join("\n"));
+    assert!(
+        found.is_empty(),
+        "unsafe code outside the modules that ARCHITECTURE.md lists:\n{}",
+        found.join("\n")
+    );
 }
 
 fn walk(folder: &Path, visit: &mut dyn FnMut(&Path)) {

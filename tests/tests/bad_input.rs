@@ -74,7 +74,8 @@ fn an_unknown_map_type() {
 
 #[test]
 fn a_program_that_cannot_be_proven_safe() {
-    let text = NO_BTF.replace("return bpf_map_lookup_elem(&m, &k) != 0", "return *(int *)bpf_map_lookup_elem(&m, &k)");
+    let text = NO_BTF
+        .replace("return bpf_map_lookup_elem(&m, &k) != 0", "return *(int *)bpf_map_lookup_elem(&m, &k)");
     load_fails(&bpf(&file("unsafe.bpf.c", text.as_bytes())), &["map_value_or_null"]);
 }
 
@@ -113,7 +114,11 @@ fn a_name_that_exists() {
     store.ok(&["load", &object]);
     let message = store.fails(&["load", &object]);
     assert!(message.contains("malloc"), "{message}");
-    assert_eq!(store.json(&["prog", "list"]).as_array().map(Vec::len), Some(1), "the first one is still there");
+    assert_eq!(
+        store.json(&["prog", "list"]).as_array().map(Vec::len),
+        Some(1),
+        "the first one is still there"
+    );
     store.ok(&["load", &object, "--name", "second"]);
 }
 
@@ -135,12 +140,23 @@ fn an_empty_store() {
 
 #[test]
 fn a_32_bit_target() {
-    let probe = Command::new("gcc").args(["-m32", "-x", "c", "-o", "/dev/null", "-", "-nostdlib", "-static"]).output();
+    let probe = Command::new("gcc")
+        .args(["-m32", "-x", "c", "-o", "/dev/null", "-", "-nostdlib", "-static"])
+        .output();
     let source = file("small.c", SLEEP_32.as_bytes());
     let works = probe.is_ok();
     let program = std::env::temp_dir().join(format!("beeline-{}-small", std::process::id()));
     let built = Command::new("gcc")
-        .args(["-m32", "-nostdlib", "-static", "-fno-pie", "-no-pie", "-ffreestanding", "-fno-stack-protector", "-o"])
+        .args([
+            "-m32",
+            "-nostdlib",
+            "-static",
+            "-fno-pie",
+            "-no-pie",
+            "-ffreestanding",
+            "-fno-stack-protector",
+            "-o",
+        ])
         .arg(&program)
         .arg(&source)
         .output()

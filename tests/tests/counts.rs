@@ -125,7 +125,8 @@ fn eight_threads_and_a_forked_child() {
     store.ok(&["attach", &worker.pid()]);
     worker.send("go");
     let lines = [worker.line(), worker.line()];
-    let pids = lines.map(|line| line.split_whitespace().nth(1).expect("pid").parse::<u64>().expect("a number"));
+    let pids =
+        lines.map(|line| line.split_whitespace().nth(1).expect("pid").parse::<u64>().expect("a number"));
     check_counts(&store, 2 * 800_000, None);
     for pid in pids {
         assert_eq!(store.number("by_pid", pid), 800_000, "process {pid} is counted under its own id");
@@ -176,7 +177,9 @@ fn python_as_under_the_kernel() {
     }
     let object = object("examples/malloc-counter/malloc.bpf.c");
     let mut kernel = Target::spawn(
-        Command::new(target("tests/targets/kernel_count.c", "glibc", "gcc", &[])).arg(&object).arg("by_process"),
+        Command::new(target("tests/targets/kernel_count.c", "glibc", "gcc", &[]))
+            .arg(&object)
+            .arg("by_process"),
     );
     if kernel.line() != "ready" {
         eprintln!("skipped: the kernel does not let us attach uprobes");
@@ -196,12 +199,7 @@ fn python_as_under_the_kernel() {
     let store = Store::new();
     store.ok(&["load", &object.to_string_lossy()]);
     let mut start = store.command(&["start", "--", "/usr/bin/python3"]);
-    let output = start
-        .args(PYTHON)
-        .env_clear()
-        .env("PYTHONHASHSEED", "0")
-        .output()
-        .expect("beeline runs");
+    let output = start.args(PYTHON).env_clear().env("PYTHONHASHSEED", "0").output().expect("beeline runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let (_, usage) = store.entries("by_process").remove(0);
     assert_eq!(usage["calls"].as_u64(), Some(in_kernel), "malloc() calls of python3");

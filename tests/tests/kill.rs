@@ -8,8 +8,12 @@ use std::time::{Duration, Instant};
 /// Starts the command and kills it after `delay`; true when it was still running.
 fn run_and_kill(store: &Store, arguments: &[&str], delay: Duration) -> bool {
     let mut command = store.command(arguments);
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("beeline runs");
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("beeline runs");
     let start = Instant::now();
     while start.elapsed() < delay {
         std::hint::spin_loop();
@@ -79,7 +83,10 @@ fn kill_the_command_at_any_moment() {
         };
         let delay = Duration::from_nanos(random.below(times[which].as_nanos() as u64 * 5 / 4));
         killed[which] += u64::from(run_and_kill(&store, arguments, delay));
-        assert!(target.is_alive(), "round {round}: the target died after a kill in {arguments:?} at {delay:?}");
+        assert!(
+            target.is_alive(),
+            "round {round}: the target died after a kill in {arguments:?} at {delay:?}"
+        );
 
         // The next command of every kind succeeds.
         if store.json(&["prog", "list"]).as_array().is_some_and(Vec::is_empty) {

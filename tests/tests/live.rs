@@ -15,7 +15,8 @@ impl Server {
     fn start(name: &str, command: impl FnOnce(&Path) -> Command, is_up: impl Fn(&Path) -> bool) -> Server {
         let folder = std::env::temp_dir().join(format!("beeline-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a temporary folder");
-        let child = command(&folder).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
+        let child =
+            command(&folder).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
         let server = Server { child, folder };
         for _ in 0..200 {
             if is_up(&server.folder) {
@@ -45,7 +46,17 @@ fn redis() -> Server {
         "redis",
         |folder| {
             let mut command = Command::new("redis-server");
-            command.args(["--port", "0", "--save", "", "--appendonly", "no", "--io-threads", "4", "--unixsocket"]);
+            command.args([
+                "--port",
+                "0",
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--io-threads",
+                "4",
+                "--unixsocket",
+            ]);
             command.arg(folder.join("redis.sock"));
             command
         },
@@ -66,7 +77,8 @@ fn redis_benchmark(server: &Server, requests: u64) -> Command {
 }
 
 fn assert_clean(output: &std::process::Output) {
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{text}");
     assert!(!text.to_lowercase().contains("error"), "{text}");
 }
@@ -157,7 +169,8 @@ fn nginx_under_load_counts_each_connection() {
         },
         |_| std::net::TcpStream::connect("127.0.0.1:18080").is_ok(),
     );
-    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", server.pid())).expect("it runs");
+    let children =
+        std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", server.pid())).expect("it runs");
     let workers: Vec<_> = children.split_whitespace().collect();
     assert_eq!(workers.len(), 2);
     let store = Store::new();
@@ -174,7 +187,10 @@ fn nginx_under_load_counts_each_connection() {
         .output()
         .expect("wrk runs");
     let report = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && !report.contains("Non-2xx") && !report.contains("Socket errors"), "{report}");
+    assert!(
+        output.status.success() && !report.contains("Non-2xx") && !report.contains("Socket errors"),
+        "{report}"
+    );
     for worker in &workers {
         store.ok(&["detach", worker]);
     }

@@ -20,7 +20,13 @@ pub(crate) fn run_demo() -> Result<()> {
     demo.show("Register the program, its maps and its probe:", &["load", &object.to_string_lossy()])?;
     demo.show(
         "Run a program with the probe in it:",
-        &["start", "--", "/usr/bin/python3", "-c", "print('python3 says hello', len([str(i) for i in range(10000)]))"],
+        &[
+            "start",
+            "--",
+            "/usr/bin/python3",
+            "-c",
+            "print('python3 says hello', len([str(i) for i in range(10000)]))",
+        ],
     )?;
 
     let redis = Redis::start()?;

@@ -14,8 +14,11 @@ pub(crate) fn output_dir() -> PathBuf {
 pub(crate) fn build_all() -> Result<Vec<PathBuf>> {
     let mut built = Vec::new();
     let examples = root().join("examples");
-    let mut folders: Vec<_> =
-        examples.read_dir().context("examples/ is missing")?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let mut folders: Vec<_> = examples
+        .read_dir()
+        .context("examples/ is missing")?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
     folders.sort();
     for folder in folders.iter().filter(|path| path.is_dir()) {
         let mut files: Vec<_> = folder.read_dir()?.filter_map(|entry| Some(entry.ok()?.path())).collect();

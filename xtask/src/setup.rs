@@ -81,7 +81,9 @@ pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
         bail!("these Debian packages, or what your system calls them, are missing: {}", missing.join(" "));
     }
     let Some(mut apt) = apt_get() else {
-        bail!("something is missing, and only root may install it. Run this, then try again:\n\n    {advice}\n");
+        bail!(
+            "something is missing, and only root may install it. Run this, then try again:\n\n    {advice}\n"
+        );
     };
     eprintln!("installing: {}", missing.join(" "));
     // A stale package list is the usual reason for a failed install, and refreshing it is cheap.

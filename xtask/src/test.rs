@@ -30,7 +30,9 @@ pub(crate) fn run_all(options: &Options) -> Result<()> {
     step("unit tests", || test(&["--workspace", "--exclude", "beeline-tests"], options))?;
     if !options.fast {
         // One at a time: they measure whole processes, and two cores are enough for one such test.
-        step("end-to-end tests", || test(&["--package", "beeline-tests", "--", "--test-threads=1"], options))?;
+        step("end-to-end tests", || {
+            test(&["--package", "beeline-tests", "--", "--test-threads=1"], options)
+        })?;
     }
     Ok(())
 }

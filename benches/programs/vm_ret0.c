@@ -1,0 +1,5 @@
+// Nothing: the cost of a call.
+unsigned long program(unsigned long *memory, unsigned long length)
+{
+	return 0;
+}
