@@ -1,0 +1,120 @@
+//! The raw `ptrace(2)` and `waitpid(2)` calls, one safe function for each request that is used.
+
+use crate::{Registers, Tid};
+use std::ffi::{c_int, c_long, c_uint, c_void};
+use std::io;
+use std::mem::MaybeUninit;
+
+/// `PTRACE_EVENT_STOP`, in the high half of a wait status.
+pub(crate) const EVENT_STOP: c_int = 128;
+
+/// `PTRACE_GETSIGMASK` (`include/uapi/linux/ptrace.h`).
+const GETSIGMASK: c_uint = 0x420a;
+/// `PTRACE_SETSIGMASK`.
+const SETSIGMASK: c_uint = 0x420b;
+/// `PTRACE_GET_RSEQ_CONFIGURATION`, since Linux 5.13.
+const GET_RSEQ_CONFIGURATION: c_uint = 0x420f;
+
+/// `struct ptrace_rseq_configuration`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct RseqConfiguration {
+    pub(crate) pointer: u64,
+    pub(crate) size: u32,
+    pub(crate) signature: u32,
+    pub(crate) flags: u32,
+    pub(crate) pad: u32,
+}
+
+/// Runs one request.
+///
+/// # Safety
+/// `address` and `data` are what the request wants: where it reads or writes memory through one of them, that points
+/// to memory of the size that the request defines.
+unsafe fn ptrace(
+    request: c_uint,
+    tid: Tid,
+    address: *mut c_void,
+    data: *mut c_void,
+) -> Result<c_long, io::Error> {
+    // SAFETY: the caller passes what the request wants.
+    let result = unsafe { libc::ptrace(request, tid, address, data) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Runs a request whose address and data are plain numbers.
+fn plain(request: c_uint, tid: Tid, address: usize, data: usize) -> Result<(), io::Error> {
+    // SAFETY: used only with requests that take numbers, see the callers below.
+    unsafe { ptrace(request, tid, address as *mut c_void, data as *mut c_void) }.map(drop)
+}
+
+/// `PTRACE_SEIZE` with `PTRACE_O_*` options.
+pub(crate) fn seize(tid: Tid, options: c_int) -> Result<(), io::Error> {
+    plain(libc::PTRACE_SEIZE, tid, 0, options as usize)
+}
+
+/// `PTRACE_SETOPTIONS`.
+pub(crate) fn set_options(tid: Tid, options: c_int) -> Result<(), io::Error> {
+    plain(libc::PTRACE_SETOPTIONS, tid, 0, options as usize)
+}
+
+/// `PTRACE_INTERRUPT`.
+pub(crate) fn interrupt(tid: Tid) -> Result<(), io::Error> {
+    plain(libc::PTRACE_INTERRUPT, tid, 0, 0)
+}
+
+/// `PTRACE_CONT`, `PTRACE_SYSCALL` or `PTRACE_DETACH`, delivering `signal` when it is not 0.
+pub(crate) fn go_on(request: c_uint, tid: Tid, signal: c_int) -> Result<(), io::Error> {
+    plain(request, tid, 0, signal as usize)
+}
+
+/// `PTRACE_GETREGS`.
+pub(crate) fn registers(tid: Tid) -> Result<Registers, io::Error> {
+    let mut registers = MaybeUninit::<Registers>::zeroed();
+    // SAFETY: the request fills one user_regs_struct through `data`.
+    unsafe { ptrace(libc::PTRACE_GETREGS, tid, std::ptr::null_mut(), registers.as_mut_ptr().cast())? };
+    // SAFETY: the request succeeded, and all bit patterns of the struct are valid.
+    Ok(unsafe { registers.assume_init() })
+}
+
+/// `PTRACE_SETREGS`.
+pub(crate) fn set_registers(tid: Tid, registers: &Registers) -> Result<(), io::Error> {
+    let data = std::ptr::from_ref(registers).cast_mut().cast();
+    // SAFETY: the request reads one user_regs_struct through `data`.
+    unsafe { ptrace(libc::PTRACE_SETREGS, tid, std::ptr::null_mut(), data) }.map(drop)
+}
+
+/// Blocked signals, bit n - 1 for signal n.
+pub(crate) fn signal_mask(tid: Tid) -> Result<u64, io::Error> {
+    let mut mask = 0u64;
+    // SAFETY: the request writes the eight bytes that `address` announces through `data`.
+    unsafe { ptrace(GETSIGMASK, tid, 8 as *mut c_void, (&raw mut mask).cast())? };
+    Ok(mask)
+}
+
+/// Sets the blocked signals.
+pub(crate) fn set_signal_mask(tid: Tid, mut mask: u64) -> Result<(), io::Error> {
+    // SAFETY: the request reads the eight bytes that `address` announces through `data`.
+    unsafe { ptrace(SETSIGMASK, tid, 8 as *mut c_void, (&raw mut mask).cast()) }.map(drop)
+}
+
+/// Where the thread's `struct rseq` is.
+pub(crate) fn rseq(tid: Tid) -> Result<RseqConfiguration, io::Error> {
+    let mut configuration = RseqConfiguration::default();
+    let size = size_of::<RseqConfiguration>() as *mut c_void;
+    // SAFETY: the request writes at most the announced size through `data`.
+    unsafe { ptrace(GET_RSEQ_CONFIGURATION, tid, size, (&raw mut configuration).cast())? };
+    Ok(configuration)
+}
+
+/// One event of any child or tracee of this OS thread: its id and wait status; `None` when nothing has happened.
+pub(crate) fn wait_any() -> Result<Option<(Tid, c_int)>, io::Error> {
+    let mut status = 0;
+    let flags = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
+    // SAFETY: `status` is a valid place for one int.
+    match unsafe { libc::waitpid(-1, &raw mut status, flags) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        tid => Ok(Some((tid, status))),
+    }
+}

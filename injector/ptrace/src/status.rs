@@ -1,0 +1,119 @@
+//! What `/proc/PID/status` and `stat` say of a process.
+
+use crate::Tid;
+use std::fs;
+use std::io;
+
+/// The state letter of a task.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RunState {
+    /// Running, sleeping or waiting: R, S, D, I, P.
+    Alive,
+    /// Stopped by a signal: T.
+    Stopped,
+    /// Stopped by a tracer: t.
+    Traced,
+    /// Dead, but not waited for: Z or X.
+    Zombie,
+}
+
+/// A process's status.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Status {
+    /// Name, at most 15 bytes.
+    pub name: String,
+    /// State of this task.
+    pub state: RunState,
+    /// The state letter as the kernel prints it.
+    pub state_letter: char,
+    /// Process (thread group) that the task belongs to.
+    pub tgid: Tid,
+    /// Parent process.
+    pub ppid: Tid,
+    /// The process that traces this task, 0 = none.
+    pub tracer: Tid,
+    /// Real, effective, saved and file-system user id.
+    pub uids: [u32; 4],
+    /// Seccomp mode: 0 none, 1 strict, 2 filter.
+    pub seccomp: u32,
+    /// Effective capabilities.
+    pub capabilities: u64,
+    /// `VmSize` is there: the task has an address space of its own. A kernel thread and a zombie have none.
+    pub has_memory: bool,
+}
+
+/// Reads the status of the process or thread `tid`.
+///
+/// # Errors
+/// `NotFound` when there is no such task; whatever reading `/proc` gives otherwise.
+pub fn read_status(tid: Tid) -> io::Result<Status> {
+    let text = fs::read(format!("/proc/{tid}/status")).map_err(|error| match error.raw_os_error() {
+        Some(libc::ESRCH) => io::Error::from(io::ErrorKind::NotFound),
+        _ => error,
+    })?;
+    Ok(parse_status(&String::from_utf8_lossy(&text)))
+}
+
+fn parse_status(text: &str) -> Status {
+    let field = |name: &str| {
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map_or("", str::trim)
+    };
+    let mut uids = field("Uid").split_whitespace().map(|word| word.parse().unwrap_or(u32::MAX));
+    let state_letter = field("State").chars().next().unwrap_or('?');
+    Status {
+        name: field("Name").to_owned(),
+        state: match state_letter {
+            'T' => RunState::Stopped,
+            't' => RunState::Traced,
+            'Z' | 'X' => RunState::Zombie,
+            _ => RunState::Alive,
+        },
+        state_letter,
+        tgid: field("Tgid").parse().unwrap_or(0),
+        ppid: field("PPid").parse().unwrap_or(0),
+        tracer: field("TracerPid").parse().unwrap_or(0),
+        uids: std::array::from_fn(|_| uids.next().unwrap_or(u32::MAX)),
+        seccomp: field("Seccomp").parse().unwrap_or(0),
+        capabilities: u64::from_str_radix(field("CapEff"), 16).unwrap_or(0),
+        has_memory: !field("VmSize").is_empty(),
+    }
+}
+
+/// The ids of all threads of process `pid`, in the order in which the kernel lists them.
+///
+/// # Errors
+/// `NotFound` when there is no such process.
+pub fn thread_ids(pid: Tid) -> io::Result<Vec<Tid>> {
+    let entries = fs::read_dir(format!("/proc/{pid}/task"))?;
+    let mut ids = Vec::new();
+    for entry in entries {
+        ids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<Tid>().ok()));
+    }
+    Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_status() {
+        let status = read_status(std::process::id() as Tid).unwrap();
+        assert_eq!(status.tgid, std::process::id() as Tid);
+        assert_eq!(status.state, RunState::Alive);
+        assert!(status.has_memory);
+        assert!(thread_ids(status.tgid).unwrap().contains(&status.tgid));
+    }
+
+    #[test]
+    fn garbage_is_no_panic() {
+        let status = parse_status("Name:\nState:\tZ (zombie)\nUid: x\nSeccomp\n");
+        assert_eq!(status.state, RunState::Zombie);
+        assert!(!status.has_memory);
+    }
+
+    #[test]
+    fn absent_process() {
+        assert_eq!(read_status(0x3fff_ffff).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,346 @@
+//! One thread under trace: [`Running`] or [`Stopped`], or dead.
+
+use crate::request;
+use crate::{Registers, Tid};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::c_int;
+use std::io;
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
+/// Why a thread could not be traced further.
+#[derive(Debug, thiserror::Error)]
+pub enum PtraceError {
+    /// The thread is gone, or was never ours.
+    #[error("thread {tid} is gone")]
+    Gone {
+        /// Its id.
+        tid: Tid,
+    },
+    /// The thread did not stop in time.
+    #[error("thread {tid} did not stop within {waited_ms} ms")]
+    Timeout {
+        /// Its id.
+        tid: Tid,
+        /// How long it was waited for.
+        waited_ms: u64,
+    },
+    /// A request failed.
+    #[error("cannot {what} of thread {tid}: {source}")]
+    Request {
+        /// What was tried.
+        what: &'static str,
+        /// On which thread.
+        tid: Tid,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl PtraceError {
+    fn new(what: &'static str, tid: Tid, source: io::Error) -> PtraceError {
+        match source.raw_os_error() {
+            Some(libc::ESRCH | libc::ECHILD) => PtraceError::Gone { tid },
+            _ => PtraceError::Request { what, tid, source },
+        }
+    }
+}
+
+/// How a thread ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Death {
+    /// It exited with this status.
+    Exited(i32),
+    /// This signal killed it.
+    Killed(i32),
+}
+
+/// What a wait brought.
+#[derive(Debug)]
+pub enum Waited {
+    /// The thread stands still.
+    Stopped(Stopped, Stop),
+    /// The thread is dead.
+    Dead(Death),
+}
+
+/// Why a thread stands still.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// Interrupted by us, or in a group stop by the given signal; nothing is pending.
+    Interrupted {
+        /// `SIGSTOP`, `SIGTSTP`, `SIGTTIN` or `SIGTTOU` when the whole process is stopped by it.
+        group: Option<i32>,
+    },
+    /// At the entry or the exit of a system call.
+    Syscall,
+    /// About to receive this signal. It is delivered when the thread goes on, unless it is resumed otherwise.
+    Signal(i32),
+    /// In the new program after `execve`.
+    Exec,
+    /// Any other `PTRACE_EVENT_*`.
+    Event(i32),
+}
+
+/// How a stopped thread goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Resume {
+    /// Until something happens.
+    Continue,
+    /// Until the next entry or exit of a system call.
+    ToSyscall,
+}
+
+/// The `struct rseq` of a thread, as registered with the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rseq {
+    /// Its address, 0 = not registered.
+    pub address: u64,
+    /// Its registered size in bytes.
+    pub size: u32,
+    /// Signature before an abort handler.
+    pub signature: u32,
+}
+
+thread_local! {
+    /// Wait statuses of tracees of this OS thread that nobody has asked for yet.
+    static EVENTS: RefCell<HashMap<Tid, c_int>> = RefCell::new(HashMap::new());
+}
+
+/// A traced thread that runs, or is about to report a stop.
+#[derive(Debug)]
+pub struct Running {
+    tid: Tid,
+    _not_send: PhantomData<*const ()>,
+}
+
+impl Running {
+    /// Begins to trace `tid`, which goes on running. System-call stops are told apart from signals.
+    ///
+    /// # Errors
+    /// `EPERM` when this is not allowed or the thread is traced already, `ESRCH` when it is gone.
+    pub fn seize(tid: Tid) -> io::Result<Running> {
+        request::seize(tid, libc::PTRACE_O_TRACESYSGOOD)?;
+        Ok(Running::from_tracee(tid))
+    }
+
+    pub(crate) fn from_tracee(tid: Tid) -> Running {
+        // A status left over from an earlier life of this id says nothing about the new one.
+        EVENTS.with_borrow_mut(|events| events.remove(&tid));
+        Running { tid, _not_send: PhantomData }
+    }
+
+    /// The thread's id.
+    pub fn tid(&self) -> Tid {
+        self.tid
+    }
+
+    /// Asks the thread to stop; [`Running::wait`] tells when it has.
+    ///
+    /// # Errors
+    /// [`PtraceError::Gone`] when it is dead.
+    pub fn interrupt(&self) -> Result<(), PtraceError> {
+        request::interrupt(self.tid).map_err(|error| PtraceError::new("stop", self.tid, error))
+    }
+
+    /// Waits until the thread stops or is dead, for at most `timeout`.
+    ///
+    /// # Errors
+    /// [`PtraceError::Timeout`]; the thread then runs on under trace until this OS thread ends.
+    pub fn wait(self, timeout: Duration) -> Result<Waited, PtraceError> {
+        let status = wait_status(self.tid, timeout)?;
+        if libc::WIFEXITED(status) {
+            return Ok(Waited::Dead(Death::Exited(libc::WEXITSTATUS(status))));
+        }
+        if libc::WIFSIGNALED(status) {
+            return Ok(Waited::Dead(Death::Killed(libc::WTERMSIG(status))));
+        }
+        let stop = classify(status);
+        let pending = if let Stop::Signal(signal) = stop { signal } else { 0 };
+        Ok(Waited::Stopped(Stopped { tid: self.tid, pending, attached: true, _not_send: PhantomData }, stop))
+    }
+}
+
+fn classify(status: c_int) -> Stop {
+    let signal = libc::WSTOPSIG(status);
+    match status >> 16 {
+        request::EVENT_STOP => Stop::Interrupted { group: (signal != libc::SIGTRAP).then_some(signal) },
+        libc::PTRACE_EVENT_EXEC => Stop::Exec,
+        0 if signal == libc::SIGTRAP | 0x80 => Stop::Syscall,
+        0 => Stop::Signal(signal),
+        event => Stop::Event(event),
+    }
+}
+
+/// The next status of `tid`. Statuses of others are kept: a leader is reported dead only after its threads have been
+/// collected, so waiting for one id alone can block for ever.
+fn wait_status(tid: Tid, timeout: Duration) -> Result<c_int, PtraceError> {
+    let begin = Instant::now();
+    loop {
+        if let Some(status) = EVENTS.with_borrow_mut(|events| events.remove(&tid)) {
+            return Ok(status);
+        }
+        match request::wait_any() {
+            Ok(Some((who, status))) => {
+                EVENTS.with_borrow_mut(|events| events.insert(who, status));
+            }
+            Ok(None) => {
+                let waited = begin.elapsed();
+                if waited > timeout {
+                    return Err(PtraceError::Timeout { tid, waited_ms: waited.as_millis() as u64 });
+                }
+                relax(waited);
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+            Err(error) => return Err(PtraceError::new("wait for a stop", tid, error)),
+        }
+    }
+}
+
+/// A tracee mostly stops within microseconds: yield first, sleep when it takes longer.
+fn relax(waited: Duration) {
+    if waited < Duration::from_micros(300) {
+        std::thread::yield_now();
+    } else {
+        std::thread::sleep((waited / 8).clamp(Duration::from_micros(20), Duration::from_millis(1)));
+    }
+}
+
+/// A traced thread that stands still. Dropping it detaches it.
+#[derive(Debug)]
+pub struct Stopped {
+    tid: Tid,
+    /// Signal that is delivered when the thread goes on, 0 = none.
+    pending: i32,
+    attached: bool,
+    _not_send: PhantomData<*const ()>,
+}
+
+impl Stopped {
+    /// The thread's id.
+    pub fn tid(&self) -> Tid {
+        self.tid
+    }
+
+    /// Its general registers.
+    ///
+    /// # Errors
+    /// [`PtraceError::Gone`] when it was killed meanwhile.
+    pub fn registers(&self) -> Result<Registers, PtraceError> {
+        request::registers(self.tid).map_err(|error| PtraceError::new("read registers", self.tid, error))
+    }
+
+    /// Replaces its general registers.
+    ///
+    /// # Errors
+    /// [`PtraceError::Gone`] when it was killed meanwhile; `EIO` for values that user mode may not have.
+    pub fn set_registers(&self, registers: &Registers) -> Result<(), PtraceError> {
+        request::set_registers(self.tid, registers)
+            .map_err(|error| PtraceError::new("write registers", self.tid, error))
+    }
+
+    /// The signals it blocks, bit n - 1 for signal n. In a call like `ppoll` the mask that holds afterwards.
+    ///
+    /// # Errors
+    /// [`PtraceError::Gone`] when it was killed meanwhile.
+    pub fn signal_mask(&self) -> Result<u64, PtraceError> {
+        request::signal_mask(self.tid)
+            .map_err(|error| PtraceError::new("read the signal mask", self.tid, error))
+    }
+
+    /// Replaces the signals it blocks.
+    ///
+    /// # Errors
+    /// [`PtraceError::Gone`] when it was killed meanwhile.
+    pub fn set_signal_mask(&self, mask: u64) -> Result<(), PtraceError> {
+        request::set_signal_mask(self.tid, mask)
+            .map_err(|error| PtraceError::new("write the signal mask", self.tid, error))
+    }
+
+    /// Its registered `struct rseq`; none on kernels before 5.13, which do not tell.
+    ///
+    /// # Errors
+    /// [`PtraceError::Gone`] when it was killed meanwhile.
+    pub fn rseq(&self) -> Result<Option<Rseq>, PtraceError> {
+        match request::rseq(self.tid) {
+            Ok(found) if found.pointer == 0 => Ok(None),
+            Ok(found) => {
+                Ok(Some(Rseq { address: found.pointer, size: found.size, signature: found.signature }))
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(None),
+            Err(error) => Err(PtraceError::new("find struct rseq", self.tid, error)),
+        }
+    }
+
+    /// Switches the thread's seccomp filter off while it is traced.
+    ///
+    /// # Errors
+    /// `EPERM` without `CAP_SYS_ADMIN`, or when the tracer has a filter itself.
+    pub fn suspend_seccomp(&self, on: bool) -> Result<(), PtraceError> {
+        const SUSPEND_SECCOMP: i32 = 1 << 21;
+        let options = libc::PTRACE_O_TRACESYSGOOD | if on { SUSPEND_SECCOMP } else { 0 };
+        request::set_options(self.tid, options)
+            .map_err(|error| PtraceError::new("suspend the seccomp filter", self.tid, error))
+    }
+
+    /// Forgets the signal that would be delivered when the thread goes on; it is returned, to be sent again later.
+    pub fn take_signal(&mut self) -> Option<i32> {
+        (self.pending != 0).then(|| std::mem::take(&mut self.pending))
+    }
+
+    /// Asks for another stop as soon as the thread goes on, before it executes anything in user mode.
+    ///
+    /// # Errors
+    /// [`PtraceError::Gone`] when it was killed meanwhile.
+    pub fn interrupt_next(&self) -> Result<(), PtraceError> {
+        request::interrupt(self.tid).map_err(|error| PtraceError::new("stop", self.tid, error))
+    }
+
+    /// Lets the thread go on under trace, delivering a pending signal.
+    ///
+    /// # Errors
+    /// [`PtraceError::Gone`] when it was killed meanwhile.
+    pub fn resume(mut self, how: Resume) -> Result<Running, PtraceError> {
+        let request = match how {
+            Resume::Continue => libc::PTRACE_CONT,
+            Resume::ToSyscall => libc::PTRACE_SYSCALL,
+        };
+        self.attached = false;
+        request::go_on(request, self.tid, self.pending)
+            .map_err(|error| PtraceError::new("resume", self.tid, error))?;
+        Ok(Running::from_tracee(self.tid))
+    }
+
+    /// Ends tracing: the thread goes on, or back into the group stop in which it was found.
+    ///
+    /// # Errors
+    /// [`PtraceError::Gone`] when it was killed meanwhile.
+    pub fn detach(mut self) -> Result<(), PtraceError> {
+        self.attached = false;
+        detach(self.tid, self.pending)
+    }
+}
+
+/// Detaches a stopped thread. A dead one is collected instead: until then it counts as traced.
+fn detach(tid: Tid, signal: i32) -> Result<(), PtraceError> {
+    request::go_on(libc::PTRACE_DETACH, tid, signal).map_err(|error| {
+        let error = PtraceError::new("detach", tid, error);
+        if let PtraceError::Gone { .. } = error {
+            let _ = wait_status(tid, COLLECT_TIMEOUT);
+        }
+        error
+    })
+}
+
+/// How long a killed thread may take to become collectable; a leader waits for its threads.
+const COLLECT_TIMEOUT: Duration = Duration::from_millis(50);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if self.attached {
+            // The only failure is that the thread is dead, which is no concern of ours any more.
+            let _ = detach(self.tid, self.pending);
+        }
+    }
+}
