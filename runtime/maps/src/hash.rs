@@ -1,0 +1,511 @@
+//! `BPF_MAP_TYPE_HASH` and `BPF_MAP_TYPE_PERCPU_HASH`.
+//!
+//! Semantics are those of `kernel/bpf/hashtab.c`. Chains are described in `chain.rs`, elements in `pool.rs`. What an update does
+//! to the value of a key that is there:
+//!
+//! - at most 8 bytes: one 16-byte compare-and-swap of `next` and value stores the new one in place, if the element is
+//!   still this key's;
+//! - more: a new element takes the old one's place, so nobody sees half a value;
+//! - per-CPU: the CPU's copy is overwritten in place, as in the kernel.
+
+use crate::chain::{self, Head, Link, Mark, Search};
+use crate::key::{Key, LongKey, ShortKey};
+use crate::memory::{copy_in, copy_out, read_partial, zero};
+use crate::pool::{self, Element, TRIES_MAX};
+use crate::system::compare_exchange_pair;
+use beeline_abi::errno::{E2BIG, EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM};
+use beeline_abi::map::{Access, MapFlags, MapHandle, MapType};
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// `BPF_NOEXIST`: the key must not be there yet.
+pub const NOEXIST: u64 = 1;
+/// `BPF_EXIST`: the key must be there.
+pub const EXIST: u64 = 2;
+
+/// Where an update takes values from.
+#[derive(Clone, Copy)]
+pub(crate) enum Source {
+    /// One value; in a per-CPU map it is the calling CPU's.
+    One(*const u8),
+    /// A value for each CPU, each rounded up to a multiple of 8 bytes.
+    AllCpus(*const u8),
+}
+
+/// Calls `$f` with the key at `$at` in the form that suits the map's key size.
+macro_rules! with_key {
+    ($map:expr, $at:expr, |$key:ident| $body:expr) => {{
+        let len = u64::from($map.shape.key_size);
+        if len <= 8 {
+            let $key = ShortKey(read_partial($at, len));
+            $body
+        } else {
+            let $key = LongKey { at: $at, len };
+            $body
+        }
+    }};
+}
+
+/// The value of a key, or null. It stays readable and writable as long as the map is mapped; after the key is deleted
+/// it may become another key's, as in the kernel.
+///
+/// # Safety
+/// The handle is that of a `HASH`, valid, and its mapping alive. `key` is readable for the map's key size.
+pub unsafe fn lookup(map: &MapHandle, _access: &Access, key: *const u8) -> *mut u8 {
+    // SAFETY: passed on.
+    match unsafe { find(map, key) } {
+        Some(element) => element.value(),
+        None => null_mut(),
+    }
+}
+
+/// The value of a key on the CPU that the caller owns (`access.cpu`), or null.
+///
+/// # Safety
+/// As [`lookup`], for a `PERCPU_HASH`.
+pub unsafe fn lookup_percpu(map: &MapHandle, access: &Access, key: *const u8) -> *mut u8 {
+    if access.cpu >= map.shape.cpus {
+        return null_mut();
+    }
+    // SAFETY: passed on.
+    match unsafe { find(map, key) } {
+        Some(element) => element.cpu_value(access.cpu),
+        None => null_mut(),
+    }
+}
+
+/// The element that holds a key.
+///
+/// # Safety
+/// As [`lookup`], for any hash.
+#[inline]
+pub(crate) unsafe fn find(map: &MapHandle, key: *const u8) -> Option<Element<'_>> {
+    // SAFETY: passed on.
+    unsafe { with_key!(map, key, |key| find_keyed(map, key)) }
+}
+
+/// # Safety
+/// As [`find`].
+#[inline(always)]
+unsafe fn find_keyed<K: Key>(map: &MapHandle, key: K) -> Option<Element<'_>> {
+    // SAFETY: passed on.
+    unsafe {
+        let bucket = chain::bucket(map, key.hash(map.seed));
+        chain::search(map, bucket, key).ok()?.hit.map(|(element, _)| element)
+    }
+}
+
+/// Creates or changes the value of a key. `flags` is 0, [`NOEXIST`] or [`EXIST`].
+///
+/// In a per-CPU hash it is the value on `access.cpu`; a new key's value is zero on the others.
+///
+/// # Errors
+/// `-EINVAL` bad flags, `-EEXIST`, `-ENOENT` by flags, `-E2BIG` the map is full, `-ENOMEM` tmpfs is, `-EBUSY` beaten by
+/// others again and again.
+///
+/// # Safety
+/// The handle is that of a hash, valid, and its mapping alive. `key` and `value` are readable for the map's sizes.
+pub unsafe fn update(map: &MapHandle, access: &Access, key: *const u8, value: *const u8, flags: u64) -> i64 {
+    // SAFETY: passed on.
+    unsafe { update_from(map, access, key, Source::One(value), flags) }
+}
+
+/// [`update`] with any source.
+///
+/// # Safety
+/// As [`update`]; the source is readable for all its values.
+pub(crate) unsafe fn update_from(
+    map: &MapHandle,
+    access: &Access,
+    key: *const u8,
+    source: Source,
+    flags: u64,
+) -> i64 {
+    if flags > EXIST {
+        return -EINVAL;
+    }
+    if is_per_cpu(map) && access.cpu >= map.shape.cpus && matches!(source, Source::One(_)) {
+        return -EINVAL;
+    }
+    // SAFETY: passed on.
+    unsafe { with_key!(map, key, |key| Update::new(map, access, key, source, flags).run()) }
+}
+
+/// Removes a key.
+///
+/// # Errors
+/// `-ENOENT` when it is not there, `-EBUSY` as [`update`].
+///
+/// # Safety
+/// As [`lookup`], for any hash.
+pub unsafe fn delete(map: &MapHandle, access: &Access, key: *const u8) -> i64 {
+    // SAFETY: passed on.
+    unsafe { with_key!(map, key, |key| delete_keyed(map, access, key)) }
+}
+
+/// # Safety
+/// As [`delete`].
+unsafe fn delete_keyed<K: Key>(map: &MapHandle, access: &Access, key: K) -> i64 {
+    // SAFETY: passed on.
+    unsafe {
+        let bucket = chain::bucket(map, key.hash(map.seed));
+        for _ in 0..TRIES_MAX {
+            let search = match chain::search(map, bucket, key) {
+                Ok(search) => search,
+                Err(errno) => return errno,
+            };
+            sweep_litter(map, access, bucket, &search);
+            let Some((element, link)) = search.hit else { return -ENOENT };
+            let marked = link.changed(Mark::Deleted, link.target());
+            if element.next().compare_exchange(link.0, marked.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            {
+                chain::retire(map, access, bucket, element);
+                return 0;
+            }
+        }
+    }
+    -EBUSY
+}
+
+/// Writes the key that follows the one at `key` to `out`; the first one when `key` is null or not in the map.
+///
+/// The order is that of the buckets. A walk that others change meanwhile meets every key that stays.
+///
+/// # Errors
+/// `-ENOENT` after the last one, `-EBUSY` as [`update`].
+///
+/// # Safety
+/// As [`lookup`], for any hash. `key` may be null. `out` is writable for the key size and does not overlap `key`.
+pub unsafe fn next_key(map: &MapHandle, _access: &Access, key: *const u8, out: *mut u8) -> i64 {
+    // SAFETY: passed on.
+    unsafe {
+        let from = match key.is_null() {
+            true => None,
+            false => with_key!(map, key, |key| successor(map, key, out)),
+        };
+        if let Some(Ok(())) = from {
+            return 0;
+        }
+        let first_bucket = match from {
+            Some(Err(bucket)) => bucket,
+            _ => 0,
+        };
+        for at in first_bucket..=map.mask {
+            if first_key(map, chain::bucket(map, at), out) {
+                return 0;
+            }
+        }
+    }
+    -ENOENT
+}
+
+/// The key behind `key` in the same bucket is written to `out`. `Err` says in which bucket to go on; `None` that the
+/// key is not in the map.
+///
+/// # Safety
+/// As [`next_key`].
+unsafe fn successor<K: Key>(map: &MapHandle, key: K, out: *mut u8) -> Option<Result<(), u64>> {
+    let hash = key.hash(map.seed);
+    // SAFETY: passed on.
+    unsafe {
+        let bucket = chain::bucket(map, hash);
+        for _ in 0..TRIES_MAX {
+            let search = chain::search(map, bucket, key).ok()?;
+            let (_, link) = search.hit?;
+            let found = chain::first_live(map, link.target());
+            if let Some(element) = found {
+                copy_out(out, element.key(), u64::from(map.shape.key_size));
+            }
+            if chain::unchanged(bucket, search.head).is_some() {
+                return Some(found.map(|_| ()).ok_or((hash & map.mask) + 1));
+            }
+        }
+    }
+    None
+}
+
+/// Writes the first key of a bucket to `out`. False when it is empty.
+///
+/// # Safety
+/// As [`next_key`].
+unsafe fn first_key(map: &MapHandle, bucket: &AtomicU64, out: *mut u8) -> bool {
+    for _ in 0..TRIES_MAX {
+        let head = Head(bucket.load(Ordering::Acquire));
+        let Some(element) = chain::first_live(map, head.first()) else {
+            if chain::unchanged(bucket, head).is_some() {
+                return false;
+            }
+            continue;
+        };
+        // SAFETY: an element has a key of the map's size; `out` is writable for it by contract.
+        unsafe { copy_out(out, element.key(), u64::from(map.shape.key_size)) };
+        if chain::unchanged(bucket, head).is_some() {
+            return true;
+        }
+    }
+    false
+}
+
+/// Removes what somebody marked and then died, or could not unlink.
+///
+/// # Safety
+/// The handle is that of a hash, valid, and its mapping alive.
+unsafe fn sweep_litter(map: &MapHandle, access: &Access, bucket: &AtomicU64, search: &Search<'_>) {
+    if let Some(element) = search.litter {
+        // SAFETY: passed on.
+        unsafe { chain::retire(map, access, bucket, element) };
+    }
+}
+
+fn is_per_cpu(map: &MapHandle) -> bool {
+    matches!(map.shape.map_type, MapType::PERCPU_HASH | MapType::LRU_PERCPU_HASH)
+}
+
+fn is_lru(map: &MapHandle) -> bool {
+    matches!(map.shape.map_type, MapType::LRU_HASH | MapType::LRU_PERCPU_HASH)
+}
+
+/// Values of at most 8 bytes stand beside `next`.
+fn is_small(map: &MapHandle) -> bool {
+    map.owner_offset == 16
+}
+
+/// One update in progress: what it has taken and must give back if it is not used.
+struct Update<'a, K: Key> {
+    map: &'a MapHandle,
+    access: &'a Access,
+    key: K,
+    hash: u64,
+    source: Source,
+    flags: u64,
+    /// An element of ours, with key and value in it.
+    element: Option<Element<'a>>,
+    /// It is taken into account.
+    counted: bool,
+}
+
+/// How a step ended.
+enum Step {
+    /// With this result.
+    Done(i64),
+    /// Somebody else was faster: look again.
+    Again,
+}
+
+impl<'a, K: Key> Update<'a, K> {
+    fn new(map: &'a MapHandle, access: &'a Access, key: K, source: Source, flags: u64) -> Self {
+        let hash = key.hash(map.seed);
+        Update { map, access, key, hash, source, flags, element: None, counted: false }
+    }
+
+    /// # Safety
+    /// As [`update`].
+    unsafe fn run(mut self) -> i64 {
+        // SAFETY: passed on.
+        unsafe {
+            let bucket = chain::bucket(self.map, self.hash);
+            let mut result = -EBUSY;
+            for _ in 0..TRIES_MAX {
+                match self.step(bucket) {
+                    Step::Done(done) => {
+                        result = done;
+                        break;
+                    }
+                    Step::Again => {}
+                }
+            }
+            if let Some(element) = self.element.take() {
+                pool::release(self.map, element);
+            }
+            if self.counted {
+                pool::count_down(self.map);
+            }
+            result
+        }
+    }
+
+    /// # Safety
+    /// As [`update`].
+    unsafe fn step(&mut self, bucket: &AtomicU64) -> Step {
+        // SAFETY: passed on.
+        unsafe {
+            let search = match chain::search(self.map, bucket, self.key) {
+                Ok(search) => search,
+                Err(errno) => return Step::Done(errno),
+            };
+            sweep_litter(self.map, self.access, bucket, &search);
+            match search.hit {
+                Some(_) if self.flags == NOEXIST => Step::Done(-EEXIST),
+                Some((element, link)) if is_per_cpu(self.map) => self.change_in_place(element, link),
+                Some((element, link)) if is_small(self.map) => self.change_small(element, link),
+                Some((element, link)) => self.replace(bucket, element, link),
+                None if self.flags == EXIST => Step::Done(-ENOENT),
+                None => self.insert(bucket, search.head),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`update`]; the map is per-CPU.
+    unsafe fn change_in_place(&self, element: Element<'_>, link: Link) -> Step {
+        // SAFETY: the CPU was checked; the sources are readable by contract.
+        unsafe { self.store_cpu_values(element, false) };
+        // Deleted meanwhile: the values may have gone to an element that is no longer this key's; look again.
+        if Link(element.next().load(Ordering::Acquire)) == link { Step::Done(0) } else { Step::Again }
+    }
+
+    /// # Safety
+    /// As [`update`]; values are small.
+    unsafe fn change_small(&self, element: Element<'_>, link: Link) -> Step {
+        // SAFETY: `next` and the value are one aligned pair in the pool, and the source is readable by contract.
+        unsafe {
+            let value = self.small_value();
+            for _ in 0..TRIES_MAX {
+                let old = element.small_value().load(Ordering::Relaxed);
+                match compare_exchange_pair(element.next(), [link.0, old], [link.0, value]) {
+                    Ok(()) => return Step::Done(0),
+                    Err([now, _]) if now != link.0 => return Step::Again,
+                    Err(_) => {}
+                }
+            }
+        }
+        Step::Again
+    }
+
+    /// # Safety
+    /// As [`update`].
+    unsafe fn replace(&mut self, bucket: &AtomicU64, old: Element<'_>, link: Link) -> Step {
+        // SAFETY: passed on.
+        unsafe {
+            let new = match self.prepare() {
+                Ok(new) => new,
+                Err(errno) => return Step::Done(errno),
+            };
+            set_next(new, link.target());
+            let replaced = link.changed(Mark::Replaced, new.index + 1);
+            if old.next().compare_exchange(link.0, replaced.0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+                return Step::Again;
+            }
+            self.element = None;
+            self.linked(bucket, new);
+            chain::retire(self.map, self.access, bucket, old);
+        }
+        Step::Done(0)
+    }
+
+    /// # Safety
+    /// As [`update`]; the key was not in the bucket at `head`.
+    unsafe fn insert(&mut self, bucket: &AtomicU64, head: Head) -> Step {
+        // SAFETY: passed on.
+        unsafe {
+            let new = match self.prepare() {
+                Ok(new) => new,
+                Err(errno) => return Step::Done(errno),
+            };
+            if !self.counted {
+                if !pool::count_up(self.map) {
+                    return Step::Done(-E2BIG);
+                }
+                self.counted = true;
+            }
+            set_next(new, head.first());
+            let next = head.with_first(new.index + 1);
+            if bucket.compare_exchange(head.0, next.0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+                return Step::Again;
+            }
+            (self.element, self.counted) = (None, false);
+            self.linked(bucket, new);
+        }
+        Step::Done(0)
+    }
+
+    /// Our element is in the chain now.
+    ///
+    /// # Safety
+    /// As [`update`].
+    unsafe fn linked(&self, bucket: &AtomicU64, element: Element<'_>) {
+        if chain::publish(element) {
+            // SAFETY: passed on.
+            unsafe { chain::retire(self.map, self.access, bucket, element) };
+        }
+    }
+
+    /// The element that this update brings along, with key and value.
+    ///
+    /// # Safety
+    /// As [`update`].
+    unsafe fn prepare(&mut self) -> Result<Element<'a>, i64> {
+        if let Some(element) = self.element {
+            return Ok(element);
+        }
+        // SAFETY: the element is ours alone until it is linked; its parts are as large as the map's sizes.
+        unsafe {
+            let element = pool::take(self.map, self.access).ok_or(self.no_element())?;
+            self.element = Some(element);
+            self.key.store(element.key());
+            match self.source {
+                _ if is_per_cpu(self.map) => self.store_cpu_values(element, true),
+                _ if is_small(self.map) => element.small_value().store(self.small_value(), Ordering::Relaxed),
+                Source::One(value) | Source::AllCpus(value) => {
+                    copy_in(element.value(), value, u64::from(self.map.shape.value_size));
+                }
+            }
+            if is_lru(self.map) {
+                element.used().store(0, Ordering::Relaxed);
+            }
+            self.check_key(element)?;
+            Ok(element)
+        }
+    }
+
+    /// The caller's key may lie in memory that another thread writes: what was copied must belong in the bucket that
+    /// was chosen.
+    ///
+    /// # Safety
+    /// As [`update`].
+    unsafe fn check_key(&self, element: Element<'_>) -> Result<(), i64> {
+        let len = u64::from(self.map.shape.key_size);
+        let copied = LongKey { at: element.key(), len };
+        if len > 8 && copied.hash(self.map.seed) != self.hash { Err(-EBUSY) } else { Ok(()) }
+    }
+
+    fn no_element(&self) -> i64 {
+        if self.map.shape.map_flags & MapFlags::NO_PREALLOC != 0 { -ENOMEM } else { -EBUSY }
+    }
+
+    /// # Safety
+    /// As [`update`]; values are small.
+    unsafe fn small_value(&self) -> u64 {
+        let (Source::One(value) | Source::AllCpus(value)) = self.source;
+        // SAFETY: the source is readable for the value size, at most 8.
+        unsafe { read_partial(value, u64::from(self.map.shape.value_size)) }
+    }
+
+    /// # Safety
+    /// As [`update`]; the map is per-CPU.
+    unsafe fn store_cpu_values(&self, element: Element<'_>, is_new: bool) {
+        let len = u64::from(self.map.shape.value_size);
+        let stride = (len + 7) & !7;
+        for cpu in 0..self.map.shape.cpus {
+            // SAFETY: the CPU is below the shape's number; the source has a value for it.
+            unsafe {
+                match self.source {
+                    Source::AllCpus(values) => {
+                        copy_in(element.cpu_value(cpu), values.add((u64::from(cpu) * stride) as usize), len);
+                    }
+                    Source::One(value) if cpu == self.access.cpu => {
+                        copy_in(element.cpu_value(cpu), value, len)
+                    }
+                    Source::One(_) if is_new => zero(element.cpu_value(cpu), len),
+                    Source::One(_) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Points an element that is not linked yet to its future successor.
+fn set_next(element: Element<'_>, target: u32) {
+    let link = Link(element.next().load(Ordering::Relaxed));
+    element.next().store(link.changed(Mark::None, target).0, Ordering::Release);
+}

@@ -1,0 +1,70 @@
+//! The operations of a map as programs see them, whatever its type.
+//!
+//! A type that does not have an operation answers as the kernel's does: null, `-EINVAL` or `-ENOTSUPP`. The verifier
+//! keeps programs from calling what their map cannot do.
+
+use crate::types;
+use beeline_abi::errno::EINVAL;
+use beeline_abi::map::{Access, MapHandle};
+use core::ptr::null_mut;
+
+/// `bpf_map_lookup_elem`: the value of a key, or null. In a per-CPU map it is the value on `access.cpu`.
+///
+/// # Safety
+/// The handle came from [`handle::open`](crate::handle::open) and its mapping is alive. `key` is readable for the
+/// map's key size. Per-CPU maps: the caller owns `access.cpu`.
+#[inline]
+pub unsafe fn lookup(map: &MapHandle, access: &Access, key: *const u8) -> *mut u8 {
+    match types::find(map.shape.map_type) {
+        // SAFETY: passed on.
+        Some(kind) => unsafe { (kind.lookup)(map, access, key) },
+        None => null_mut(),
+    }
+}
+
+/// `bpf_map_update_elem`. Flags: 0 (any), 1 (`BPF_NOEXIST`), 2 (`BPF_EXIST`).
+///
+/// # Errors
+/// The kernel's, negative; see the type's module.
+///
+/// # Safety
+/// As [`lookup`]; `value` is readable for the map's value size.
+#[inline]
+pub unsafe fn update(map: &MapHandle, access: &Access, key: *const u8, value: *const u8, flags: u64) -> i64 {
+    match types::find(map.shape.map_type) {
+        // SAFETY: passed on.
+        Some(kind) => unsafe { (kind.update)(map, access, key, value, flags) },
+        None => -EINVAL,
+    }
+}
+
+/// `bpf_map_delete_elem`.
+///
+/// # Errors
+/// The kernel's, negative; see the type's module.
+///
+/// # Safety
+/// As [`lookup`].
+#[inline]
+pub unsafe fn delete(map: &MapHandle, access: &Access, key: *const u8) -> i64 {
+    match types::find(map.shape.map_type) {
+        // SAFETY: passed on.
+        Some(kind) => unsafe { (kind.delete)(map, access, key) },
+        None => -EINVAL,
+    }
+}
+
+/// `BPF_MAP_GET_NEXT_KEY`: writes the key after the one at `key` to `out`; the first one when `key` is null or absent.
+///
+/// # Errors
+/// `-ENOENT` after the last one; others as the type's module says.
+///
+/// # Safety
+/// As [`lookup`], but `key` may be null; `out` is writable for the key size and does not overlap `key`.
+pub unsafe fn next_key(map: &MapHandle, access: &Access, key: *const u8, out: *mut u8) -> i64 {
+    match types::find(map.shape.map_type) {
+        // SAFETY: passed on.
+        Some(kind) => unsafe { (kind.next_key)(map, access, key, out) },
+        None => -EINVAL,
+    }
+}

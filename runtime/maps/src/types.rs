@@ -1,0 +1,177 @@
+//! The table of map types: one row says everything that depends on the type.
+//!
+//! Checks at creation are those of each type's `map_alloc_check` in the kernel (`kernel/bpf/{arraymap,hashtab,
+//! ringbuf,stackmap}.c`), in the same order where two would answer differently. Whether the caller is privileged is
+//! not a question here.
+
+use crate::layout::{self, HashKind, Layout};
+use crate::{array, hash, pool};
+use beeline_abi::errno::{E2BIG, EINVAL};
+use beeline_abi::map::{Access, MapFlags, MapHandle, MapHeader, MapShape, MapType};
+
+/// One type of map.
+pub struct MapKind {
+    /// `BPF_MAP_TYPE_*`.
+    pub map_type: u32,
+    /// Its name as bpftool prints it.
+    pub name: &'static str,
+    /// What the kernel checks at creation; the errno is negative.
+    pub check: fn(&MapShape) -> Result<(), i64>,
+    /// Where everything lies; `None` when it is too large for 64 bits.
+    pub layout: fn(&MapShape) -> Option<Layout>,
+    /// Writes what is not zero into a new file.
+    ///
+    /// # Safety
+    /// The pointer is to a zeroed file with this layout that nobody else uses.
+    pub initialise: unsafe fn(*mut u8, &Layout),
+    /// As [`ops::lookup`](crate::ops::lookup).
+    pub lookup: unsafe fn(&MapHandle, &Access, *const u8) -> *mut u8,
+    /// As [`ops::update`](crate::ops::update).
+    pub update: unsafe fn(&MapHandle, &Access, *const u8, *const u8, u64) -> i64,
+    /// As [`ops::delete`](crate::ops::delete).
+    pub delete: unsafe fn(&MapHandle, &Access, *const u8) -> i64,
+    /// As [`ops::next_key`](crate::ops::next_key).
+    pub next_key: unsafe fn(&MapHandle, &Access, *const u8, *mut u8) -> i64,
+}
+
+/// Every type there is.
+pub static TYPES: &[MapKind] = &[
+    MapKind {
+        map_type: MapType::HASH,
+        name: "hash",
+        check: check_hash,
+        layout: |shape| layout::hash(shape, HashKind { per_cpu: false, lru: false }),
+        initialise: initialise_hash,
+        lookup: hash::lookup,
+        update: hash::update,
+        delete: hash::delete,
+        next_key: hash::next_key,
+    },
+    MapKind {
+        map_type: MapType::ARRAY,
+        name: "array",
+        check: check_array,
+        layout: |shape| layout::array(shape, 1),
+        initialise: nothing,
+        lookup: array::lookup,
+        update: array::update,
+        delete: array::delete,
+        next_key: array::next_key,
+    },
+    MapKind {
+        map_type: MapType::PERCPU_HASH,
+        name: "percpu_hash",
+        check: check_hash,
+        layout: |shape| layout::hash(shape, HashKind { per_cpu: true, lru: false }),
+        initialise: initialise_hash,
+        lookup: hash::lookup_percpu,
+        update: hash::update,
+        delete: hash::delete,
+        next_key: hash::next_key,
+    },
+    MapKind {
+        map_type: MapType::PERCPU_ARRAY,
+        name: "percpu_array",
+        check: check_array,
+        layout: |shape| layout::array(shape, u64::from(shape.cpus)),
+        initialise: nothing,
+        lookup: array::lookup_percpu,
+        update: array::update,
+        delete: array::delete,
+        next_key: array::next_key,
+    },
+];
+
+/// Row of each type number, 255 = none.
+static ROWS: [u8; 64] = {
+    let mut rows = [255; 64];
+    let mut at = 0;
+    while at < TYPES.len() {
+        rows[TYPES[at].map_type as usize] = at as u8;
+        at += 1;
+    }
+    rows
+};
+
+/// The row of a type, if there is one.
+#[inline]
+pub fn find(map_type: u32) -> Option<&'static MapKind> {
+    TYPES.get(usize::from(*ROWS.get(map_type as usize)?))
+}
+
+/// The type's name as bpftool prints it; `None` for a type that is not supported.
+pub fn name(map_type: u32) -> Option<&'static str> {
+    find(map_type).map(|kind| kind.name)
+}
+
+/// Creation flags that say who may access the map.
+const ACCESS: u32 = MapFlags::RDONLY | MapFlags::WRONLY | MapFlags::RDONLY_PROG | MapFlags::WRONLY_PROG;
+
+/// Largest key plus value of a hash: the kernel keeps elements in one allocation (`KMALLOC_MAX_SIZE`, 4 MiB, less its
+/// element header of 48 bytes).
+const ELEMENT_LEN_MAX: u64 = (4 << 20) - 48;
+
+/// Largest per-CPU value (`PCPU_MIN_UNIT_SIZE`).
+const CPU_VALUE_LEN_MAX: u64 = 32 << 10;
+
+fn require(condition: bool, errno: i64) -> Result<(), i64> {
+    if condition { Ok(()) } else { Err(-errno) }
+}
+
+/// `bpf_map_flags_access_ok`, and `bpf_get_file_flag` for the other two.
+fn check_access(flags: u32) -> Result<(), i64> {
+    let both = |mask| flags & mask == mask;
+    require(!both(MapFlags::RDONLY_PROG | MapFlags::WRONLY_PROG), EINVAL)?;
+    require(!both(MapFlags::RDONLY | MapFlags::WRONLY), EINVAL)
+}
+
+/// `array_map_alloc_check`.
+fn check_array(shape: &MapShape) -> Result<(), i64> {
+    let per_cpu = shape.map_type == MapType::PERCPU_ARRAY;
+    let allowed =
+        ACCESS | MapFlags::NUMA_NODE | MapFlags::MMAPABLE | MapFlags::PRESERVE_ELEMS | MapFlags::INNER_MAP;
+    require(shape.max_entries != 0 && shape.key_size == 4 && shape.value_size != 0, EINVAL)?;
+    require(shape.map_flags & !allowed == 0, EINVAL)?;
+    check_access(shape.map_flags)?;
+    require(!(per_cpu && shape.map_flags & MapFlags::NUMA_NODE != 0), EINVAL)?;
+    if shape.map_type != MapType::ARRAY {
+        require(shape.map_flags & (MapFlags::MMAPABLE | MapFlags::INNER_MAP) == 0, EINVAL)?;
+    }
+    if shape.map_type != MapType::PERF_EVENT_ARRAY {
+        require(shape.map_flags & MapFlags::PRESERVE_ELEMS == 0, EINVAL)?;
+    }
+    require(shape.value_size <= i32::MAX as u32, E2BIG)?;
+    require(!per_cpu || (u64::from(shape.value_size) + 7) & !7 <= CPU_VALUE_LEN_MAX, E2BIG)
+}
+
+/// `htab_map_alloc_check`, and the size limits of `htab_map_alloc`.
+fn check_hash(shape: &MapShape) -> Result<(), i64> {
+    let per_cpu = matches!(shape.map_type, MapType::PERCPU_HASH | MapType::LRU_PERCPU_HASH);
+    let allowed =
+        ACCESS | MapFlags::NO_PREALLOC | MapFlags::NO_COMMON_LRU | MapFlags::NUMA_NODE | MapFlags::ZERO_SEED;
+    require(shape.map_flags & !allowed == 0, EINVAL)?;
+    check_access(shape.map_flags)?;
+    require(shape.map_flags & MapFlags::NO_COMMON_LRU == 0, EINVAL)?;
+    require(!(per_cpu && shape.map_flags & MapFlags::NUMA_NODE != 0), EINVAL)?;
+    require(shape.max_entries != 0 && shape.key_size != 0 && shape.value_size != 0, EINVAL)?;
+    require(u64::from(shape.key_size) + u64::from(shape.value_size) < ELEMENT_LEN_MAX, E2BIG)?;
+    require(!per_cpu || (u64::from(shape.value_size) + 7) & !7 <= CPU_VALUE_LEN_MAX, E2BIG)?;
+    require(shape.max_entries <= 1 << 31, E2BIG)
+}
+
+/// # Safety
+/// None needed.
+unsafe fn nothing(_base: *mut u8, _layout: &Layout) {}
+
+/// A hash whose elements all have memory from the start says so.
+///
+/// # Safety
+/// As [`MapKind::initialise`].
+unsafe fn initialise_hash(base: *mut u8, layout: &Layout) {
+    if layout.preallocate {
+        let header = base.cast::<MapHeader>();
+        // SAFETY: the header is ours by the caller's contract; the index is a constant below the number of words.
+        let populated = unsafe { &(&(*header).state)[pool::POPULATED as usize].word };
+        populated.store(u64::from(layout.pool_len), core::sync::atomic::Ordering::Relaxed);
+    }
+}
