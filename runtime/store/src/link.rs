@@ -1,0 +1,156 @@
+//! A link's file: a page that targets map, then what the link is.
+//!
+//! ```text
+//! 0      beeline_abi::link::LinkShared   mapped by every process that carries the probe
+//! 4096   record of `Link`
+//! ```
+
+use crate::directory::{Directory, read_all};
+use crate::mapping::Mapping;
+use crate::record;
+use crate::{Store, StoreError};
+use beeline_abi::link::{LINK_MAGIC, LinkShared};
+use beeline_abi::{ABI_VERSION, PAGE_SIZE};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::mem::offset_of;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+/// When a link's program runs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum ProbeKind {
+    /// Before the instruction at the place.
+    Entry,
+    /// When the function at the place returns.
+    Return,
+}
+
+/// A place in a file.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Target {
+    /// The file, as resolved at load.
+    pub path: PathBuf,
+    /// Its device.
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+    /// Its build-id, empty when it has none.
+    pub build_id: Vec<u8>,
+    /// The symbol by which the place was given.
+    pub symbol: Option<String>,
+    /// Bytes behind the symbol; without a symbol, behind the start of the file.
+    pub offset: u64,
+    /// Offset of the place in the file.
+    pub file_offset: u64,
+}
+
+/// A program at a place.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Link {
+    /// Its id in the store.
+    pub id: u32,
+    /// Its name within its object: the program's, with a number when the program has several links.
+    pub name: String,
+    /// The program's id.
+    pub prog_id: u32,
+    /// When it runs.
+    pub kind: ProbeKind,
+    /// Where.
+    pub target: Target,
+    /// `bpf_get_attach_cookie`.
+    pub cookie: u64,
+    /// Only in the process with this id.
+    pub pid: Option<u32>,
+}
+
+/// A link's open file.
+#[derive(Debug)]
+pub struct LinkFile {
+    /// What it is.
+    pub link: Link,
+    file: File,
+    shared: Mapping,
+}
+
+impl LinkFile {
+    /// Whether the program runs at a hit.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled_word().load(Ordering::Relaxed) != 0
+    }
+
+    /// Makes the program run, or not, in all processes at once.
+    pub fn set_enabled(&self, enabled: bool) {
+        self.enabled_word().store(u32::from(enabled), Ordering::Release);
+    }
+
+    /// Hits on which the program did not run.
+    pub fn missed(&self) -> u64 {
+        self.shared.words()[offset_of!(LinkShared, missed) / 8].load(Ordering::Relaxed)
+    }
+
+    /// A descriptor of the file; its first page is to be mapped shared and writable.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn descriptor(&self) -> std::io::Result<OwnedFd> {
+        Ok(self.file.try_clone()?.into())
+    }
+
+    fn enabled_word(&self) -> &std::sync::atomic::AtomicU32 {
+        &self.shared.half_words()[offset_of!(LinkShared, enabled) / 4]
+    }
+
+    /// Writes a new link's file, enabled.
+    pub(crate) fn create(directory: &Directory, name: &str, link: &Link) -> Result<(), StoreError> {
+        let path = directory.join(name);
+        let mut bytes = vec![0; PAGE_SIZE as usize];
+        bytes[..8].copy_from_slice(&LINK_MAGIC.to_le_bytes());
+        let mut half = |at: usize, value: u32| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        half(offset_of!(LinkShared, version), ABI_VERSION);
+        half(offset_of!(LinkShared, id), link.id);
+        half(offset_of!(LinkShared, enabled), 1);
+        bytes.extend_from_slice(&record::encode(record::LINK, link, &path)?);
+        directory.write(name, &bytes)
+    }
+
+    /// Opens and checks a link's file.
+    pub(crate) fn open(directory: &Directory, name: &str) -> Result<LinkFile, StoreError> {
+        let path = directory.join(name);
+        let file = directory.file(name)?;
+        let reader = file
+            .try_clone()
+            .map_err(|e| StoreError::io("read", &path, 0)(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+        let bytes = read_all(reader, &path, record::RECORD_MAX)?;
+        let Some((_, payload)) = bytes.split_at_checked(PAGE_SIZE as usize) else {
+            return Err(StoreError::corrupt(path, "it is truncated"));
+        };
+        let link: Link = record::decode(record::LINK, payload, &path)?;
+        let shared =
+            Mapping::new(&file, PAGE_SIZE).map_err(StoreError::io("map", path.clone(), PAGE_SIZE))?;
+        let half = |at: usize| shared.half_words()[at / 4].load(Ordering::Relaxed);
+        if shared.words()[0].load(Ordering::Relaxed) != LINK_MAGIC {
+            return Err(StoreError::corrupt(path, "it is not a link"));
+        }
+        let found = half(offset_of!(LinkShared, version));
+        if found != ABI_VERSION {
+            return Err(StoreError::Version { path, found, expected: ABI_VERSION });
+        }
+        if half(offset_of!(LinkShared, id)) != link.id {
+            return Err(StoreError::corrupt(path, "its two ids differ"));
+        }
+        Ok(LinkFile { link, file, shared })
+    }
+}
+
+impl Store {
+    /// The links of an object, in order of their files' names. A damaged file is an error in its place.
+    ///
+    /// # Errors
+    /// When the object is not there, or cannot be read.
+    pub fn links_of(&self, object: &str) -> Result<Vec<Result<LinkFile, StoreError>>, StoreError> {
+        self.files_of(object, "links", |directory, name| LinkFile::open(directory, name))
+    }
+}
