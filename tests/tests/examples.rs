@@ -1,0 +1,290 @@
+//! Every example, run as its README says.
+
+use beeline_tests::{Store, Target, build_dir, gcc, have, object, root};
+use serde_json::Value;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::FromRawFd;
+use std::process::{Command, Stdio};
+
+/// What `events --json --no-follow` prints: one event a line.
+fn events(store: &Store, map: &str, type_name: &str) -> Vec<Value> {
+    let text = store.ok(&["--json", "events", map, "--type", type_name, "--no-follow"]);
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
+}
+
+/// A field of an event, wherever the command puts the typed value.
+fn field<'a>(event: &'a Value, name: &str) -> &'a Value {
+    match event {
+        Value::Object(fields) => match fields.get(name) {
+            Some(value) => value,
+            None => {
+                fields.values().map(|it| field(it, name)).find(|it| !it.is_null()).unwrap_or(&Value::Null)
+            }
+        },
+        _ => &Value::Null,
+    }
+}
+
+fn load(store: &Store, source: &str, attach: &[String]) {
+    let path = object(source).to_string_lossy().into_owned();
+    let mut arguments = vec!["load".to_owned(), path];
+    for spec in attach {
+        arguments.extend(["--attach".to_owned(), spec.clone()]);
+    }
+    store.ok(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+#[test]
+fn malloc_counter() {
+    let store = Store::new();
+    load(&store, "examples/malloc-counter/malloc.bpf.c", &[]);
+    store.ok(&["start", "--", "/bin/ls", "-l", "/"]);
+    let total = store.percpu_sum("total", 0);
+    let (_, usage) = store.entries("by_process").remove(0);
+    assert!(total > 10);
+    assert_eq!(usage["calls"].as_u64(), Some(total));
+    assert!(usage["bytes"].as_u64() >= Some(total));
+}
+
+#[test]
+fn function_latency() {
+    let program = gcc("examples/function-latency/sorter.c");
+    let place = format!("{}:sort_once", program.display());
+    let store = Store::new();
+    let attach = [format!("enter=uprobe:{place}"), format!("leave=uretprobe:{place}")];
+    load(&store, "examples/function-latency/latency.bpf.c", &attach);
+    store.ok(&["start", "--", &program.to_string_lossy(), "500"]);
+    let dump = store.json(&["map", "dump", "latency"]);
+    let mut calls = 0;
+    sum_slots(&dump, &mut calls);
+    assert_eq!(calls, 500, "{dump}");
+    assert!(store.entries("started").is_empty(), "every call that began has ended");
+}
+
+/// Adds up everything in arrays called `slots`, once: typed values stand beside their bytes in the output.
+fn sum_slots(value: &Value, sum: &mut u64) {
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                match field {
+                    Value::Array(slots) if name == "slots" => {
+                        *sum += slots.iter().filter_map(Value::as_u64).sum::<u64>();
+                    }
+                    _ => sum_slots(field, sum),
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| sum_slots(item, sum)),
+        _ => {}
+    }
+}
+
+/// An interactive shell on a pseudo-terminal.
+struct Shell {
+    child: std::process::Child,
+    terminal: File,
+}
+
+impl Shell {
+    fn start() -> Shell {
+        let (mut master, mut slave) = (0, 0);
+        let null = std::ptr::null_mut();
+        // SAFETY: openpty fills two descriptors, which are ours from then on.
+        let (terminal, other) = unsafe {
+            assert_eq!(libc::openpty(&mut master, &mut slave, null, null as *const _, null as *const _), 0);
+            (File::from_raw_fd(master), File::from_raw_fd(slave))
+        };
+        let end = || Stdio::from(other.try_clone().expect("descriptor"));
+        let child = Command::new("/bin/bash")
+            .args(["--norc", "--noprofile", "-i"])
+            .env("PS1", "> ")
+            .stdin(end())
+            .stdout(end())
+            .stderr(end())
+            .spawn()
+            .expect("bash runs");
+        Shell { child, terminal }
+    }
+
+    /// Types a line and waits until the shell has answered with `answer`.
+    fn line(&mut self, line: &str, answer: &str) {
+        self.terminal.write_all(format!("{line}\n").as_bytes()).expect("the shell reads");
+        self.wait_for(answer);
+    }
+
+    fn wait_for(&mut self, answer: &str) {
+        let mut seen = String::new();
+        let mut buffer = [0; 256];
+        while !seen.contains(answer) {
+            let n = self.terminal.read(&mut buffer).expect("the shell answers");
+            seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn bashreadline() {
+    let store = Store::new();
+    load(&store, "examples/bashreadline/readline.bpf.c", &[]);
+    let mut shell = Shell::start();
+    // The shell stands in readline() while we attach: only calls that begin later are seen, as under the kernel.
+    shell.line("echo $((40 + 2))", "42");
+    store.ok(&["attach", &shell.child.id().to_string()]);
+    shell.line("echo before-$((1 + 1))", "before-2");
+    shell.line("echo first-$((1 + 2))", "first-3");
+    shell.line("echo second-$((2 + 2))", "second-4");
+    let lines = events(&store, "lines", "line");
+    let texts: Vec<_> = lines.iter().filter_map(|line| field(line, "text").as_str()).collect();
+    assert!(
+        texts.contains(&"echo first-$((1 + 2))") && texts.contains(&"echo second-$((2 + 2))"),
+        "{texts:?}"
+    );
+    assert!(lines.iter().all(|line| field(line, "pid") == shell.child.id() && field(line, "comm") == "bash"));
+    // It stands in readline() again, this time under our return probe: detach gives the return address back.
+    store.ok(&["detach", &shell.child.id().to_string()]);
+    assert!(beeline_tests::our_mappings(&shell.child.id().to_string()).is_empty());
+    shell.line("echo after-$((5 + 5))", "after-10");
+}
+
+#[test]
+fn sslsniff() {
+    if !have(&["openssl"]) {
+        return;
+    }
+    let program = gcc("examples/sslsniff/selftalk.c");
+    let folder = std::env::temp_dir().join(format!("beeline-ssl-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("writable");
+    let (key, certificate) = (folder.join("key.pem"), folder.join("certificate.pem"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=test", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .expect("openssl runs");
+    assert!(made.status.success());
+    let both = [key, certificate].map(|path| std::fs::read(path).expect("readable")).concat();
+    let pem = folder.join("both.pem");
+    std::fs::write(&pem, both).expect("writable");
+
+    let store = Store::new();
+    load(&store, "examples/sslsniff/sslsniff.bpf.c", &[]);
+    store.ok(&["start", "--", &program.to_string_lossy(), &pem.to_string_lossy(), "3"]);
+    let messages = events(&store, "messages", "message");
+    let texts: Vec<_> = messages.iter().filter_map(|it| field(it, "text").as_str()).collect();
+    for i in 0..3 {
+        let request = format!("GET /secret/{i} HTTP/1.1");
+        let seen = texts.iter().filter(|text| text.starts_with(&request)).count();
+        assert_eq!(seen, 2, "written by the client, read by the server: {texts:?}");
+    }
+    assert_eq!(texts.iter().filter(|text| text.starts_with("HTTP/1.1 200 OK")).count(), 6);
+    let _ = std::fs::remove_dir_all(folder);
+}
+
+#[test]
+fn go_function() {
+    if !have(&["go"]) {
+        return;
+    }
+    let output = build_dir().join("end-to-end/gotarget-example");
+    let status = Command::new("go")
+        .current_dir(root().join("examples/go-function/target"))
+        .env("CGO_ENABLED", "0")
+        .args(["build", "-o"])
+        .arg(&output)
+        .arg(".")
+        .status()
+        .expect("go runs");
+    assert!(status.success());
+    let store = Store::new();
+    load(
+        &store,
+        "examples/go-function/gofunc.bpf.c",
+        &[format!("on_add=uprobe:{}:main.add", output.display())],
+    );
+    store.ok(&["start", "--", &output.to_string_lossy(), "100"]);
+    let (_, stats) = store.entries("stats").remove(0);
+    assert_eq!(stats["calls"], 400);
+}
+
+#[test]
+fn ring_events() {
+    let store = Store::new();
+    load(&store, "examples/ring-events/events.bpf.c", &[]);
+    store.ok(&["start", "--", "/bin/ls", "/"]);
+    let events = events(&store, "events", "event");
+    let names: Vec<_> = events.iter().filter_map(|it| field(it, "name").as_str()).collect();
+    assert!(
+        names.contains(&"POSIXLY_CORRECT") || names.contains(&"COLUMNS"),
+        "ls asks for its variables: {names:?}"
+    );
+    assert!(events.iter().all(|it| field(it, "comm") == "ls"));
+}
+
+#[test]
+fn tail_calls() {
+    let program = gcc("tests/targets/worker.c");
+    let store = Store::new();
+    let attach = [format!("dispatch=uprobe:{}:work", program.display())];
+    load(&store, "examples/tail-calls/dispatch.bpf.c", &attach);
+    store.ok(&["start", "--", &program.to_string_lossy(), "1", "1000"]);
+    // work(sum, i) with sum = 3 sum + i: the sum passes 100 after a few calls, and stays above for an unsigned number.
+    let (mut sum, mut small) = (0u64, 0);
+    for i in 0..1000u64 {
+        small += u64::from(sum < 100);
+        sum = sum.wrapping_mul(3).wrapping_add(i);
+    }
+    assert_eq!(store.number("counts", 0), small);
+    assert_eq!(store.number("counts", 1), 1000 - small);
+    assert_eq!(store.number("counts", 2), 0, "no tail call failed");
+}
+
+#[test]
+fn config() {
+    let store = Store::new();
+    load(&store, "examples/config/config.bpf.c", &[]);
+    store.ok(&["start", "--", "/bin/ls", "/"]);
+    let (seen, above) = (store.global("seen"), store.global("above"));
+    assert!(seen > 0 && above > 0 && above < seen, "{above} of {seen}");
+    assert_eq!(store.global("threshold"), 64);
+}
+
+/// A program that is loaded is only run, never changed: the example's README shows the same names.
+#[test]
+fn every_example_has_a_readme_that_names_its_files() {
+    for entry in root().join("examples").read_dir().expect("examples") {
+        let folder = entry.expect("an entry").path();
+        if !folder.is_dir() {
+            continue;
+        }
+        let readme = std::fs::read_to_string(folder.join("README.md"))
+            .unwrap_or_else(|_| panic!("{} has no README.md", folder.display()));
+        for file in folder.read_dir().expect("a folder").filter_map(|it| Some(it.ok()?.file_name())) {
+            let name = file.to_string_lossy().into_owned();
+            if name.ends_with(".c") {
+                assert!(readme.contains(&name), "{}: README.md does not name {name}", folder.display());
+            }
+        }
+    }
+}
+
+/// The target of a probe goes on unharmed when the shell that started it is gone.
+#[test]
+fn a_started_program_reads_and_writes_as_without_us() {
+    let store = Store::new();
+    load(&store, "examples/malloc-counter/malloc.bpf.c", &[]);
+    let mut cat = Target::spawn(&mut store.command(&["start", "--", "/bin/cat"]));
+    cat.send("through the pipe");
+    assert_eq!(cat.line(), "through the pipe");
+    cat.finish();
+}
