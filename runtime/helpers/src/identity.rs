@@ -1,0 +1,272 @@
+//! Who runs: thread and process ids, owner word, user, name.
+//!
+//! Ids are cached in the [`RunContext`], which lies in a slot found by the thread's fs base. Two things make the cache
+//! stale: a fork, whose child finds the [`ForkPage`] zeroed; and a new thread that got the fs base of one that is gone,
+//! which shows in the thread id that libc keeps in the thread control block (`ProcessBlock::tid_offset`). Where the
+//! latter is unknown, every look at an id is a system call.
+//!
+//! *Differs*: ids are those of the process's own pid namespace. A child of `vfork` shares its parent's memory, thread
+//! control block included, and is taken for it until it executes.
+
+use crate::sys::{self, nr};
+use crate::{error, owner, process};
+use beeline_abi::errno::{EINVAL, EPERM};
+use beeline_abi::map::Access;
+use beeline_abi::process::{ForkPage, ProcessBlock};
+use beeline_abi::run::RunContext;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+/// Ids of the calling thread.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ids {
+    /// Thread id (the kernel's `pid`).
+    pub tid: u32,
+    /// Process id.
+    pub tgid: u32,
+}
+
+/// The fork page of a process, when it has one.
+fn fork_page(block: Option<&ProcessBlock>) -> Option<&ForkPage> {
+    // SAFETY: the injector maps the page before any thread runs, for as long as the block lives.
+    block.and_then(|block| unsafe { (block.fork_page as *const ForkPage).as_ref() })
+}
+
+/// True when what `run` caches is of this very thread in this very process.
+///
+/// # Safety
+///
+/// `run` is valid and used by the calling thread alone.
+#[inline]
+pub unsafe fn is_known(run: *const RunContext) -> bool {
+    // SAFETY: the caller's contract; a non-zero `tid_offset` was proven to lie in the thread control block.
+    unsafe {
+        let Some(block) = process(run) else { return false };
+        let Some(page) = (block.fork_page as *const ForkPage).as_ref() else { return false };
+        let epoch = page.epoch.load(Relaxed);
+        epoch != 0
+            && (*run).ids_epoch == epoch
+            && block.tid_offset != 0
+            && sys::fs_u32(i64::from(block.tid_offset)) == (*run).tid
+    }
+}
+
+/// The calling thread's ids.
+///
+/// # Safety
+///
+/// `run` is valid and used by the calling thread alone.
+#[inline]
+pub unsafe fn ids(run: *mut RunContext) -> Ids {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if !is_known(run) {
+            refresh(run);
+        }
+        Ids { tid: (*run).tid, tgid: (*run).tgid }
+    }
+}
+
+/// The access word for map operations, its owner that of the calling thread.
+///
+/// # Safety
+///
+/// `run` is valid, used by the calling thread alone, and outlives the reference.
+#[inline]
+pub unsafe fn access<'a>(run: *mut RunContext) -> &'a Access {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if !is_known(run) {
+            refresh(run);
+        }
+        &(*run).access
+    }
+}
+
+/// Asks the kernel for the ids and renews what hangs on them if they are others than before.
+#[cold]
+#[inline(never)]
+unsafe fn refresh(run: *mut RunContext) {
+    // SAFETY: the contract of the callers above.
+    unsafe {
+        let block = process(run);
+        let tid = sys::thread_id();
+        let page = fork_page(block);
+        let epoch = page.map_or(0, |page| {
+            if page.epoch.load(Acquire) == 0 {
+                page.tgid.store(sys::process_id(), Relaxed);
+                let fresh = (u64::from(tid) << 40) ^ (sys::clock_ns(1) << 1) | 1;
+                let _ = page.epoch.compare_exchange(0, fresh, Release, Acquire);
+            }
+            page.epoch.load(Acquire)
+        });
+        let same = (*run).tid == tid && (*run).access.owner as u32 & 0x7fff_ffff == tid;
+        if same && page.is_some() && (*run).ids_epoch == epoch {
+            return;
+        }
+        (*run).tgid = page.map_or_else(sys::process_id, |page| page.tgid.load(Relaxed));
+        if same && page.is_none() {
+            return;
+        }
+        (*run).tid = tid;
+        (*run).access.owner = owner::current(block, tid);
+        (*run).random = 0;
+        (*run).ids_epoch = epoch;
+    }
+}
+
+/// `u64 bpf_get_current_pid_tgid(void)`: process id in the upper half, thread id in the lower.
+pub(crate) unsafe extern "sysv64" fn get_current_pid_tgid(
+    _: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    run: *mut RunContext,
+) -> u64 {
+    // SAFETY: compiled code hands on the run that it was called with.
+    let ids = unsafe { ids(run) };
+    u64::from(ids.tgid) << 32 | u64::from(ids.tid)
+}
+
+/// `u64 bpf_get_current_uid_gid(void)`: group id in the upper half, user id in the lower; both real ids.
+///
+/// *Differs*: ids as seen in the process's own user namespace.
+pub(crate) unsafe extern "sysv64" fn get_current_uid_gid(
+    _: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    _: *mut RunContext,
+) -> u64 {
+    // SAFETY: no arguments.
+    let (uid, gid) = unsafe { (sys::call2(nr::GETUID, 0, 0) as u32, sys::call2(nr::GETGID, 0, 0) as u32) };
+    u64::from(gid) << 32 | u64::from(uid)
+}
+
+/// The calling thread's name, NUL-padded.
+pub fn thread_name() -> [u8; 16] {
+    const PR_GET_NAME: u64 = 16;
+    let mut name = [0u8; 16];
+    // SAFETY: the kernel writes 16 bytes.
+    unsafe { sys::call2(nr::PRCTL, PR_GET_NAME, name.as_mut_ptr() as u64) };
+    name
+}
+
+/// `long bpf_get_current_comm(void *buf, u32 size)`: the thread's name, cut to `size - 1` bytes, NUL-padded to `size`.
+pub(crate) unsafe extern "sysv64" fn get_current_comm(
+    buffer: u64,
+    size: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    _: *mut RunContext,
+) -> u64 {
+    let size = size as u32 as usize;
+    if size == 0 {
+        return error(EINVAL);
+    }
+    let name = thread_name();
+    let len = name.iter().position(|&byte| byte == 0).unwrap_or(name.len()).min(size - 1);
+    // SAFETY: the verifier proved `size` writable bytes at `buffer`; `len < size`.
+    unsafe {
+        let buffer = buffer as *mut u8;
+        core::ptr::copy_nonoverlapping(name.as_ptr(), buffer, len);
+        core::ptr::write_bytes(buffer.add(len), 0, size - len);
+    }
+    0
+}
+
+/// `long bpf_get_ns_current_pid_tgid(u64 dev, u64 ino, struct bpf_pidns_info *nsdata, u32 size)`: the ids in the pid
+/// namespace with this device and inode.
+///
+/// Errors: `-EINVAL` when it is not the process's own pid namespace or `size` is not 8; `nsdata` is zeroed.
+pub(crate) unsafe extern "sysv64" fn get_ns_current_pid_tgid(
+    device: u64,
+    inode: u64,
+    info: u64,
+    size: u64,
+    _: u64,
+    run: *mut RunContext,
+) -> u64 {
+    const INFO_LEN: u32 = 8;
+    let size = size as u32;
+    // SAFETY: the verifier proved `size` writable bytes at `info`; the run is the caller's.
+    unsafe {
+        if size != INFO_LEN || own_pid_namespace() != Some((device, inode)) {
+            core::ptr::write_bytes(info as *mut u8, 0, size as usize);
+            return error(EINVAL);
+        }
+        let ids = ids(run);
+        (info as *mut [u32; 2]).write_unaligned([ids.tid, ids.tgid]);
+    }
+    0
+}
+
+/// Device and inode of the process's pid namespace.
+fn own_pid_namespace() -> Option<(u64, u64)> {
+    crate::system::stat_identity(b"/proc/self/ns/pid\0")
+}
+
+/// `-EPERM`: what the kernel answers where a task may not be touched.
+pub(crate) const NOT_PERMITTED: u64 = error(EPERM);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(helper: crate::HelperFn, arguments: [u64; 5], run: &mut RunContext) -> u64 {
+        let [a, b, c, d, e] = arguments;
+        // SAFETY: the tests pass memory of the sizes they state.
+        unsafe { helper(a, b, c, d, e, run) }
+    }
+
+    #[test]
+    fn ids_without_a_process_block() {
+        let mut run = RunContext::default();
+        let both = call(get_current_pid_tgid, [0; 5], &mut run);
+        assert_eq!(both >> 32, u64::from(std::process::id()));
+        assert_eq!(both as u32, sys::thread_id());
+        let tid = std::thread::spawn(move || {
+            let mut run = run;
+            call(get_current_pid_tgid, [0; 5], &mut run) as u32 == sys::thread_id()
+                && run.access.owner as u32 == sys::thread_id()
+        });
+        assert!(tid.join().unwrap());
+    }
+
+    #[test]
+    fn name_is_cut_and_padded() {
+        let check = |size: usize, expected: &[u8]| {
+            let mut buffer = [0xaau8; 24];
+            let mut run = RunContext::default();
+            let result = call(get_current_comm, [buffer.as_mut_ptr() as u64, size as u64, 0, 0, 0], &mut run);
+            assert_eq!(result, 0);
+            assert_eq!(&buffer[..size], expected);
+            assert!(buffer[size..].iter().all(|&byte| byte == 0xaa));
+        };
+        std::thread::Builder::new()
+            .name("a-name".into())
+            .spawn(move || {
+                check(1, b"\0");
+                check(4, b"a-n\0");
+                check(16, b"a-name\0\0\0\0\0\0\0\0\0\0");
+                check(20, b"a-name\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+            })
+            .unwrap()
+            .join()
+            .unwrap();
+    }
+
+    #[test]
+    fn namespace_ids() {
+        let (device, inode) = own_pid_namespace().unwrap();
+        let mut info = [7u32; 2];
+        let mut run = RunContext::default();
+        let address = info.as_mut_ptr() as u64;
+        assert_eq!(call(get_ns_current_pid_tgid, [device, inode, address, 8, 0], &mut run), 0);
+        assert_eq!(info, [sys::thread_id(), std::process::id()]);
+        let refused = call(get_ns_current_pid_tgid, [device, inode + 1, address, 8, 0], &mut run);
+        assert_eq!((refused as i64, info), (-EINVAL, [0, 0]));
+    }
+}

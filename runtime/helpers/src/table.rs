@@ -1,0 +1,175 @@
+//! The table: id, name, prototype, implementation. Adding a helper is one row and one function.
+//!
+//! Ids, names, arguments and licence are those of `include/uapi/linux/bpf.h` and of the `bpf_func_proto`s in the kernel;
+//! which program types may call a helper was asked of a 6.18 kernel.
+
+use crate::proto::MemAccess::{Read, Write};
+use crate::proto::{ArgKind, HelperProto, ProgramSet, RetKind, args};
+use crate::{control, format, identity, map, number, probe, read, signal, stack, system, task, time, trace};
+use ArgKind::{Anything, ConstMapPtr, ConstStr, Func, MapKey, MapValue, Size, SizeOrZero, StackOrNull};
+use beeline_abi::run::RunContext;
+
+/// A helper's implementation: r1 to r5, the run; r0.
+///
+/// Safety: the arguments are what the verifier proved by the prototype, the run is the caller's own.
+pub type HelperFn = unsafe extern "sysv64" fn(u64, u64, u64, u64, u64, *mut RunContext) -> u64;
+
+/// One helper.
+#[derive(Clone, Copy, Debug)]
+pub struct Helper {
+    /// What the verifier knows of it.
+    pub proto: HelperProto,
+    /// What runs.
+    pub call: HelperFn,
+}
+
+/// Length of a table indexed by id (`__BPF_FUNC_MAX_ID`).
+pub const HELPERS_LEN: usize = 212;
+
+/// The program's context.
+const CTX: ArgKind = ArgKind::Ctx { nullable: false };
+/// Memory that the helper reads, its size in the next argument.
+const INPUT: ArgKind = ArgKind::Mem { access: Read, nullable: false };
+/// The same, or null.
+const INPUT_OR_NULL: ArgKind = ArgKind::Mem { access: Read, nullable: true };
+/// Memory that the helper fills, its size in the next argument.
+const OUTPUT: ArgKind = ArgKind::Mem { access: Write, nullable: false };
+/// The same, or null.
+const OUTPUT_OR_NULL: ArgKind = ArgKind::Mem { access: Write, nullable: true };
+/// A word that the helper writes.
+const OUTPUT_WORD: ArgKind = ArgKind::FixedMem { access: Write, size: 8, aligned: true };
+
+/// Tracing programs, and those that `BPF_PROG_TEST_RUN` alone runs.
+const TRACING: ProgramSet = ProgramSet::TRACING.union(ProgramSet::SYSCALL);
+/// Programs that cannot run in an NMI.
+const NOT_TRACING: ProgramSet = ProgramSet::ALL.without(TRACING);
+
+/// A row for every program type.
+const fn row<const N: usize>(
+    id: u32,
+    name: &'static str,
+    arguments: [ArgKind; N],
+    ret: RetKind,
+    call: HelperFn,
+) -> Helper {
+    Helper { proto: HelperProto::new(id, name, args(arguments), ret), call }
+}
+
+/// The most frequent row: it returns a number.
+const fn number<const N: usize>(
+    id: u32,
+    name: &'static str,
+    arguments: [ArgKind; N],
+    call: HelperFn,
+) -> Helper {
+    row(id, name, arguments, RetKind::Integer, call)
+}
+
+impl Helper {
+    const fn gpl(self) -> Helper {
+        Helper { proto: self.proto.gpl(), ..self }
+    }
+
+    const fn only(self, programs: ProgramSet) -> Helper {
+        Helper { proto: self.proto.only(programs), ..self }
+    }
+
+    const fn sleeps(self) -> Helper {
+        Helper { proto: self.proto.sleeps(), ..self }
+    }
+}
+
+/// Every helper, in order of ids.
+#[rustfmt::skip]
+pub const HELPERS: &[Helper] = &[
+    row(1, "bpf_map_lookup_elem", [ConstMapPtr, MapKey], RetKind::MapValueOrNull, map::map_lookup_elem),
+    number(2, "bpf_map_update_elem", [ConstMapPtr, MapKey, MapValue(Read), Anything], map::map_update_elem),
+    number(3, "bpf_map_delete_elem", [ConstMapPtr, MapKey], map::map_delete_elem),
+    number(4, "bpf_probe_read", [OUTPUT, SizeOrZero, Anything], read::probe_read).gpl().only(TRACING),
+    number(5, "bpf_ktime_get_ns", [], time::ktime_get_ns),
+    number(6, "bpf_trace_printk", [INPUT, Size], trace::trace_printk).gpl(),
+    number(7, "bpf_get_prandom_u32", [], system::get_prandom_u32),
+    number(8, "bpf_get_smp_processor_id", [], system::get_smp_processor_id),
+    row(12, "bpf_tail_call", [CTX, ConstMapPtr, Anything], RetKind::Void, control::tail_call),
+    number(14, "bpf_get_current_pid_tgid", [], identity::get_current_pid_tgid),
+    number(15, "bpf_get_current_uid_gid", [], identity::get_current_uid_gid),
+    number(16, "bpf_get_current_comm", [OUTPUT, Size], identity::get_current_comm),
+    number(35, "bpf_get_current_task", [], task::get_current_task).gpl(),
+    number(36, "bpf_probe_write_user", [Anything, INPUT, Size], read::probe_write_user).gpl().only(TRACING),
+    number(42, "bpf_get_numa_node_id", [], system::get_numa_node_id),
+    number(45, "bpf_probe_read_str", [OUTPUT, SizeOrZero, Anything], read::probe_read_str).gpl().only(TRACING),
+    number(67, "bpf_get_stack", [CTX, OUTPUT, SizeOrZero, Anything], stack::get_stack).gpl().only(TRACING),
+    number(80, "bpf_get_current_cgroup_id", [], system::get_current_cgroup_id),
+    number(105, "bpf_strtol", [INPUT, Size, Anything, OUTPUT_WORD], number::strtol),
+    number(106, "bpf_strtoul", [INPUT, Size, Anything, OUTPUT_WORD], number::strtoul),
+    number(109, "bpf_send_signal", [Anything], signal::send_signal),
+    number(112, "bpf_probe_read_user", [OUTPUT, SizeOrZero, Anything], read::probe_read).gpl(),
+    number(113, "bpf_probe_read_kernel", [OUTPUT, SizeOrZero, Anything], read::probe_read).gpl(),
+    number(114, "bpf_probe_read_user_str", [OUTPUT, SizeOrZero, Anything], read::probe_read_str).gpl(),
+    number(115, "bpf_probe_read_kernel_str", [OUTPUT, SizeOrZero, Anything], read::probe_read_str).gpl(),
+    number(117, "bpf_send_signal_thread", [Anything], signal::send_signal_thread),
+    number(118, "bpf_jiffies64", [], time::jiffies64),
+    number(120, "bpf_get_ns_current_pid_tgid", [Anything, Anything, OUTPUT, Size], identity::get_ns_current_pid_tgid),
+    number(125, "bpf_ktime_get_boot_ns", [], time::ktime_get_boot_ns),
+    number(148, "bpf_copy_from_user", [OUTPUT, SizeOrZero, Anything], read::probe_read).sleeps(),
+    row(158, "bpf_get_current_task_btf", [], RetKind::Btf("task_struct"), task::get_current_task).gpl(),
+    number(160, "bpf_ktime_get_coarse_ns", [], time::ktime_get_coarse_ns).only(NOT_TRACING),
+    number(165, "bpf_snprintf", [OUTPUT_OR_NULL, SizeOrZero, ConstStr, INPUT_OR_NULL, SizeOrZero], format::snprintf).gpl(),
+    number(173, "bpf_get_func_ip", [CTX], probe::get_func_ip).gpl().only(TRACING),
+    number(174, "bpf_get_attach_cookie", [CTX], probe::get_attach_cookie).only(ProgramSet::TRACING),
+    number(177, "bpf_trace_vprintk", [INPUT, Size, INPUT_OR_NULL, SizeOrZero], trace::trace_vprintk).gpl(),
+    number(181, "bpf_loop", [Anything, Func, StackOrNull, Anything], control::bpf_loop),
+    number(182, "bpf_strncmp", [INPUT, Size, ConstStr], number::strncmp),
+    number(183, "bpf_get_func_arg", [CTX, Anything, OUTPUT_WORD], probe::get_func_arg).only(ProgramSet::FENTRY),
+    number(184, "bpf_get_func_ret", [CTX, OUTPUT_WORD], probe::get_func_ret).only(ProgramSet::FENTRY),
+    number(185, "bpf_get_func_arg_cnt", [CTX], probe::get_func_arg_cnt).only(ProgramSet::FENTRY),
+    number(208, "bpf_ktime_get_tai_ns", [], time::ktime_get_tai_ns),
+];
+
+/// The implementation of each helper by id.
+pub const BY_ID: [Option<HelperFn>; HELPERS_LEN] = {
+    let mut by_id = [None; HELPERS_LEN];
+    let mut i = 0;
+    while i < HELPERS.len() {
+        by_id[HELPERS[i].proto.id as usize] = Some(HELPERS[i].call);
+        i += 1;
+    }
+    by_id
+};
+
+/// The helper with this id.
+pub fn by_id(id: u32) -> Option<&'static Helper> {
+    let found = HELPERS.binary_search_by_key(&id, |helper| helper.proto.id).ok()?;
+    HELPERS.get(found)
+}
+
+const _: () = {
+    let mut i = 1;
+    while i < HELPERS.len() {
+        assert!(HELPERS[i - 1].proto.id < HELPERS[i].proto.id, "rows in order of ids");
+        i += 1;
+    }
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn found_by_id() {
+        assert_eq!(by_id(14).unwrap().proto.name, "bpf_get_current_pid_tgid");
+        assert!(by_id(0).is_none() && by_id(13).is_none() && by_id(9999).is_none());
+        assert!(HELPERS.iter().all(|helper| BY_ID[helper.proto.id as usize].is_some()));
+        assert_eq!(BY_ID.iter().flatten().count(), HELPERS.len());
+    }
+
+    #[test]
+    fn a_size_follows_its_memory() {
+        for helper in HELPERS {
+            for pair in helper.proto.args.windows(2) {
+                let sized = matches!(pair[1], Size | SizeOrZero);
+                assert_eq!(matches!(pair[0], ArgKind::Mem { .. }), sized, "{}", helper.proto.name);
+            }
+        }
+    }
+}
