@@ -1,1 +1,30 @@
 //! Where a probe can be put: symbols, offsets, displaced instructions.
+//!
+//! ```text
+//! Binary ──resolve(Location)──▶ Resolved ──plan(vaddr)──▶ SitePlan ──▶ beeline-stub
+//!    └─ whole-object analysis, made once: every branch target, landing pad, relocated address
+//! ```
+//!
+//! Everything here is a fact about a file. No process is looked at, and nothing is known of what a probe does.
+//!
+//! **Invariant:** a [`SitePlan`] exists only for a window into which nothing jumps, as far as the whole object shows.
+//! Bytes of a file are another party's word: garbage gives an error, never a panic.
+#![forbid(unsafe_code)]
+
+mod analysis;
+mod binary;
+mod dynamic;
+mod error;
+mod library;
+mod plan;
+mod resolve;
+mod returns;
+mod symbols;
+mod unwind;
+
+pub use binary::{Binary, Libc, Linkage, Segment};
+pub use error::{OpenError, Refusal, ResolveError};
+pub use library::{LibraryNotFound, find_library};
+pub use plan::{References, SitePlan, WINDOW_MIN, plan, plan_return};
+pub use resolve::{FunctionRange, Location, Resolved, resolve};
+pub use symbols::{Symbol, SymbolKind, Symbols};

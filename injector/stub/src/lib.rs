@@ -1,1 +1,34 @@
 //! The machine code of a probe site.
+//!
+//! ```text
+//! site:   jmp stub                    stub:  save caller-saved registers, find the thread's slot, guard
+//!         (rest of the window)               call the programs
+//! next: ◀──────────────────┐                 restore
+//!                          └─ jmp next ◀──── displaced instructions
+//! ```
+//!
+//! All code is generated here, in the injector, as bytes for a given address; the target only executes it. A stub
+//! keeps every register, the flags, the red zone and the vector state as the probed code left them.
+#![forbid(unsafe_code)]
+
+mod arena;
+mod assemble;
+mod displaced;
+mod frame;
+mod link;
+mod patch;
+mod phase;
+mod returns;
+mod site_code;
+
+pub use arena::{Arena, ArenaError};
+pub use assemble::build_stub;
+pub use displaced::DisplaceError;
+pub use link::{LinkError, link_code};
+pub use patch::{PatchError, patch_bytes};
+pub use site_code::{AgentSymbols, Environment, LinkCode, PcMapping, SiteCode, Stub, StubError, ThreadKey};
+
+/// What no stub is longer than, for one with this many links. An arena that has so much room takes it.
+pub const fn stub_len_max(links: usize) -> u64 {
+    (1536 + 256 * links) as u64
+}

@@ -1,0 +1,265 @@
+//! Where execution can arrive, for a whole object: what a window must not contain.
+//!
+//! All executable sections are decoded once, linearly, starting afresh at each symbol and unwind entry. Everything that could be an
+//! address of code is taken for one; a false target only costs a site, a missed one would cost the process:
+//!
+//! - targets of direct jumps and calls,
+//! - addresses taken by `lea`, and by immediates where code lies at fixed addresses,
+//! - jump tables: 32-bit offsets from an address that code takes, and absolute words in data,
+//! - what dynamic relocations store, and landing pads of exceptions.
+
+use crate::Binary;
+use crate::binary::Section;
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
+use std::ops::Range;
+
+/// Most entries of one jump table.
+const TABLE_ENTRIES_MAX: usize = 1 << 16;
+
+/// One bit for each byte of an executable section.
+#[derive(Debug)]
+struct Marks {
+    start: u64,
+    len: u64,
+    bits: Vec<u64>,
+}
+
+impl Marks {
+    fn new(start: u64, len: u64) -> Marks {
+        Marks { start, len, bits: vec![0; len.div_ceil(64) as usize] }
+    }
+
+    /// False when `vaddr` is not in this section.
+    fn set(&mut self, vaddr: u64) -> bool {
+        let at = vaddr.wrapping_sub(self.start);
+        if at >= self.len {
+            return false;
+        }
+        self.bits[(at / 64) as usize] |= 1 << (at % 64);
+        true
+    }
+
+    fn get(&self, vaddr: u64) -> bool {
+        let at = vaddr.wrapping_sub(self.start);
+        at < self.len && self.bits[(at / 64) as usize] >> (at % 64) & 1 != 0
+    }
+}
+
+/// A set of code addresses.
+#[derive(Debug)]
+struct Addresses(Vec<Marks>);
+
+impl Addresses {
+    fn of(sections: &[&Section]) -> Addresses {
+        Addresses(sections.iter().map(|s| Marks::new(s.vaddr, s.bytes.len() as u64)).collect())
+    }
+
+    fn insert(&mut self, vaddr: u64) -> bool {
+        self.0.iter_mut().any(|m| m.set(vaddr))
+    }
+
+    fn contains(&self, vaddr: u64) -> bool {
+        self.0.iter().any(|m| m.get(vaddr))
+    }
+}
+
+/// Where execution can arrive.
+#[derive(Debug)]
+pub(crate) struct Analysis {
+    /// Anything at all refers to it.
+    targets: Addresses,
+    /// It is called, or its address is taken.
+    called: Addresses,
+    /// A conditional branch goes there.
+    conditional: Addresses,
+    /// A jump from the code between this address and the next known start goes there.
+    looped: Addresses,
+    /// Starts of pieces of code: symbols and unwind entries, in order.
+    starts: Vec<u64>,
+    /// Data addresses that code takes.
+    tables: Vec<u64>,
+}
+
+impl Analysis {
+    pub(crate) fn of(binary: &Binary) -> Analysis {
+        let sections: Vec<&Section> = binary.sections().iter().filter(|s| s.executable).collect();
+        let mut analysis = Analysis {
+            targets: Addresses::of(&sections),
+            called: Addresses::of(&sections),
+            conditional: Addresses::of(&sections),
+            looped: Addresses::of(&sections),
+            starts: starts(binary),
+            tables: Vec::new(),
+        };
+        for section in &sections {
+            analysis.sweep_section(binary, section);
+        }
+        analysis.read_tables(binary);
+        if binary.is_fixed() {
+            analysis.read_words(binary);
+        }
+        for &target in binary.dynamic().targets.iter().chain([&binary.entry()]) {
+            analysis.take_address(target);
+        }
+        for &pad in binary.unwind().landing_pads() {
+            analysis.targets.insert(pad);
+        }
+        analysis
+    }
+
+    /// The first address in `range` at which execution can arrive by a jump.
+    pub(crate) fn first_target_in(&self, mut range: Range<u64>) -> Option<u64> {
+        range.find(|&v| self.targets.contains(v))
+    }
+
+    /// The first start of other code in `range`.
+    pub(crate) fn first_start_in(&self, range: Range<u64>) -> Option<u64> {
+        let at = self.starts.partition_point(|&s| s < range.start);
+        self.starts.get(at).copied().filter(|&s| s < range.end)
+    }
+
+    /// The last start at or before `vaddr`.
+    pub(crate) fn start_before(&self, vaddr: u64) -> Option<u64> {
+        let behind = self.starts.partition_point(|&s| s <= vaddr);
+        self.starts.get(behind.checked_sub(1)?).copied()
+    }
+
+    /// It is called somewhere, or its address is taken.
+    pub(crate) fn is_called(&self, vaddr: u64) -> bool {
+        self.called.contains(vaddr)
+    }
+
+    /// A conditional branch goes there.
+    pub(crate) fn is_conditional_target(&self, vaddr: u64) -> bool {
+        self.conditional.contains(vaddr)
+    }
+
+    /// The code that starts there jumps back to its start.
+    pub(crate) fn is_looped(&self, vaddr: u64) -> bool {
+        self.looped.contains(vaddr)
+    }
+
+    fn sweep_section(&mut self, binary: &Binary, section: &Section) {
+        let end = section.vaddr.saturating_add(section.bytes.len() as u64);
+        let bytes = &binary.data()[section.bytes.clone()];
+        let first = self.starts.partition_point(|&s| s <= section.vaddr);
+        let last = self.starts.partition_point(|&s| s < end);
+        let inner: Vec<u64> = self.starts[first..last.max(first)].to_vec();
+        let mut from = section.vaddr;
+        for to in inner.into_iter().chain([end]) {
+            let piece = &bytes[(from - section.vaddr) as usize..(to - section.vaddr) as usize];
+            self.sweep(piece, from, binary.is_fixed());
+            from = to;
+        }
+    }
+
+    /// Decodes one piece of code. Bytes that are no instruction are data, or a desynchronised decoder: go on at the next byte.
+    fn sweep(&mut self, bytes: &[u8], start: u64, fixed: bool) {
+        let mut decoder = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE);
+        let mut instruction = Instruction::default();
+        while decoder.can_decode() {
+            let at = decoder.position();
+            decoder.decode_out(&mut instruction);
+            if instruction.is_invalid() {
+                // In range: `at` is the position of a byte that exists.
+                let _ = decoder.set_position(at + 1);
+                decoder.set_ip(start + at as u64 + 1);
+                continue;
+            }
+            self.visit(&instruction, start, fixed);
+        }
+    }
+
+    fn visit(&mut self, instruction: &Instruction, start: u64, fixed: bool) {
+        if instruction.op_count() == 0 {
+            return;
+        }
+        if instruction.op0_kind() == OpKind::NearBranch64 {
+            let target = instruction.near_branch_target();
+            self.targets.insert(target);
+            match instruction.flow_control() {
+                FlowControl::Call => {
+                    self.called.insert(target);
+                }
+                FlowControl::ConditionalBranch => {
+                    self.conditional.insert(target);
+                }
+                _ => {}
+            }
+            if target == start && instruction.flow_control() != FlowControl::Call {
+                self.looped.insert(target);
+            }
+            return;
+        }
+        if instruction.mnemonic() == Mnemonic::Lea && instruction.is_ip_rel_memory_operand() {
+            self.take_address(instruction.ip_rel_memory_address());
+        } else if fixed {
+            self.visit_fixed(instruction);
+        }
+    }
+
+    /// Where code lies at fixed addresses, a constant may be one.
+    fn visit_fixed(&mut self, instruction: &Instruction) {
+        let last = instruction.op_count() - 1;
+        if matches!(
+            instruction.op_kind(last),
+            OpKind::Immediate32 | OpKind::Immediate32to64 | OpKind::Immediate64
+        ) {
+            self.take_address(instruction.immediate(last));
+        }
+        if instruction.code() == Code::Lea_r64_m || instruction.code() == Code::Lea_r32_m {
+            self.take_address(instruction.memory_displacement64());
+        }
+    }
+
+    /// Something holds this address: code may arrive there, or it is data and may be a jump table.
+    fn take_address(&mut self, vaddr: u64) {
+        if self.targets.insert(vaddr) {
+            self.called.insert(vaddr);
+        } else {
+            self.tables.push(vaddr);
+        }
+    }
+
+    /// Tables of 32-bit offsets from their own start, as GCC and LLVM write them for position-independent code. A table ends at
+    /// the first word that leads to no code, and where the next begins.
+    fn read_tables(&mut self, binary: &Binary) {
+        let mut tables = std::mem::take(&mut self.tables);
+        tables.sort_unstable();
+        tables.dedup();
+        for (i, &table) in tables.iter().enumerate() {
+            let Some(bytes) = binary.section_at(table).and_then(|_| binary.bytes_from(table)) else {
+                continue;
+            };
+            let room = tables.get(i + 1).map_or(usize::MAX, |&next| (next - table) as usize);
+            for entry in bytes[..room.min(bytes.len())].chunks_exact(4).take(TABLE_ENTRIES_MAX) {
+                let offset = i32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]);
+                if !self.targets.insert(table.wrapping_add_signed(i64::from(offset))) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Absolute words in data, which in an object at fixed addresses need no relocation.
+    fn read_words(&mut self, binary: &Binary) {
+        for section in binary.sections().iter().filter(|s| !s.executable) {
+            let skip = (section.vaddr.wrapping_neg() % 8) as usize;
+            let bytes = binary.data()[section.bytes.clone()].get(skip..).unwrap_or_default();
+            for word in bytes.chunks_exact(8) {
+                let value = word.iter().rev().fold(0u64, |v, &b| v << 8 | u64::from(b));
+                if self.targets.insert(value) {
+                    self.called.insert(value);
+                }
+            }
+        }
+    }
+}
+
+fn starts(binary: &Binary) -> Vec<u64> {
+    let symbols = binary.symbols().iter().map(|s| s.vaddr);
+    let mut starts: Vec<u64> = symbols.chain(binary.unwind().starts()).collect();
+    starts.sort_unstable();
+    starts.dedup();
+    starts
+}

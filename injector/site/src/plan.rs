@@ -1,0 +1,318 @@
+//! A window of bytes that a jump can replace, and the instructions that it displaces.
+
+use crate::binary::Binary;
+use crate::error::Refusal;
+use crate::symbols::SymbolKind;
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use std::ops::Range;
+
+/// Bytes of `jmp rel32`: the least that a probe replaces.
+pub const WINDOW_MIN: usize = 5;
+
+/// Most bytes that a probe replaces. Behind them may be the rest of a displaced instruction, which stays as it is.
+const PATCH_MAX: usize = 16;
+
+/// Instructions are at most so long (Intel SDM, volume 2, 2.3.11).
+const INSTRUCTION_MAX: u64 = 15;
+
+/// How far back a decoder starts to find the boundary of an instruction, at most.
+const RESYNC_MAX: u64 = 1 << 20;
+
+/// What the displaced instructions refer to. All of it is handled when they are encoded again; this says what to expect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct References {
+    /// A memory operand relative to the instruction pointer.
+    pub rip_relative: bool,
+    /// A direct jump, conditional or not.
+    pub branch: bool,
+    /// A call; always the last displaced instruction.
+    pub call: bool,
+    /// A system call: a thread can wait for long inside the displaced code.
+    pub system_call: bool,
+}
+
+/// Where a probe goes: which bytes are replaced, and which instructions stood there. Plain data; it can be kept.
+///
+/// ```text
+/// vaddr          boundaries[1]   code_len            original.len()
+/// │ instruction  │ instruction   │ padding (if any)  │
+/// └──────────────── replaced: jmp rel32, filler ─────┘
+/// ```
+///
+/// The displaced instructions are the first `code_len` bytes of `original`: decode them at the address of the site in
+/// the process, and every reference is absolute.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct SitePlan {
+    /// Offset of the first replaced byte in the file.
+    pub file_offset: u64,
+    /// Link-time address of the first replaced byte.
+    pub vaddr: u64,
+    /// The bytes of the window, at least [`WINDOW_MIN`], at most 19. In memory they must be the same.
+    pub original: Vec<u8>,
+    /// How many of them are instructions; the rest is padding that never runs.
+    pub code_len: u8,
+    /// Offsets of the instructions in the window; the first is 0.
+    pub boundaries: Vec<u8>,
+    /// Execution goes on behind the window: the last instruction is no jump or return.
+    pub falls_through: bool,
+    /// The site is the entry of a function that is only called: flags are dead, and so is the red zone.
+    pub is_entry: bool,
+    /// What the displaced instructions refer to.
+    pub references: References,
+}
+
+impl SitePlan {
+    /// How many bytes the probe writes: the window, but at most 16.
+    pub fn patched_len(&self) -> usize {
+        self.original.len().min(PATCH_MAX)
+    }
+}
+
+/// Plans an entry probe (one that runs when execution reaches `vaddr`, a link-time address).
+///
+/// # Errors
+/// [`Refusal`] says why nothing can be put there.
+pub fn plan(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
+    let file_offset = binary.file_offset_of(vaddr).ok_or(Refusal::NotCode { vaddr })?;
+    let section = binary.section_at(vaddr).filter(|s| s.executable).ok_or(Refusal::NotCode { vaddr })?;
+    if section.is_linkage_table() {
+        return Err(Refusal::LinkageTable { vaddr });
+    }
+    refuse_fixed_points(binary, vaddr)?;
+    let bytes = binary.bytes_from(vaddr).ok_or(Refusal::NotCode { vaddr })?;
+    check_boundary(binary, vaddr)?;
+    let window = Window::decode(bytes, vaddr)?;
+    let range = vaddr + 1..vaddr + window.len as u64;
+    let analysis = binary.analysis();
+    if let Some(at) = analysis.first_start_in(range.clone()) {
+        return Err(Refusal::CodeStartsInside { at });
+    }
+    if let Some(target) = analysis.first_target_in(range.clone()) {
+        return Err(Refusal::BranchInside { target });
+    }
+    refuse_written(binary, vaddr..range.end)?;
+    refuse_signal_return(binary, vaddr..range.end)?;
+    Ok(SitePlan {
+        file_offset,
+        vaddr,
+        original: bytes[..window.len].to_vec(),
+        code_len: window.code_len as u8,
+        boundaries: window.boundaries,
+        falls_through: window.falls_through,
+        is_entry: is_entry(binary, vaddr),
+        references: window.references,
+    })
+}
+
+/// Plans a return probe: `vaddr` must be the entry of a function that does not look at its caller.
+///
+/// # Errors
+/// [`Refusal`] says why nothing can be put there.
+pub fn plan_return(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
+    let plan = plan(binary, vaddr)?;
+    crate::returns::check(binary, &plan)?;
+    Ok(plan)
+}
+
+/// The window while it is decoded.
+struct Window {
+    len: usize,
+    code_len: usize,
+    boundaries: Vec<u8>,
+    falls_through: bool,
+    references: References,
+}
+
+impl Window {
+    fn decode(bytes: &[u8], vaddr: u64) -> Result<Window, Refusal> {
+        let mut decoder = Decoder::with_ip(64, bytes, vaddr, DecoderOptions::NONE);
+        let mut window = Window {
+            len: 0,
+            code_len: 0,
+            boundaries: Vec::new(),
+            falls_through: true,
+            references: References::default(),
+        };
+        while window.len < WINDOW_MIN && window.falls_through {
+            let instruction = next(&mut decoder, vaddr, window.len)?;
+            window.add(&instruction)?;
+        }
+        window.code_len = window.len;
+        while window.len < WINDOW_MIN {
+            let room = window.len as u64;
+            let padding = next(&mut decoder, vaddr, window.len).ok().filter(is_padding);
+            let padding = padding.ok_or(Refusal::TooShort { vaddr, room })?;
+            window.len += padding.len();
+        }
+        // A long filler need not be replaced in whole.
+        window.len = window.len.min(PATCH_MAX.max(window.code_len));
+        Ok(window)
+    }
+
+    fn add(&mut self, instruction: &Instruction) -> Result<(), Refusal> {
+        let vaddr = instruction.ip();
+        refuse_unmovable(instruction)?;
+        self.boundaries.push(self.len as u8);
+        self.len += instruction.len();
+        let call = is_call(instruction);
+        if call && self.len < WINDOW_MIN {
+            return Err(Refusal::CallInside { vaddr });
+        }
+        self.references.rip_relative |= instruction.is_ip_rel_memory_operand();
+        self.references.branch |= !call && has_near_target(instruction);
+        self.references.call |= call;
+        self.references.system_call |= instruction.mnemonic() == Mnemonic::Syscall;
+        self.falls_through = !ends_flow(instruction);
+        Ok(())
+    }
+}
+
+fn next(decoder: &mut Decoder<'_>, vaddr: u64, len: usize) -> Result<Instruction, Refusal> {
+    if !decoder.can_decode() {
+        return Err(Refusal::TooShort { vaddr, room: len as u64 });
+    }
+    let instruction = decoder.decode();
+    if instruction.is_invalid() {
+        return Err(Refusal::Undecodable { vaddr: vaddr + len as u64 });
+    }
+    Ok(instruction)
+}
+
+/// What assemblers and linkers put between functions.
+fn is_padding(instruction: &Instruction) -> bool {
+    matches!(instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3)
+}
+
+pub(crate) fn is_call(instruction: &Instruction) -> bool {
+    matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
+        && !matches!(instruction.mnemonic(), Mnemonic::Syscall | Mnemonic::Sysenter)
+}
+
+fn has_near_target(instruction: &Instruction) -> bool {
+    instruction.op_count() > 0 && instruction.op0_kind() == OpKind::NearBranch64
+}
+
+/// Nothing behind the instruction runs because of it.
+pub(crate) fn ends_flow(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.flow_control(),
+        FlowControl::Return
+            | FlowControl::UnconditionalBranch
+            | FlowControl::IndirectBranch
+            | FlowControl::Exception
+    )
+}
+
+fn refuse_unmovable(instruction: &Instruction) -> Result<(), Refusal> {
+    let refused = match instruction.flow_control() {
+        FlowControl::XbeginXabortXend => instruction.mnemonic() == Mnemonic::Xbegin,
+        FlowControl::Interrupt => true,
+        FlowControl::IndirectCall => {
+            instruction.code() != Code::Call_rm64 || instruction.op0_register() == Register::RSP
+        }
+        FlowControl::IndirectBranch => instruction.code() != Code::Jmp_rm64,
+        FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => !has_near_target(instruction),
+        FlowControl::Call => is_call(instruction) && !has_near_target(instruction),
+        FlowControl::Return => !matches!(instruction.code(), Code::Retnq | Code::Retnq_imm16),
+        _ => instruction.mnemonic() == Mnemonic::Sysenter,
+    };
+    if !refused {
+        return Ok(());
+    }
+    let mnemonic = format!("{:?}", instruction.mnemonic()).to_lowercase();
+    Err(Refusal::Unmovable { vaddr: instruction.ip(), mnemonic })
+}
+
+/// Decodes from the last known start: `vaddr` must not be inside an instruction.
+fn check_boundary(binary: &Binary, vaddr: u64) -> Result<(), Refusal> {
+    let Some(start) = binary.analysis().start_before(vaddr).filter(|&s| vaddr - s <= RESYNC_MAX) else {
+        return Ok(());
+    };
+    let same_section = binary.section_at(start).map(|s| s.vaddr) == binary.section_at(vaddr).map(|s| s.vaddr);
+    let Some(bytes) = binary.bytes_from(start).filter(|_| same_section && start < vaddr) else {
+        return Ok(());
+    };
+    let bytes = &bytes[..bytes.len().min((vaddr - start + INSTRUCTION_MAX) as usize)];
+    let mut decoder = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    while decoder.ip() < vaddr && decoder.can_decode() {
+        decoder.decode_out(&mut instruction);
+        if instruction.is_invalid() {
+            // Data among the code: from here on nothing is known.
+            return Ok(());
+        }
+    }
+    if decoder.ip() > vaddr {
+        return Err(Refusal::InsideInstruction { vaddr, start: instruction.ip() });
+    }
+    Ok(())
+}
+
+/// The entry of a function: flags and red zone are dead there.
+///
+/// Not an entry: where the function itself jumps back to (a loop keeps both alive; Go's stack check does not), and
+/// the cold part of a function that the compiler has put elsewhere.
+fn is_entry(binary: &Binary, vaddr: u64) -> bool {
+    let analysis = binary.analysis();
+    if analysis.is_looped(vaddr) && !binary.is_go() {
+        return false;
+    }
+    let symbols = binary.symbols();
+    let mut named = false;
+    for symbol in symbols.at(vaddr) {
+        let name = symbols.name(symbol);
+        if name.contains(".cold") {
+            return false;
+        }
+        named |= symbol.kind != SymbolKind::Label;
+    }
+    let unwound = binary.unwind().covering(vaddr).is_some_and(|f| f.start == vaddr);
+    named || (unwound && analysis.is_called(vaddr) && !analysis.is_conditional_target(vaddr))
+}
+
+fn refuse_written(binary: &Binary, range: Range<u64>) -> Result<(), Refusal> {
+    let written = &binary.dynamic().written;
+    let first = written.partition_point(|&w| w + 8 <= range.start);
+    match written.get(first) {
+        Some(&at) if at < range.end => Err(Refusal::TextRelocation { vaddr: at }),
+        _ => Ok(()),
+    }
+}
+
+/// `mov $15, %rax; syscall` and `mov $15, %eax; syscall`: libgcc and gdb know a signal frame by these bytes.
+const SIGNAL_RETURNS: [&[u8]; 2] =
+    [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
+
+fn refuse_signal_return(binary: &Binary, range: Range<u64>) -> Result<(), Refusal> {
+    let longest = SIGNAL_RETURNS[0].len() as u64;
+    let found = (range.start.saturating_sub(longest - 1)..range.end).find(|&at| {
+        let bytes = binary.bytes_from(at).unwrap_or_default();
+        SIGNAL_RETURNS.iter().any(|s| bytes.starts_with(s) && at + s.len() as u64 > range.start)
+    });
+    found.map_or(Ok(()), |vaddr| Err(Refusal::SignalReturn { vaddr }))
+}
+
+/// Ranges between two labels that the C library compares a PC with: musl's and glibc's (≥ 2.41) cancellable system calls.
+const CANCELLABLE: [(&str, &str); 2] =
+    [("__cp_begin", "__cp_end"), ("__syscall_cancel_arch_start", "__syscall_cancel_arch_end")];
+
+/// Functions in which debuggers place breakpoints to follow the loader.
+const LOADER_HOOKS: [&str; 4] =
+    ["_dl_debug_state", "__dl_debug_state", "_dl_debug_initialize", "_r_debug_state"];
+
+fn refuse_fixed_points(binary: &Binary, vaddr: u64) -> Result<(), Refusal> {
+    let symbols = binary.symbols();
+    if let Some(name) = symbols.names_at(vaddr).find(|n| LOADER_HOOKS.contains(n)) {
+        return Err(Refusal::LoaderHook { name: name.to_owned() });
+    }
+    for (from, to) in CANCELLABLE {
+        let (Some(from), Some(to)) = (symbols.named(from).pop(), symbols.named(to).pop()) else { continue };
+        // A window that reaches into the range from before it is as bad.
+        if vaddr + INSTRUCTION_MAX > from.vaddr && vaddr <= to.vaddr {
+            return Err(Refusal::CancellableCall { vaddr });
+        }
+    }
+    Ok(())
+}

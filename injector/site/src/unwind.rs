@@ -1,0 +1,247 @@
+//! `.eh_frame`: where functions start and end, and where exceptions land (LSB 5.0, chapter 10.6; Itanium C++ ABI, exception
+//! handling tables).
+
+use crate::Binary;
+use object::elf;
+use std::ops::Range;
+
+/// Functions and landing pads of an object.
+#[derive(Debug, Default)]
+pub(crate) struct Unwind {
+    /// In order of start.
+    functions: Vec<Range<u64>>,
+    landing_pads: Vec<u64>,
+}
+
+const OMIT: u8 = 0xff;
+/// Most call sites that are read for one function; more is damage.
+const CALL_SITES_MAX: usize = 1 << 20;
+
+impl Unwind {
+    pub(crate) fn read(binary: &Binary) -> Unwind {
+        let mut unwind = Unwind::default();
+        if let Some(start) = frame_section(binary) {
+            let bytes = binary.bytes_from(start).unwrap_or_default();
+            unwind.read_frames(binary, bytes, start);
+        }
+        unwind.functions.sort_unstable_by_key(|r| (r.start, r.end));
+        unwind.functions.dedup();
+        unwind
+    }
+
+    /// Starts of functions, in order.
+    pub(crate) fn starts(&self) -> impl Iterator<Item = u64> {
+        self.functions.iter().map(|f| f.start)
+    }
+
+    pub(crate) fn landing_pads(&self) -> &[u64] {
+        &self.landing_pads
+    }
+
+    pub(crate) fn covering(&self, vaddr: u64) -> Option<Range<u64>> {
+        let behind = self.functions.partition_point(|f| f.start <= vaddr);
+        let found = self.functions.get(behind.checked_sub(1)?)?;
+        (vaddr < found.end).then(|| found.clone())
+    }
+
+    fn read_frames(&mut self, binary: &Binary, bytes: &[u8], start: u64) {
+        let mut at = 0;
+        while let Some(len) = read_u32(bytes, at) {
+            let body = at + 4;
+            if len == 0 || len == u32::MAX {
+                break;
+            }
+            let Some(end) = body.checked_add(len as usize).filter(|&e| e <= bytes.len()) else { break };
+            if let Some(back) = read_u32(bytes, body).filter(|&b| b != 0)
+                && let Some(cie) = body.checked_sub(back as usize)
+            {
+                let common = Cie::read(bytes, cie).unwrap_or_default();
+                self.read_function(binary, &bytes[..end], start, body + 4, &common);
+            }
+            at = end;
+        }
+    }
+
+    fn read_function(
+        &mut self,
+        binary: &Binary,
+        bytes: &[u8],
+        start: u64,
+        at: usize,
+        cie: &Cie,
+    ) -> Option<()> {
+        let mut reader = Reader { bytes, at, vaddr: start };
+        let from = reader.encoded(cie.pointers)?;
+        let len = reader.encoded(cie.pointers & 0x0f)?;
+        if len == 0 || !binary.is_executable(from) {
+            return None;
+        }
+        self.functions.push(from..from.checked_add(len)?);
+        if cie.augmented {
+            reader.uleb()?;
+            if cie.lsda != OMIT {
+                let lsda = reader.encoded(cie.lsda)?;
+                if lsda != 0 {
+                    self.read_landing_pads(binary, lsda, from);
+                }
+            }
+        }
+        Some(())
+    }
+
+    fn read_landing_pads(&mut self, binary: &Binary, lsda: u64, function: u64) -> Option<()> {
+        let mut reader = Reader { bytes: binary.bytes_from(lsda)?, at: 0, vaddr: lsda };
+        let start_encoding = reader.byte()?;
+        let base = if start_encoding == OMIT { function } else { reader.encoded(start_encoding)? };
+        if reader.byte()? != OMIT {
+            reader.uleb()?;
+        }
+        let encoding = reader.byte()? & 0x0f;
+        let len = reader.uleb()? as usize;
+        let end = reader.at.checked_add(len)?.min(reader.bytes.len());
+        for _ in 0..CALL_SITES_MAX {
+            if reader.at >= end {
+                break;
+            }
+            reader.encoded(encoding)?;
+            reader.encoded(encoding)?;
+            let pad = reader.encoded(encoding)?;
+            reader.uleb()?;
+            if pad != 0 {
+                self.landing_pads.push(base.wrapping_add(pad));
+            }
+        }
+        Some(())
+    }
+}
+
+/// Address of the first entry: by section, or through the search table's header.
+fn frame_section(binary: &Binary) -> Option<u64> {
+    if let Some(section) = binary.section(".eh_frame") {
+        return Some(section.vaddr);
+    }
+    let (vaddr, range) = binary.program_header(elf::PT_GNU_EH_FRAME.0)?;
+    let bytes = binary.data().get(range)?;
+    let encoding = *bytes.get(1)?;
+    Reader { bytes, at: 4, vaddr }.encoded(encoding)
+}
+
+/// What the functions' entries share.
+#[derive(Default)]
+struct Cie {
+    pointers: u8,
+    lsda: u8,
+    augmented: bool,
+}
+
+impl Cie {
+    fn read(bytes: &[u8], at: usize) -> Option<Cie> {
+        let mut cie = Cie { pointers: 0, lsda: OMIT, augmented: false };
+        let mut reader = Reader { bytes, at: at.checked_add(8)?, vaddr: 0 };
+        let version = reader.byte()?;
+        let rest = bytes.get(reader.at..)?;
+        let augmentation = &rest[..rest.iter().position(|&b| b == 0)?];
+        reader.at += augmentation.len() + 1;
+        reader.uleb()?;
+        reader.uleb()?;
+        if version == 1 {
+            reader.byte()?;
+        } else {
+            reader.uleb()?;
+        }
+        for &letter in augmentation {
+            match letter {
+                b'z' => {
+                    cie.augmented = true;
+                    reader.uleb()?;
+                }
+                b'R' => cie.pointers = reader.byte()?,
+                b'L' => cie.lsda = reader.byte()?,
+                b'P' => {
+                    let encoding = reader.byte()?;
+                    reader.encoded(encoding & 0x7f)?;
+                }
+                _ => {}
+            }
+        }
+        Some(cie)
+    }
+}
+
+/// Reads pointers as `DW_EH_PE_*` encodes them.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    /// Address of the first byte.
+    vaddr: u64,
+}
+
+impl Reader<'_> {
+    fn byte(&mut self) -> Option<u8> {
+        let value = *self.bytes.get(self.at)?;
+        self.at += 1;
+        Some(value)
+    }
+
+    fn fixed<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let value = self.bytes.get(self.at..self.at.checked_add(N)?)?.try_into().ok()?;
+        self.at += N;
+        Some(value)
+    }
+
+    fn uleb(&mut self) -> Option<u64> {
+        let mut value = 0u64;
+        for shift in (0..70).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
+            if byte & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    fn sleb(&mut self) -> Option<u64> {
+        let mut value = 0i64;
+        for shift in (0..70u32).step_by(7) {
+            let byte = self.byte()?;
+            value |= i64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
+            if byte & 0x80 == 0 {
+                let width = shift + 7;
+                let sign = if width < 64 && byte & 0x40 != 0 { -1i64 << width } else { 0 };
+                return Some((value | sign) as u64);
+            }
+        }
+        None
+    }
+
+    /// One value; pc-relative ones become addresses. Indirect ones are not followed: 0.
+    fn encoded(&mut self, encoding: u8) -> Option<u64> {
+        if encoding == OMIT {
+            return Some(0);
+        }
+        let place = self.vaddr.wrapping_add(self.at as u64);
+        let value = match encoding & 0x0f {
+            0x00 | 0x04 | 0x0c => u64::from_le_bytes(self.fixed()?),
+            0x01 => self.uleb()?,
+            0x02 => u64::from(u16::from_le_bytes(self.fixed()?)),
+            0x03 => u64::from(u32::from_le_bytes(self.fixed()?)),
+            0x09 => self.sleb()?,
+            0x0a => i64::from(i16::from_le_bytes(self.fixed()?)) as u64,
+            0x0b => i64::from(i32::from_le_bytes(self.fixed()?)) as u64,
+            _ => return None,
+        };
+        if value == 0 {
+            return Some(0);
+        }
+        match encoding & 0x70 {
+            0x00 => Some(value),
+            0x10 => Some(value.wrapping_add(place)),
+            _ => None,
+        }
+    }
+}
+
+fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
+}

@@ -1,0 +1,148 @@
+//! An arena: one executable mapping near the text that it serves, filled from its start.
+//!
+//! ```text
+//! base                                                                     base + len
+//! │ program │ stub │ stub │ program │ ... ▶          ◀ ... │ jump slot │ jump slot │
+//! ```
+//!
+//! A jump slot is `jmp *[rip+0]` and the address: how code here reaches what is more than 2 GiB away.
+
+use crate::assemble::build_stub;
+use crate::link::{LinkError, link_code};
+use crate::site_code::{Environment, SiteCode, Stub, StubError};
+use beeline_abi::code::{Reloc, Symbol};
+use std::collections::HashMap;
+
+/// Alignment of programs and stubs.
+const ALIGNMENT: u64 = 16;
+/// Bytes of a jump slot: `ff 25 00 00 00 00`, the address, two bytes of filler.
+const SLOT_LEN: u64 = 16;
+/// What unused bytes hold: `int3`.
+const FILLER: u8 = 0xcc;
+
+/// Why something does not go into an arena.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ArenaError {
+    /// No room left.
+    #[error("arena at {base:#x} is full: {wanted} bytes wanted, {free} free")]
+    Full {
+        /// The arena.
+        base: u64,
+        /// Bytes wanted.
+        wanted: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// The program cannot be linked here.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The stub cannot be made here.
+    #[error(transparent)]
+    Stub(#[from] StubError),
+}
+
+/// The contents of an arena, made outside the process, to be written into it in one piece.
+#[derive(Clone, Debug)]
+pub struct Arena {
+    base: u64,
+    bytes: Vec<u8>,
+    used: u64,
+    slots_from: u64,
+    slots: HashMap<u64, u64>,
+}
+
+impl Arena {
+    /// An empty arena for the mapping of `len` bytes at `base`.
+    pub fn new(base: u64, len: u64) -> Arena {
+        Arena {
+            base,
+            bytes: vec![FILLER; len as usize],
+            used: 0,
+            slots_from: len & !(SLOT_LEN - 1),
+            slots: HashMap::new(),
+        }
+    }
+
+    /// Its first address.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// All of its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Bytes that are not in use.
+    pub fn free(&self) -> u64 {
+        self.slots_from.saturating_sub(self.used)
+    }
+
+    /// Links a program into the arena and returns its address.
+    ///
+    /// # Errors
+    /// [`ArenaError`]; the arena is as before.
+    pub fn add_program(
+        &mut self,
+        image: &[u8],
+        relocs: &[Reloc],
+        resolve: impl FnMut(Symbol) -> Option<u64>,
+    ) -> Result<u64, ArenaError> {
+        let before = self.clone_slots();
+        let at = self.base + self.used;
+        self.check_room(image.len() as u64)?;
+        let reserved = self.used + image.len() as u64;
+        let linked = link_code(image, relocs, at, resolve, |target| self.jump_slot(target, reserved));
+        match linked {
+            Ok(code) => Ok(self.put(&code)),
+            Err(error) => {
+                (self.slots, self.slots_from) = before;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Makes the stub of a site in the arena.
+    ///
+    /// # Errors
+    /// [`ArenaError`]; the arena is as before.
+    pub fn add_stub(&mut self, environment: &Environment, site: &SiteCode<'_>) -> Result<Stub, ArenaError> {
+        let stub = build_stub(environment, site, self.base + self.used)?;
+        self.check_room(stub.bytes.len() as u64)?;
+        self.put(&stub.bytes);
+        Ok(stub)
+    }
+
+    fn check_room(&self, wanted: u64) -> Result<(), ArenaError> {
+        if wanted <= self.free() {
+            return Ok(());
+        }
+        Err(ArenaError::Full { base: self.base, wanted, free: self.free() })
+    }
+
+    fn put(&mut self, code: &[u8]) -> u64 {
+        let (at, start) = (self.base + self.used, self.used as usize);
+        self.bytes[start..start + code.len()].copy_from_slice(code);
+        self.used = (self.used + code.len() as u64).next_multiple_of(ALIGNMENT);
+        at
+    }
+
+    /// The address of a slot that jumps to `target`; none when it would lie below `reserved`.
+    fn jump_slot(&mut self, target: u64, reserved: u64) -> Option<u64> {
+        if let Some(&at) = self.slots.get(&target) {
+            return Some(at);
+        }
+        let start = self.slots_from.checked_sub(SLOT_LEN).filter(|&s| s >= reserved)?;
+        let bytes = &mut self.bytes[start as usize..(start + SLOT_LEN) as usize];
+        bytes[..6].copy_from_slice(&[0xff, 0x25, 0, 0, 0, 0]);
+        bytes[6..14].copy_from_slice(&target.to_le_bytes());
+        bytes[14..].fill(FILLER);
+        self.slots_from = start;
+        self.slots.insert(target, self.base + start);
+        Some(self.base + start)
+    }
+
+    fn clone_slots(&self) -> (HashMap<u64, u64>, u64) {
+        (self.slots.clone(), self.slots_from)
+    }
+}

@@ -1,0 +1,231 @@
+//! The stub of a site, put together.
+//!
+//! ```text
+//! entry:         save; find slot; guard; programs
+//!                push the return (if there are return links); clear the guard; restore
+//!                call displaced                     ◀ pairs with the function's own return
+//! return point:  save; find slot; guard; pop the return; programs; clear the guard; restore; ret
+//! plain:         restore
+//! displaced:     the instructions from the site; jmp behind the window
+//! cold:          claims, nested hits, misses, stale returns
+//! ```
+//!
+//! Why the return stack is only touched while the guard word is set: a signal handler that interrupts a push or a pop finds the guard
+//! set, misses its own hits, and so leaves the stack alone.
+
+use crate::displaced::{Moved, displace, reaches};
+use crate::frame::{RED_ZONE, SAVE_LEN, SaveArea, enter_agent_frame, leave_agent_frame};
+use crate::phase::Phase;
+use crate::returns::{self, ReturnHalf};
+use crate::site_code::{Environment, LinkCode, PcMapping, SiteCode, Stub, StubError};
+use beeline_abi::regs::PtRegs;
+use iced_x86::code_asm::{CodeAssembler, CodeLabel, dword_ptr, qword_ptr, rax, rsp};
+use iced_x86::{BlockEncoderOptions, IcedError};
+use std::mem::offset_of;
+
+/// Makes the code of `site` for address `at`.
+///
+/// # Errors
+/// [`StubError`] when a displaced instruction or the site is out of reach of `at`, or the links do not fit the site.
+pub fn build_stub(environment: &Environment, site: &SiteCode<'_>, at: u64) -> Result<Stub, StubError> {
+    check(site, at)?;
+    let mut asm = CodeAssembler::new(64).map_err(|e| assembler(at, &e))?;
+    let marks = emit(&mut asm, environment, site, at)?;
+    let result = asm
+        .assemble_options(at, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)
+        .map_err(|e| assembler(at, &e))?
+        .inner;
+    let offset = |index: usize| -> Result<u32, StubError> {
+        let found = result.new_instruction_offsets.get(index).copied().filter(|&o| o != u32::MAX);
+        found.ok_or_else(|| StubError::Assembler { at, reason: "an instruction has no offset".to_owned() })
+    };
+    let displaced = marks.displaced.iter();
+    let displaced = displaced.map(|m| Ok(PcMapping { original: m.original, stub_offset: offset(m.index)? }));
+    let cold = offset(marks.cold)?;
+    Ok(Stub {
+        address: at,
+        entry: 0,
+        return_point: marks.return_point.map(offset).transpose()?,
+        displaced: displaced.collect::<Result<_, StubError>>()?,
+        cold: cold..result.code_buffer.len() as u32,
+        bytes: result.code_buffer,
+    })
+}
+
+/// Indices of instructions whose offsets are asked for afterwards.
+struct Marks {
+    return_point: Option<usize>,
+    displaced: Vec<Moved>,
+    cold: usize,
+}
+
+fn check(site: &SiteCode<'_>, at: u64) -> Result<(), StubError> {
+    if site.links.is_empty() {
+        return Err(StubError::NoLinks { at: site.address });
+    }
+    if !reaches(at, site.address) {
+        return Err(StubError::OutOfRange { at, target: site.address });
+    }
+    if site.links.iter().any(|l| l.is_return) && !site.plan.is_entry {
+        return Err(StubError::ReturnNotAtEntry { at: site.address });
+    }
+    Ok(())
+}
+
+fn assembler(at: u64, error: &IcedError) -> StubError {
+    StubError::Assembler { at, reason: error.to_string() }
+}
+
+fn emit(
+    asm: &mut CodeAssembler,
+    environment: &Environment,
+    site: &SiteCode<'_>,
+    at: u64,
+) -> Result<Marks, StubError> {
+    let wrap = |e: IcedError| assembler(at, &e);
+    let mut half = EntryHalf::new(asm, environment, site, at);
+    half.hot(asm).map_err(wrap)?;
+    let mut return_half = None;
+    let mut return_point = None;
+    if half.pushes_returns() {
+        asm.call(half.displaced).map_err(wrap)?;
+        return_point = Some(asm.instructions().len());
+        asm.set_label(&mut half.return_point).map_err(wrap)?;
+        let returns = return_half.insert(ReturnHalf::new(asm, environment, site, at));
+        returns.hot(asm).map_err(wrap)?;
+    }
+    half.plain_exit(asm).map_err(wrap)?;
+    asm.set_label(&mut half.displaced).map_err(wrap)?;
+    let displaced = displace(asm, site.plan, site.address, at)?;
+    let cold = asm.instructions().len();
+    half.cold(asm).map_err(wrap)?;
+    if let Some(mut half) = return_half {
+        half.cold(asm).map_err(wrap)?;
+    }
+    Ok(Marks { return_point, displaced, cold })
+}
+
+/// The part that runs when the site is reached.
+struct EntryHalf<'a> {
+    phase: Phase<'a>,
+    site: &'a SiteCode<'a>,
+    all: Vec<&'a LinkCode>,
+    entries: Vec<&'a LinkCode>,
+    returns: Vec<&'a LinkCode>,
+    /// From rsp = S: restore and run the displaced instructions.
+    plain: CodeLabel,
+    displaced: CodeLabel,
+    /// The return stack has no room or stale entries.
+    no_room: CodeLabel,
+    /// There is room at the top.
+    room: CodeLabel,
+    /// Every return link is off.
+    returns_off: CodeLabel,
+    return_point: CodeLabel,
+}
+
+impl<'a> EntryHalf<'a> {
+    fn new(
+        asm: &mut CodeAssembler,
+        environment: &'a Environment,
+        site: &'a SiteCode<'a>,
+        at: u64,
+    ) -> EntryHalf<'a> {
+        let (returns, entries): (Vec<&LinkCode>, Vec<&LinkCode>) =
+            site.links.iter().partition(|l| l.is_return);
+        // Nothing of the caller's lies below the stack pointer at an entry, and a small stack has no room to waste.
+        let red_zone = if environment.small_stacks && site.plan.is_entry { 0 } else { RED_ZONE };
+        let flags = offset_of!(PtRegs, flags) as u32;
+        let save = SaveArea {
+            distance: red_zone + SAVE_LEN,
+            keep_status: !site.plan.is_entry,
+            read_flags: entries.iter().any(|l| l.needs.context.reads(flags)),
+            own_stack: environment.small_stacks,
+        };
+        EntryHalf {
+            phase: Phase::new(asm, environment, at, save),
+            site,
+            all: site.links.iter().collect(),
+            entries,
+            returns,
+            plain: asm.create_label(),
+            displaced: asm.create_label(),
+            no_room: asm.create_label(),
+            room: asm.create_label(),
+            returns_off: asm.create_label(),
+            return_point: asm.create_label(),
+        }
+    }
+
+    fn pushes_returns(&self) -> bool {
+        !self.returns.is_empty()
+    }
+
+    fn hot(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        self.phase.save.enter(asm)?;
+        let alone = self.all.len() == 1;
+        if alone {
+            asm.mov(rax, self.all[0].enabled)?;
+            asm.cmp(dword_ptr(rax), 0)?;
+            asm.je(self.plain)?;
+        }
+        self.phase.find_slot(asm)?;
+        let address = self.site.address;
+        self.phase.call_programs(asm, &self.entries, !alone, |asm| asm.mov(rax, address))?;
+        if !self.pushes_returns() {
+            return self.phase.clear_guard(asm);
+        }
+        if !alone {
+            self.test_returns(asm)?;
+        }
+        let word = self.phase.save.distance;
+        returns::push(asm, word, self.site.site_runtime, self.return_point, &mut self.room, self.no_room)?;
+        self.phase.clear_guard(asm)?;
+        self.phase.save.restore(asm)?;
+        // The call puts the return point where the return address stands now.
+        asm.lea(rsp, qword_ptr(rsp + (word + 8)))
+    }
+
+    /// Goes on when a return link is on.
+    fn test_returns(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        let mut on = asm.create_label();
+        for (i, link) in self.returns.iter().enumerate() {
+            asm.mov(rax, link.enabled)?;
+            asm.cmp(dword_ptr(rax), 0)?;
+            if i + 1 == self.returns.len() {
+                asm.je(self.returns_off)?;
+            } else {
+                asm.jne(on)?;
+            }
+        }
+        asm.set_label(&mut on)
+    }
+
+    fn plain_exit(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        asm.set_label(&mut self.plain)?;
+        self.phase.save.restore(asm)?;
+        asm.lea(rsp, qword_ptr(rsp + self.phase.save.distance))
+    }
+
+    fn cold(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        self.phase.cold(asm)?;
+        asm.set_label(&mut self.phase.no_slot)?;
+        asm.nop()?;
+        asm.set_label(&mut self.phase.missed)?;
+        enter_agent_frame(asm)?;
+        self.phase.count_missed(asm, &self.all)?;
+        leave_agent_frame(asm)?;
+        asm.jmp(self.plain)?;
+        if !self.pushes_returns() {
+            return Ok(());
+        }
+        asm.set_label(&mut self.no_room)?;
+        returns::ask_for_room(asm, &self.phase, self.room)?;
+        enter_agent_frame(asm)?;
+        self.phase.count_missed(asm, &self.returns)?;
+        leave_agent_frame(asm)?;
+        asm.set_label(&mut self.returns_off)?;
+        self.phase.clear_guard(asm)?;
+        asm.jmp(self.plain)
+    }
+}

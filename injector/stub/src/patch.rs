@@ -1,0 +1,30 @@
+//! The bytes that turn a site into a probe.
+
+use beeline_site::{SitePlan, WINDOW_MIN};
+
+/// What fills the window behind the jump: `int3`. Nothing runs there.
+const FILLER: u8 = 0xcc;
+
+/// The stub is too far away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("a jump at {site:#x} cannot reach the stub at {stub:#x}")]
+pub struct PatchError {
+    /// The site.
+    pub site: u64,
+    /// Address of the stub's entry.
+    pub stub: u64,
+}
+
+/// The bytes to be written over `plan.original` at address `site`: a jump to `stub` (the address of its entry), then
+/// filler up to the end of the window.
+///
+/// # Errors
+/// [`PatchError`] when the distance does not fit 32 bits.
+pub fn patch_bytes(plan: &SitePlan, site: u64, stub: u64) -> Result<Vec<u8>, PatchError> {
+    let next = i128::from(site) + WINDOW_MIN as i128;
+    let distance = i32::try_from(i128::from(stub) - next).map_err(|_| PatchError { site, stub })?;
+    let mut bytes = vec![FILLER; plan.original.len().max(WINDOW_MIN)];
+    bytes[0] = 0xe9;
+    bytes[1..5].copy_from_slice(&distance.to_le_bytes());
+    Ok(bytes)
+}

@@ -1,0 +1,249 @@
+//! What the two halves of a stub have in common: finding the slot, the guard, calling programs, counting misses.
+//!
+//! Register use between the steps: rsp = S (see [`frame`](crate::frame)), rcx = the thread's slot, rax and rdx free.
+
+use crate::displaced::reaches;
+use crate::frame::{FRAME_SLOT, SaveArea, enter_agent_frame, keep_slot_in_agent_frame, leave_agent_frame};
+use crate::site_code::{Environment, LinkCode, ThreadKey};
+use beeline_abi::code::ContextUse;
+use beeline_abi::run::RunContext;
+use beeline_abi::thread::{HASH_MULTIPLIER, HASH_SHIFT, ThreadSlot};
+use iced_x86::IcedError;
+use iced_x86::code_asm::{
+    AsmMemoryOperand, CodeAssembler, CodeLabel, dword_ptr, ecx, esi, qword_ptr, rax, rcx, rdi, rdx, rsi, rsp,
+};
+use std::mem::offset_of;
+
+/// A field of the slot that rcx points to.
+pub(crate) fn slot_field(offset: usize) -> AsmMemoryOperand {
+    qword_ptr(rcx + offset as i32)
+}
+
+const RUN: i32 = offset_of!(ThreadSlot, run) as i32;
+
+/// Code that is entered from the hot path and is put behind it.
+enum Cold {
+    /// The home slot is another thread's.
+    Claim { here: CodeLabel },
+    /// The guard word is set.
+    Guard { here: CodeLabel },
+    /// No CPU for the link with this index.
+    NoCpu { here: CodeLabel, back: CodeLabel, runtime: u64 },
+    /// The slot has no stack of its own.
+    NoStack { here: CodeLabel },
+}
+
+/// One half of a stub while it is written.
+pub(crate) struct Phase<'a> {
+    pub(crate) environment: &'a Environment,
+    /// Where the stub will be.
+    pub(crate) at: u64,
+    pub(crate) save: SaveArea,
+    /// The slot is known: test the guard.
+    pub(crate) slot_found: CodeLabel,
+    /// The guard allows a run.
+    pub(crate) run: CodeLabel,
+    /// No run: count a miss, from rsp = S.
+    pub(crate) missed: CodeLabel,
+    /// No slot for this thread: from rsp = S, rcx = 0.
+    pub(crate) no_slot: CodeLabel,
+    cold: Vec<Cold>,
+}
+
+impl<'a> Phase<'a> {
+    pub(crate) fn new(
+        asm: &mut CodeAssembler,
+        environment: &'a Environment,
+        at: u64,
+        save: SaveArea,
+    ) -> Phase<'a> {
+        Phase {
+            environment,
+            at,
+            save,
+            slot_found: asm.create_label(),
+            run: asm.create_label(),
+            missed: asm.create_label(),
+            no_slot: asm.create_label(),
+            cold: Vec::new(),
+        }
+    }
+
+    /// rcx = the thread's slot; the guard word is set to S.
+    pub(crate) fn find_slot(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        let (claim, guard) = (asm.create_label(), asm.create_label());
+        match self.environment.thread_key {
+            ThreadKey::FsSelf => asm.mov(rax, qword_ptr(0u64).fs())?,
+            ThreadKey::FsBase => {
+                asm.rdfsbase(rax)?;
+                asm.xor(ecx, ecx)?;
+                asm.test(rax, rax)?;
+                asm.je(self.no_slot)?;
+            }
+        }
+        asm.mov(rcx, HASH_MULTIPLIER)?;
+        asm.imul_2(rcx, rax)?;
+        asm.shr(rcx, HASH_SHIFT)?;
+        asm.shl(rcx, size_of::<ThreadSlot>().trailing_zeros())?;
+        asm.mov(rdx, self.environment.threads)?;
+        asm.add(rcx, rdx)?;
+        asm.cmp(slot_field(offset_of!(ThreadSlot, key)), rax)?;
+        asm.jne(claim)?;
+        asm.set_label(&mut self.slot_found)?;
+        asm.cmp(slot_field(offset_of!(ThreadSlot, guard)), 0)?;
+        asm.jne(guard)?;
+        asm.set_label(&mut self.run)?;
+        asm.mov(slot_field(offset_of!(ThreadSlot, guard)), rsp)?;
+        self.cold.push(Cold::Claim { here: claim });
+        self.cold.push(Cold::Guard { here: guard });
+        Ok(())
+    }
+
+    /// Ends the run: from here on a hit in a signal handler runs its programs.
+    pub(crate) fn clear_guard(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        asm.mov(slot_field(offset_of!(ThreadSlot, guard)), 0)
+    }
+
+    /// Makes the frame with the context, calls the programs of `links`, takes the frame away.
+    ///
+    /// `test_enabled`: each link's shared word is looked at. `ip` puts the context's instruction pointer into rax.
+    pub(crate) fn call_programs(
+        &mut self,
+        asm: &mut CodeAssembler,
+        links: &[&LinkCode],
+        test_enabled: bool,
+        ip: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+    ) -> Result<(), IcedError> {
+        if links.is_empty() {
+            return Ok(());
+        }
+        if self.save.own_stack {
+            let here = asm.create_label();
+            asm.mov(rax, slot_field(offset_of!(ThreadSlot, stack_top)))?;
+            asm.test(rax, rax)?;
+            asm.je(here)?;
+            self.cold.push(Cold::NoStack { here });
+        }
+        self.save.enter_frame(asm)?;
+        let used = links.iter().fold(ContextUse::NONE, |all, l| all.union(l.needs.context));
+        self.save.fill_context(asm, used, ip)?;
+        asm.mov(qword_ptr(rcx + RUN + offset_of!(RunContext, regs) as i32), rsp)?;
+        for (i, link) in links.iter().enumerate() {
+            self.call_program(asm, link, test_enabled)?;
+            if i + 1 < links.len() {
+                asm.mov(rcx, qword_ptr(rsp + FRAME_SLOT))?;
+            }
+        }
+        self.save.leave_frame(asm)
+    }
+
+    fn call_program(
+        &mut self,
+        asm: &mut CodeAssembler,
+        link: &LinkCode,
+        test_enabled: bool,
+    ) -> Result<(), IcedError> {
+        let mut next = asm.create_label();
+        if test_enabled {
+            asm.mov(rax, link.enabled)?;
+            asm.cmp(dword_ptr(rax), 0)?;
+            asm.je(next)?;
+        }
+        asm.mov(rax, link.runtime)?;
+        asm.mov(qword_ptr(rcx + RUN + offset_of!(RunContext, link) as i32), rax)?;
+        asm.mov(dword_ptr(rcx + RUN + offset_of!(RunContext, tail_calls) as i32), 0)?;
+        if link.needs.cpu {
+            let here = asm.create_label();
+            asm.lea(rdi, qword_ptr(rcx + RUN))?;
+            self.call(asm, self.environment.agent.claim_cpu)?;
+            asm.mov(rcx, qword_ptr(rsp + FRAME_SLOT))?;
+            asm.test(rax, rax)?;
+            asm.je(here)?;
+            self.cold.push(Cold::NoCpu { here, back: next, runtime: link.runtime });
+        }
+        asm.mov(rdi, rsp)?;
+        asm.lea(rsi, qword_ptr(rcx + RUN))?;
+        self.call(asm, link.entry)?;
+        if link.needs.cpu {
+            asm.mov(rdi, qword_ptr(rsp + FRAME_SLOT))?;
+            asm.add(rdi, RUN)?;
+            self.call(asm, self.environment.agent.release_cpu)?;
+        }
+        asm.set_label(&mut next)
+    }
+
+    /// Calls `target`; through rax when it is far away.
+    pub(crate) fn call(&self, asm: &mut CodeAssembler, target: u64) -> Result<(), IcedError> {
+        if reaches(self.at, target) {
+            return asm.call(target);
+        }
+        asm.mov(rax, target)?;
+        asm.call(rax)
+    }
+
+    /// Counts a miss on each of `links` that is enabled. In an agent frame.
+    pub(crate) fn count_missed(&self, asm: &mut CodeAssembler, links: &[&LinkCode]) -> Result<(), IcedError> {
+        for link in links {
+            let mut next = asm.create_label();
+            asm.mov(rax, link.enabled)?;
+            asm.cmp(dword_ptr(rax), 0)?;
+            asm.je(next)?;
+            asm.mov(rdi, link.runtime)?;
+            asm.mov(esi, 1)?;
+            self.call(asm, self.environment.agent.missed)?;
+            asm.set_label(&mut next)?;
+            asm.nop()?;
+        }
+        Ok(())
+    }
+
+    /// The cold code behind the steps above. Each piece goes back to the hot path, to `missed` or to `no_slot`.
+    pub(crate) fn cold(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        for piece in std::mem::take(&mut self.cold) {
+            match piece {
+                Cold::Claim { here } => self.claim(asm, here)?,
+                Cold::Guard { here } => self.guard(asm, here)?,
+                Cold::NoCpu { mut here, back, runtime } => {
+                    asm.set_label(&mut here)?;
+                    asm.mov(rdi, runtime)?;
+                    asm.mov(esi, 1)?;
+                    self.call(asm, self.environment.agent.missed)?;
+                    asm.jmp(back)?;
+                }
+                Cold::NoStack { mut here } => {
+                    asm.set_label(&mut here)?;
+                    self.clear_guard(asm)?;
+                    asm.jmp(self.missed)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `claim_slot(key, block, sp)`; from rax = key.
+    fn claim(&self, asm: &mut CodeAssembler, mut here: CodeLabel) -> Result<(), IcedError> {
+        asm.set_label(&mut here)?;
+        enter_agent_frame(asm)?;
+        asm.mov(rdi, rax)?;
+        asm.mov(rsi, self.environment.block)?;
+        self.call(asm, self.environment.agent.claim_slot)?;
+        keep_slot_in_agent_frame(asm)?;
+        leave_agent_frame(asm)?;
+        asm.test(rcx, rcx)?;
+        asm.jne(self.slot_found)?;
+        asm.jmp(self.no_slot)
+    }
+
+    /// `guard(slot, sp)`: 1 = the run that set the word was abandoned.
+    fn guard(&self, asm: &mut CodeAssembler, mut here: CodeLabel) -> Result<(), IcedError> {
+        asm.set_label(&mut here)?;
+        enter_agent_frame(asm)?;
+        asm.mov(rdi, rcx)?;
+        asm.mov(rsi, rdx)?;
+        self.call(asm, self.environment.agent.guard)?;
+        leave_agent_frame(asm)?;
+        asm.test(rax, rax)?;
+        asm.jne(self.run)?;
+        asm.jmp(self.missed)
+    }
+}

@@ -1,0 +1,207 @@
+//! Return probes: a call that is paired with the function's own return.
+//!
+//! ```text
+//! at the entry                         at the return point
+//! sp ▶ │ return address │              │ return point   │   the function's `ret` took it
+//!      │ arguments ...  │         sp ▶ │ arguments ...  │
+//!
+//! return stack:  push {return address, sp, site, return point}   ...   pop, put the address back, `ret`
+//! ```
+//!
+//! `call displaced` overwrites the return address with the return point, so that the processor's own return stack holds both: the
+//! function's `ret` is predicted, and so is ours. On the stack only that one word differs.
+
+use crate::frame::{
+    SAVE_LEN, SAVED_RAX, SaveArea, enter_agent_frame, leave_agent_frame, reload_from_agent_frame,
+};
+use crate::phase::{Phase, slot_field};
+use crate::site_code::{Environment, LinkCode, SiteCode};
+use beeline_abi::regs::PtRegs;
+use beeline_abi::thread::{ReturnSlot, ThreadSlot};
+use iced_x86::IcedError;
+use iced_x86::code_asm::{
+    AsmMemoryOperand, CodeAssembler, CodeLabel, qword_ptr, rax, rcx, rdi, rdx, rsi, rsp,
+};
+use std::mem::offset_of;
+
+/// Bytes of an entry.
+const ENTRY: i32 = size_of::<ReturnSlot>() as i32;
+/// The word with the return address, from S in the return half: on top of the save area.
+const WORD: i32 = SAVE_LEN;
+const _: () = assert!(SAVED_RAX < WORD);
+
+/// A field of the entry that rdx points to.
+fn entry_field(offset: usize) -> AsmMemoryOperand {
+    qword_ptr(rdx + offset as i32)
+}
+
+/// A field of the entry below the one that rdx points to.
+fn previous_field(offset: usize) -> AsmMemoryOperand {
+    qword_ptr(rdx + (offset as i32 - ENTRY))
+}
+
+/// Pushes the return whose address stands `word` bytes above rsp. From rcx = slot with the guard set; uses rax, rdx.
+///
+/// When the top is not plainly free, jumps to `no_room`, which may come back to `room`. The trampoline field is
+/// the return point: the caller places it right behind its call.
+pub(crate) fn push(
+    asm: &mut CodeAssembler,
+    word: i32,
+    site_runtime: u64,
+    return_point: CodeLabel,
+    room: &mut CodeLabel,
+    no_room: CodeLabel,
+) -> Result<(), IcedError> {
+    asm.mov(rdx, slot_field(offset_of!(ThreadSlot, returns_top)))?;
+    asm.cmp(rdx, slot_field(offset_of!(ThreadSlot, returns_end)))?;
+    asm.je(no_room)?;
+    asm.lea(rax, qword_ptr(rsp + word))?;
+    asm.cmp(rdx, slot_field(offset_of!(ThreadSlot, returns_base)))?;
+    asm.je(*room)?;
+    // Outstanding calls lie further up the stack; anything else is stale or a tail call.
+    asm.cmp(previous_field(offset_of!(ReturnSlot, sp)), rax)?;
+    asm.jbe(no_room)?;
+    asm.set_label(room)?;
+    asm.mov(entry_field(offset_of!(ReturnSlot, sp)), rax)?;
+    asm.mov(rax, qword_ptr(rax))?;
+    asm.mov(entry_field(offset_of!(ReturnSlot, return_address)), rax)?;
+    asm.mov(rax, site_runtime)?;
+    asm.mov(entry_field(offset_of!(ReturnSlot, site)), rax)?;
+    asm.lea(rax, qword_ptr(return_point))?;
+    asm.mov(entry_field(offset_of!(ReturnSlot, trampoline)), rax)?;
+    asm.add(rdx, ENTRY)?;
+    asm.mov(slot_field(offset_of!(ThreadSlot, returns_top)), rdx)
+}
+
+/// `return_room(slot, sp)`: goes to `room` with rax = the word's address and rdx = the top when there is room now; else falls through.
+pub(crate) fn ask_for_room(
+    asm: &mut CodeAssembler,
+    phase: &Phase<'_>,
+    room: CodeLabel,
+) -> Result<(), IcedError> {
+    let mut none = asm.create_label();
+    enter_agent_frame(asm)?;
+    asm.mov(rdi, rcx)?;
+    asm.lea(rsi, qword_ptr(rdx + phase.save.distance))?;
+    phase.call(asm, phase.environment.agent.return_room)?;
+    leave_agent_frame(asm)?;
+    asm.test(rax, rax)?;
+    asm.je(none)?;
+    asm.mov(rdx, slot_field(offset_of!(ThreadSlot, returns_top)))?;
+    asm.lea(rax, qword_ptr(rsp + phase.save.distance))?;
+    asm.jmp(room)?;
+    asm.set_label(&mut none)?;
+    asm.nop()
+}
+
+/// The part that runs when the function returns.
+pub(crate) struct ReturnHalf<'a> {
+    phase: Phase<'a>,
+    links: Vec<&'a LinkCode>,
+    /// The top entry is not the one.
+    search: CodeLabel,
+    /// The return address is back in its word and the entry is popped.
+    resolved: CodeLabel,
+    /// From rsp = S: restore and return.
+    finish: CodeLabel,
+}
+
+impl<'a> ReturnHalf<'a> {
+    pub(crate) fn new(
+        asm: &mut CodeAssembler,
+        environment: &'a Environment,
+        site: &'a SiteCode<'a>,
+        at: u64,
+    ) -> ReturnHalf<'a> {
+        let links: Vec<&LinkCode> = site.links.iter().filter(|l| l.is_return).collect();
+        let flags = offset_of!(PtRegs, flags) as u32;
+        // After a return the flags are dead and nothing of the caller's lies below its stack pointer.
+        let save = SaveArea {
+            distance: WORD + 8,
+            keep_status: false,
+            read_flags: links.iter().any(|l| l.needs.context.reads(flags)),
+            own_stack: environment.small_stacks,
+        };
+        ReturnHalf {
+            phase: Phase::new(asm, environment, at, save),
+            links,
+            search: asm.create_label(),
+            resolved: asm.create_label(),
+            finish: asm.create_label(),
+        }
+    }
+
+    pub(crate) fn hot(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        self.phase.save.enter(asm)?;
+        self.phase.find_slot(asm)?;
+        self.pop(asm)?;
+        asm.set_label(&mut self.resolved)?;
+        self.phase.call_programs(asm, &self.links, true, |asm| asm.mov(rax, qword_ptr(rdx + WORD)))?;
+        self.phase.clear_guard(asm)?;
+        asm.set_label(&mut self.finish)?;
+        self.phase.save.restore(asm)?;
+        asm.lea(rsp, qword_ptr(rsp + WORD))?;
+        asm.ret()
+    }
+
+    fn pop(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        asm.mov(rdx, slot_field(offset_of!(ThreadSlot, returns_top)))?;
+        asm.cmp(rdx, slot_field(offset_of!(ThreadSlot, returns_base)))?;
+        asm.je(self.search)?;
+        asm.lea(rax, qword_ptr(rsp + WORD))?;
+        asm.cmp(previous_field(offset_of!(ReturnSlot, sp)), rax)?;
+        asm.jne(self.search)?;
+        asm.mov(rax, previous_field(offset_of!(ReturnSlot, return_address)))?;
+        asm.mov(qword_ptr(rsp + WORD), rax)?;
+        asm.sub(rdx, ENTRY)?;
+        asm.mov(slot_field(offset_of!(ThreadSlot, returns_top)), rdx)
+    }
+
+    pub(crate) fn cold(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        self.phase.cold(asm)?;
+        asm.set_label(&mut self.search)?;
+        enter_agent_frame(asm)?;
+        self.find(asm, true)?;
+        leave_agent_frame(asm)?;
+        asm.jmp(self.resolved)?;
+        let (mut missed, mut no_slot) = (self.phase.missed, self.phase.no_slot);
+        asm.set_label(&mut missed)?;
+        self.skip(asm, true)?;
+        asm.set_label(&mut no_slot)?;
+        self.skip(asm, false)
+    }
+
+    /// Returns without a run.
+    fn skip(&self, asm: &mut CodeAssembler, has_slot: bool) -> Result<(), IcedError> {
+        enter_agent_frame(asm)?;
+        self.find(asm, has_slot)?;
+        self.phase.count_missed(asm, &self.links)?;
+        leave_agent_frame(asm)?;
+        asm.jmp(self.finish)
+    }
+
+    /// `return_find(slot, sp)` in an agent frame: the return address goes back into its word; the entry is popped if it is
+    /// on this thread's return stack (a coroutine may have changed threads).
+    fn find(&self, asm: &mut CodeAssembler, has_slot: bool) -> Result<(), IcedError> {
+        let (mut found, mut popped) = (asm.create_label(), asm.create_label());
+        asm.mov(rdi, rcx)?;
+        asm.lea(rsi, qword_ptr(rdx + WORD))?;
+        self.phase.call(asm, self.phase.environment.agent.return_find)?;
+        reload_from_agent_frame(asm)?;
+        asm.test(rax, rax)?;
+        asm.jne(found)?;
+        asm.ud2()?; // the agent promises an entry: without one there is nowhere to go
+        asm.set_label(&mut found)?;
+        asm.mov(rdi, qword_ptr(rax + offset_of!(ReturnSlot, return_address) as i32))?;
+        asm.mov(qword_ptr(rdx + WORD), rdi)?;
+        if has_slot {
+            asm.cmp(rax, slot_field(offset_of!(ThreadSlot, returns_base)))?;
+            asm.jb(popped)?;
+            asm.cmp(rax, slot_field(offset_of!(ThreadSlot, returns_top)))?;
+            asm.jae(popped)?;
+            asm.mov(slot_field(offset_of!(ThreadSlot, returns_top)), rax)?;
+        }
+        asm.set_label(&mut popped)?;
+        asm.nop()
+    }
+}
