@@ -3,6 +3,7 @@
 //! - [`Insn`] is the eight bytes as they lie in an ELF section, in the store and in the kernel.
 //! - [`Op`] is what an instruction *means*; [`decode`] is the only place that knows the encoding, so the
 //!   verifier, the interpreter, the compiler and the disassembler cannot disagree about it.
+//! - [`disasm`] prints them as the kernel does.
 //! - [`opcode`] names the encoding's constants as `linux/bpf.h` does.
 //!
 //! Nothing here knows of maps, helpers or programs.
@@ -10,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod decode;
+pub mod disasm;
 pub mod insn;
 pub mod opcode;
 
