@@ -1,1 +1,24 @@
 //! Puts the agent, programs and probes into a process, takes them out again.
+//!
+//! ```text
+//! attach(pid, &Request)          -> Result<AttachReport, TargetRefused>
+//! detach(pid, &DetachOptions)    -> Result<DetachReport, TargetRefused>
+//! start(&StartCommand, &Request) -> Result<Started, TargetRefused>        Started::wait() -> exit status
+//! inspect(pid)                   -> Result<Option<Attached>, TargetRefused>
+//! attached_processes()           -> Vec<Attached>
+//! ```
+//!
+//! **Invariant.** The order of operations leaves the target harmless at every point: if the injector is killed, the
+//! kernel lets the target's threads go on, and each of them finds its way back by itself. What is left over then is
+//! recognised by the next attach or detach.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod report;
+mod request;
+
+pub use beeline_site::Location;
+pub use error::TargetRefused;
+pub use report::{AttachReport, Attached, AttachedSite, DetachReport, ProbeOutcome, ProbeState};
+pub use request::{FileIdentity, MapRequest, ProbeKind, ProbeRequest, ProgramRequest, Request};

@@ -1,8 +1,8 @@
 //! All threads of a process, stopped.
 
-use crate::Tid;
 use crate::status::{RunState, Status, read_status, thread_ids};
 use crate::thread::{Death, PtraceError, Resume, Running, Stop, Stopped, Waited};
+use crate::{Tid, arch};
 use std::collections::HashSet;
 use std::fmt;
 use std::fs;
@@ -306,7 +306,10 @@ fn settle(thread: Running, timeout: Duration) -> Result<Option<Stopped>, PtraceE
     loop {
         match thread.wait(timeout)? {
             Waited::Dead(_) => return Ok(None),
-            Waited::Stopped(stopped, Stop::Interrupted { .. }) => return Ok(Some(stopped)),
+            Waited::Stopped(stopped, Stop::Interrupted { .. }) => {
+                arch::restart_interrupted_call(&stopped)?;
+                return Ok(Some(stopped));
+            }
             // The signal is delivered now; the thread stops again before the handler's first instruction.
             Waited::Stopped(stopped, _) => thread = stopped.resume(Resume::Continue)?,
         }

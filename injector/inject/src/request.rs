@@ -1,0 +1,99 @@
+//! What is to be put into a process: plain data, independent of who made it.
+
+use beeline_abi::code::{ProgramNeeds, Reloc};
+use beeline_abi::process::TaskLayout;
+use beeline_site::Location;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+/// Everything that a process is to carry. Attaching is idempotent: what the process carries already is left as it is.
+#[derive(Debug)]
+pub struct Request {
+    /// The store's random number. A process carries the probes of one store.
+    pub store_uuid: [u64; 2],
+    /// Number of possible CPUs: entries in the file behind `cpu_slots`.
+    pub cpus: u32,
+    /// The store's file of [`CpuSlot`](beeline_abi::process::CpuSlot)s, from offset 0.
+    pub cpu_slots: OwnedFd,
+    /// The store's [trace log](beeline_abi::trace).
+    pub trace: OwnedFd,
+    /// Where the fields of `task_struct` lie for the programs.
+    pub task_layout: TaskLayout,
+    /// Every map that one of the programs uses.
+    pub maps: Vec<MapRequest>,
+    /// Every program of a probe, and those that they reach by tail calls.
+    pub programs: Vec<ProgramRequest>,
+    /// The probes.
+    pub probes: Vec<ProbeRequest>,
+}
+
+/// A map of the store.
+#[derive(Debug)]
+pub struct MapRequest {
+    /// Its id in the store.
+    pub id: u32,
+    /// Its name, for messages.
+    pub name: String,
+    /// Its file, open for reading and writing.
+    pub file: OwnedFd,
+}
+
+/// A compiled program.
+#[derive(Debug)]
+pub struct ProgramRequest {
+    /// Its id in the store.
+    pub id: u32,
+    /// Its name, for messages.
+    pub name: String,
+    /// Its position-independent image; the entry is the first byte.
+    pub code: Vec<u8>,
+    /// What the image leaves open.
+    pub relocs: Vec<Reloc>,
+    /// The id of each map in the program's own list, by index.
+    pub maps: Vec<u32>,
+    /// What it reads and claims.
+    pub needs: ProgramNeeds,
+}
+
+/// When the program of a probe runs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum ProbeKind {
+    /// Before the instruction at the location.
+    Entry,
+    /// After the function at the location has returned.
+    Return,
+}
+
+/// A link of the store: a place and the program that runs there.
+#[derive(Debug)]
+pub struct ProbeRequest {
+    /// The link's id in the store.
+    pub link_id: u32,
+    /// The program's id.
+    pub program_id: u32,
+    /// When it runs.
+    pub kind: ProbeKind,
+    /// The executable or library.
+    pub file: FileIdentity,
+    /// The place in it.
+    pub location: Location,
+    /// `bpf_get_attach_cookie`.
+    pub cookie: u64,
+    /// The link's file, open for reading and writing; its first page is a
+    /// [`LinkShared`](beeline_abi::link::LinkShared).
+    pub shared: OwnedFd,
+}
+
+/// Which file is meant, however a target came to it. A mapped file is this one when device and inode agree, or when
+/// both have the same build id (the same file in another container).
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct FileIdentity {
+    /// Where it was found when the link was made.
+    pub path: PathBuf,
+    /// Its device, as `stat` gives it.
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+    /// Its build id, when it has one.
+    pub build_id: Option<Vec<u8>>,
+}

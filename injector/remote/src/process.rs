@@ -1,0 +1,195 @@
+//! A process seen from outside, through `/proc`.
+
+use crate::error::RemoteError;
+use crate::maps::{Mapping, Mappings};
+use crate::memory::Memory;
+use beeline_ptrace::{Tid, read_status, thread_ids};
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::io::Read;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// A process, by the id of one of its living threads.
+#[derive(Debug)]
+pub struct Process {
+    pid: Tid,
+    /// A thread that is alive: `/proc/PID` of a leader that has exited shows no memory.
+    tid: Tid,
+    memory: Memory,
+}
+
+/// Addresses above the program break that are left for the heap.
+const HEAP_ROOM: u64 = 1 << 30;
+
+impl Process {
+    /// Looks at process `pid`. Reading its memory needs the rights to trace it; writing is opened with `write`.
+    ///
+    /// # Errors
+    /// When it does not exist or may not be looked at.
+    pub fn open(pid: Tid, write: bool) -> Result<Process, RemoteError> {
+        let tid = living_thread(pid);
+        Ok(Process { pid, tid, memory: Memory::open(tid, write)? })
+    }
+
+    /// Its id.
+    pub fn pid(&self) -> Tid {
+        self.pid
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Its mappings as they are now.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn maps(&self) -> Result<Mappings, RemoteError> {
+        let text = self.read("maps")?;
+        Ok(Mappings::parse(&String::from_utf8_lossy(&text)))
+    }
+
+    /// The entry of the auxiliary vector of this kind (`AT_*`).
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn auxiliary(&self, kind: u64) -> Result<Option<u64>, RemoteError> {
+        let bytes = self.read("auxv")?;
+        let word = |at: &[u8]| at.try_into().map(u64::from_le_bytes).unwrap_or(0);
+        let mut entries = bytes.chunks_exact(16).map(|entry| (word(&entry[..8]), word(&entry[8..])));
+        Ok(entries.find(|&(key, _)| key == kind).map(|(_, value)| value))
+    }
+
+    /// The file that it executes.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn exe(&self) -> Result<PathBuf, RemoteError> {
+        let path = self.proc_path("exe");
+        fs::read_link(&path).map_err(|source| self.failed("exe", source))
+    }
+
+    /// It runs a 64-bit x86 program: the class and machine of the file it executes.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn is_x86_64(&self) -> Result<bool, RemoteError> {
+        let mut header = [0u8; 20];
+        let mut file = File::open(self.proc_path("exe")).map_err(|source| self.failed("exe", source))?;
+        file.read_exact(&mut header).map_err(|source| self.failed("exe", source))?;
+        Ok(header[..5] == [0x7f, b'E', b'L', b'F', 2] && header[18..20] == [62, 0])
+    }
+
+    /// The seccomp mode of each of its threads, the strictest: 0 none, 1 strict, 2 filter.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn seccomp(&self) -> Result<u32, RemoteError> {
+        let threads = thread_ids(self.pid).map_err(|source| self.failed("task", source))?;
+        let modes: Vec<u32> =
+            threads.iter().filter_map(|&tid| read_status(tid).ok()).map(|status| status.seccomp).collect();
+        Ok(if modes.contains(&1) { 1 } else { modes.into_iter().max().unwrap_or(0) })
+    }
+
+    /// Inode number of one of its namespaces (`pid`, `mnt`, `time`, ...); none where the kernel has no such kind.
+    pub fn namespace(&self, kind: &str) -> Option<u64> {
+        fs::metadata(self.proc_path(&format!("ns/{kind}"))).ok().map(|data| data.ino())
+    }
+
+    /// A path by which the file behind `mapping` can be opened, even when it was removed or lies in another mount
+    /// namespace. The file that is found is the mapped one: its inode is compared.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no way to it.
+    pub fn file_of(&self, mapping: &Mapping) -> Result<PathBuf, RemoteError> {
+        let range = format!("map_files/{:x}-{:x}", mapping.start, mapping.end);
+        let inside = mapping.name.strip_prefix('/').unwrap_or(&mapping.name);
+        let rooted = self.proc_path("root").join(inside);
+        let candidates = [self.proc_path(&range), rooted, self.proc_path("exe")];
+        let is_it = |path: &PathBuf| fs::metadata(path).is_ok_and(|data| data.ino() == mapping.inode);
+        candidates.into_iter().find(is_it).ok_or_else(|| {
+            let source = io::Error::from(io::ErrorKind::NotFound);
+            RemoteError::Proc { what: format!("the mapped file {}", mapping.name), source }
+        })
+    }
+
+    /// A path of the process's own view of the file system.
+    pub fn in_its_root(&self, path: &Path) -> PathBuf {
+        self.proc_path("root").join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// A free range of `len` bytes within `reach`; see [`Mappings::free_range`]. The room above its program break
+    /// is left free even when it has no heap yet.
+    ///
+    /// # Errors
+    /// [`RemoteError::NoGap`] when there is none.
+    pub fn free_range(
+        &self,
+        maps: &Mappings,
+        len: u64,
+        reach: Range<u64>,
+        avoid: &[Range<u64>],
+    ) -> Result<u64, RemoteError> {
+        let mut avoid = avoid.to_vec();
+        avoid.extend(self.program_break().map(|start| start..start.saturating_add(HEAP_ROOM)));
+        let near = reach.start + (reach.end - reach.start) / 2;
+        maps.free_range(len, reach, &avoid).ok_or(RemoteError::NoGap { len, near })
+    }
+
+    /// `start_brk` of `/proc/PID/stat`.
+    fn program_break(&self) -> Option<u64> {
+        let text = fs::read_to_string(self.proc_path("stat")).ok()?;
+        // The name may contain anything; the fields behind its closing parenthesis begin with the third.
+        let value = text.rsplit(')').next()?.split_whitespace().nth(47 - 3)?.parse().ok()?;
+        (value != 0).then_some(value)
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>, RemoteError> {
+        fs::read(self.proc_path(name)).map_err(|source| self.failed(name, source))
+    }
+
+    fn proc_path(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{name}", self.tid))
+    }
+
+    fn failed(&self, name: &str, source: io::Error) -> RemoteError {
+        RemoteError::Proc { what: format!("/proc/{}/{name}", self.tid), source }
+    }
+}
+
+/// The leader, or another thread when the leader has exited.
+fn living_thread(pid: Tid) -> Tid {
+    if read_status(pid).is_ok_and(|status| status.has_memory) {
+        return pid;
+    }
+    let threads = thread_ids(pid).unwrap_or_default();
+    threads.into_iter().find(|&tid| read_status(tid).is_ok_and(|status| status.has_memory)).unwrap_or(pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process() {
+        let process = Process::open(std::process::id() as Tid, false).unwrap();
+        assert!(process.is_x86_64().unwrap());
+        assert_eq!(process.exe().unwrap(), std::env::current_exe().unwrap());
+        let maps = process.maps().unwrap();
+        let here = this_process as *const () as u64;
+        let text = maps.at(here).unwrap();
+        assert!(text.execute);
+        let file = process.file_of(text).unwrap();
+        assert_eq!(fs::read(file).unwrap().len(), fs::read("/proc/self/exe").unwrap().len());
+        let value = 0x1122_3344_5566_7788u64;
+        assert_eq!(process.memory().read_u64(&raw const value as u64).unwrap(), value);
+        assert!(process.memory().read_u64(0).is_err());
+        assert_eq!(process.auxiliary(libc::AT_PAGESZ).unwrap(), Some(4096));
+        assert!(process.program_break().is_some());
+        assert!(process.namespace("pid").is_some());
+    }
+}

@@ -1,0 +1,47 @@
+//! What lies at the thread pointer (`fs`) of each thread of a stopped process.
+
+use crate::error::RemoteError;
+use crate::process::Process;
+use beeline_ptrace::StoppedProcess;
+
+/// Offsets at which a C library keeps the thread's id: glibc, musl (x86-64).
+const TID_OFFSETS: [u32; 2] = [0x2d0, 0x30];
+
+/// What holds for all threads of a process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ThreadPointers {
+    /// The word at `fs:0` is the thread pointer itself.
+    pub self_pointer: bool,
+    /// The 32-bit word at this offset is the thread's id.
+    pub tid_offset: Option<u32>,
+    /// Each thread has registered its `struct rseq` at this offset with the kernel.
+    pub rseq_offset: Option<i64>,
+}
+
+/// Looks at every thread.
+///
+/// # Errors
+/// When a thread is gone.
+pub fn examine(process: &Process, stopped: &StoppedProcess) -> Result<ThreadPointers, RemoteError> {
+    let memory = process.memory();
+    let mut bases = Vec::new();
+    let mut rseq_offsets = Vec::new();
+    for thread in stopped.threads() {
+        let base = thread.registers()?.fs_base;
+        bases.push((thread.tid(), base));
+        rseq_offsets.push(thread.rseq()?.map(|rseq| rseq.address.wrapping_sub(base) as i64));
+    }
+    let self_pointer =
+        bases.iter().all(|&(_, base)| base != 0 && memory.read_u64(base).is_ok_and(|word| word == base));
+    let holds_tid = |offset: &u32| {
+        bases.iter().all(|&(tid, base)| {
+            memory.read_u32(base.wrapping_add(u64::from(*offset))).is_ok_and(|word| word == tid as u32)
+        })
+    };
+    let tid_offset = if self_pointer { TID_OFFSETS.into_iter().find(holds_tid) } else { None };
+    let rseq_offset = match rseq_offsets.first() {
+        Some(&Some(first)) if rseq_offsets.iter().all(|&offset| offset == Some(first)) => Some(first),
+        _ => None,
+    };
+    Ok(ThreadPointers { self_pointer, tid_offset, rseq_offset })
+}
