@@ -251,8 +251,7 @@ static void *computer(void *a) {
     return 0;
 }
 static void *caller(void *a) {
-    int p[2];
-    if (pipe(p)) die("pipe");
+    int *p = a;
     char c = 'x';
     while (!stop) {
         if (write(p[1], &c, 1) != 1) die("write");
@@ -263,7 +262,11 @@ static void *caller(void *a) {
 int main(void) {
     pthread_t t[6];
     void *(*f[])(void *) = {sleeper, computer, caller, sleeper, computer, caller};
-    for (int i = 0; i < 6; i++) pthread_create(&t[i], 0, f[i], 0);
+    static int p[6][2];
+    for (int i = 0; i < 6; i++) {
+        if (pipe(p[i])) die("pipe");
+        pthread_create(&t[i], 0, f[i], p[i]);
+    }
     puts("ready"); fflush(stdout);
     char c;
     if (read(0, &c, 1) != 1) die("main read");
@@ -316,7 +319,10 @@ fn killed_at_any_moment() {
     let rounds: u64 = std::env::var("BEELINE_SOAK").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
     let Some(mut target) = Target::start("busy", BUSY) else { return };
     let pid = target.pid();
-    let descriptors = || std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let descriptors = || {
+        let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        entries.map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap()).collect::<Vec<_>>()
+    };
     let process = Process::open(pid, false).unwrap();
     let before = descriptors();
     for round in 0..rounds {
