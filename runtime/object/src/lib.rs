@@ -1,1 +1,42 @@
-//! Reads libbpf-compiled ELF objects: sections, maps, BTF, CO-RE.
+//! Reads libbpf-compiled ELF objects: programs, maps, BTF; applies CO-RE.
+//!
+//! [`Object::parse`] takes the bytes of an object that `clang -g -O2 -target bpf` made and gives the maps to create
+//! and, for each program, its final bytecode: exactly what libbpf 1.7 would hand to `bpf(2)`, but that an instruction
+//! refers to a map by its index instead of by a descriptor.
+//!
+//! | module | |
+//! |---|---|
+//! | [`section`], [`section_table`] | what a `SEC()` name says |
+//! | [`map`] | `SEC(".maps")`, global data |
+//! | [`program`] | programs and the functions that they are made of |
+//! | [`btf`] | type information: the object's, the kernel's, a built-in one; values and declarations printed by it |
+//! | [`core_relo`] | adaptation to the target's types |
+//! | [`kconfig`], [`options`] | the kernel that an object is read for |
+//!
+//! Nothing is attached, created or verified here. Bytes are never trusted: no input makes this crate panic.
+#![forbid(unsafe_code)]
+
+pub mod btf;
+pub mod core_relo;
+mod elf;
+pub mod error;
+mod externs;
+mod fixup;
+pub mod kconfig;
+pub mod link;
+pub mod map;
+mod object;
+pub mod options;
+pub mod program;
+mod relocate;
+pub mod section;
+pub mod section_table;
+
+pub use crate::object::{Object, SourceLine};
+pub use btf::{Btf, BtfError};
+pub use error::ObjectError;
+pub use kconfig::Kconfig;
+pub use map::{InitialValue, MapDef, MapKind};
+pub use options::Options;
+pub use program::{ProgramDef, Subprogram};
+pub use section::{SectionSpec, Target};
