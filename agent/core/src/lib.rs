@@ -1,1 +1,36 @@
 //! The agent's logic, testable on the host.
+//!
+//! What a hit needs beyond the stub's inline paths: finding the thread's slot, telling a nested hit from an abandoned
+//! run, owning a CPU, the return stack. `agent/image` exports these functions; the table is in ARCHITECTURE.md.
+//!
+//! | module | |
+//! |---|---|
+//! | [`slot`] | the slots of the threads, the guard word |
+//! | [`cpu`] | owning a CPU of the store, by a restartable sequence ([`rseq`]) |
+//! | [`returns`] | a thread's outstanding return probes |
+//! | [`memory`] | where threads' return stacks, scratch and private stacks come from |
+//! | [`process`] | what is done once for a process; missed hits |
+//!
+//! Everything here can be interrupted at any instruction by a signal whose handler hits a probe, takes a bounded time,
+//! and harms nobody when it fails: the hit is missed and counted.
+#![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod cpu;
+pub mod memory;
+pub mod process;
+pub mod returns;
+pub mod rseq;
+pub mod slot;
+
+use beeline_abi::run::RunContext;
+use beeline_abi::thread::ThreadSlot;
+use core::mem::offset_of;
+
+/// The slot that holds this run context.
+#[inline]
+fn slot_of(run: *mut RunContext) -> *mut ThreadSlot {
+    run.cast::<u8>().wrapping_sub(offset_of!(ThreadSlot, run)).cast()
+}

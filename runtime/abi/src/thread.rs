@@ -66,10 +66,16 @@ pub struct ThreadSlot {
     pub run: RunContext,
     /// The thread's `struct rseq` when its libc registers none.
     pub own_rseq: [u64; 4],
-    /// Address of the thread's own memory (private stack, return stack, scratch), 0 = none yet.
+    /// Address of the thread's own memory (private stack, scratch, return stack), 0 = none yet.
     pub memory: u64,
+    /// Thread id for which `rseq` is registered, 0 = none.
+    pub rseq_tid: u32,
     /// Zero.
-    pub reserved: [u64; 3],
+    pub reserved: u32,
+    /// Owner word of the CPU that this thread waited for in vain the last time; it does not wait for it again.
+    pub blocked_by: u64,
+    /// Zero.
+    pub reserved2: u64,
 }
 
 /// Signature before every abort handler of a restartable sequence (`RSEQ_SIG`, glibc's on x86).

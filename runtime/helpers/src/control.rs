@@ -124,7 +124,6 @@ pub(crate) unsafe extern "sysv64" fn bpf_loop(
 mod tests {
     use super::*;
     use std::boxed::Box;
-    use std::vec;
 
     unsafe extern "sysv64" fn add_until_five(
         i: u64,
@@ -159,7 +158,7 @@ mod tests {
 
     #[test]
     fn tail_calls() {
-        let data = vec![0u32, 0, 7, 0, 9, 0, 8, 0];
+        let data = [0u32, 0, 7, 0, 9, 0, 8, 0];
         let programs =
             [(3, 0x300), (7, 0x700), (9, 0x900)].map(|(id, entry)| ProgramRuntime { id, flags: 0, entry });
         // SAFETY: all fields may be zero.

@@ -31,8 +31,9 @@ unsafe fn is_ours(run: *const RunContext, address: u64, len: u64) -> bool {
         || regs != 0 && within(regs, regs.wrapping_add(u64::from(PT_REGS_SIZE)))
 }
 
-/// Copies `len` bytes from `source` to `target`, either of which may be bad; true when all were copied.
-unsafe fn transfer(run: *mut RunContext, call: u64, local: u64, remote: u64, len: u64) -> bool {
+/// Copies `len` bytes between `local` and `remote`, either of which may be bad: 0, `-EFAULT` when not all were copied, or
+/// what else the kernel answers.
+unsafe fn transfer(run: *mut RunContext, call: u64, local: u64, remote: u64, len: u64) -> i64 {
     let local = IoVec { base: local, len };
     let remote = IoVec { base: remote, len };
     // SAFETY: the kernel checks every address; the calling thread's id names its own memory.
@@ -40,26 +41,42 @@ unsafe fn transfer(run: *mut RunContext, call: u64, local: u64, remote: u64, len
         let pid = u64::from(ids(run).tid);
         sys::call6(call, pid, &raw const local as u64, 1, &raw const remote as u64, 1, 0)
     };
-    copied == len as i64
+    match copied {
+        errno if errno < 0 => errno,
+        copied if copied as u64 == len => 0,
+        _ => -EFAULT,
+    }
+}
+
+/// Copies `len` bytes from `source`: 0, or `-EFAULT` when not all of them could be read, or another negative errno when
+/// the kernel refuses to read at all. On errors `target` holds anything.
+///
+/// # Safety
+///
+/// `run` is the calling thread's; `target` is writable for `len` bytes.
+pub unsafe fn fetch(run: *mut RunContext, target: *mut u8, len: usize, source: u64) -> i64 {
+    // SAFETY: the caller's contract for `target`; `is_ours` for `source`.
+    unsafe {
+        if len == 0 {
+            return 0;
+        }
+        if is_ours(run, source, len as u64) {
+            core::ptr::copy(source as *const u8, target, len);
+            return 0;
+        }
+        transfer(run, nr::PROCESS_VM_READV, target as u64, source, len as u64)
+    }
 }
 
 /// Copies `len` bytes from `source`; false when not all of them could be read: `target` then holds anything.
 ///
 /// # Safety
 ///
-/// `run` is the calling thread's; `target` is writable for `len` bytes.
+/// As for [`fetch`].
+#[inline]
 pub unsafe fn copy(run: *mut RunContext, target: *mut u8, len: usize, source: u64) -> bool {
-    // SAFETY: the caller's contract for `target`; `is_ours` for `source`.
-    unsafe {
-        if len == 0 {
-            return true;
-        }
-        if is_ours(run, source, len as u64) {
-            core::ptr::copy(source as *const u8, target, len);
-            return true;
-        }
-        transfer(run, nr::PROCESS_VM_READV, target as u64, source, len as u64)
-    }
+    // SAFETY: the caller's contract.
+    unsafe { fetch(run, target, len, source) == 0 }
 }
 
 /// Copies a NUL-terminated string of at most `size - 1` bytes and terminates it. Behind the NUL only the rest of its
@@ -173,7 +190,7 @@ pub(crate) unsafe extern "sysv64" fn probe_write_user(
 ) -> u64 {
     let len = u64::from(len as u32);
     // SAFETY: the kernel checks both sides.
-    if len == 0 || unsafe { transfer(run, nr::PROCESS_VM_WRITEV, source, target, len) } {
+    if len == 0 || unsafe { transfer(run, nr::PROCESS_VM_WRITEV, source, target, len) } == 0 {
         return 0;
     }
     error(EFAULT)

@@ -1,0 +1,53 @@
+//! What is done once for a process, and the count of missed hits.
+
+use beeline_abi::PAGE_SIZE;
+use beeline_abi::errno::EINVAL;
+use beeline_abi::link::{LinkRuntime, LinkShared};
+use beeline_abi::process::{PROCESS_MAGIC, ProcessBlock};
+use beeline_helpers::sys::{self, nr};
+use core::sync::atomic::Ordering::Relaxed;
+
+/// Prepares the process; called by the injector after mapping and after each attach, and harmless when repeated.
+///
+/// The fork page becomes one that a fork's child finds zeroed. Where the kernel cannot do that (before 4.14), ids are not
+/// cached at all.
+///
+/// 0, or `-EINVAL` when `block` is not a block.
+///
+/// # Safety
+///
+/// `block` points to the process's block, and no other thread runs.
+pub unsafe extern "sysv64" fn init(block: *mut ProcessBlock) -> i64 {
+    const MADV_WIPEONFORK: u64 = 18;
+    // SAFETY: the caller's contract.
+    unsafe {
+        if block.is_null() || (*block).magic != PROCESS_MAGIC || (*block).version != beeline_abi::ABI_VERSION
+        {
+            return -EINVAL;
+        }
+        let page = (*block).fork_page;
+        if page != 0 && sys::call4(nr::MADVISE, page, PAGE_SIZE, MADV_WIPEONFORK, 0) != 0 {
+            (*block).fork_page = 0;
+        }
+    }
+    0
+}
+
+/// Counts a missed hit on each of `count` links.
+///
+/// # Safety
+///
+/// `links` points to so many [`LinkRuntime`]s, each of which refers to its mapped page.
+pub unsafe extern "sysv64" fn missed(links: *const LinkRuntime, count: u64) {
+    let mut i = 0u64;
+    while i < count {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let shared = (*links.add(i as usize)).shared as *const LinkShared;
+            if let Some(shared) = shared.as_ref() {
+                shared.missed.fetch_add(1, Relaxed);
+            }
+        }
+        i += 1;
+    }
+}

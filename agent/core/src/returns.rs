@@ -1,0 +1,152 @@
+//! A thread's outstanding return probes.
+//!
+//! The stub pushes and pops in the common case; it comes here when the top entry is not what it expects. That is the case
+//! after `longjmp` or an exception (entries whose frames are gone), on other stacks (signal handlers, coroutines), at a
+//! tail call (two entries on one stack word), and when the stack is full.
+//!
+//! An entry is *alive* as long as the stack word at its `sp` holds its trampoline: the function has not returned. A word
+//! below the stack pointer may hold it still, so an entry that looks alive may be stale, but one whose word changed is
+//! dead for certain. Only such entries are dropped; the rest goes when its word is overwritten.
+
+use crate::memory;
+use beeline_abi::errno::EFAULT;
+use beeline_abi::process::ProcessBlock;
+use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
+use beeline_helpers::read;
+use core::ptr::null_mut;
+
+/// Bytes of an entry.
+const ENTRY: u64 = size_of::<ReturnSlot>() as u64;
+
+/// Entries from the top that are examined at every call that finds them out of order.
+const EXAMINED_MAX: u32 = 8;
+
+/// True when the entry's frame is still there, or that cannot be told: the kernel refuses to read for us.
+unsafe fn is_alive(slot: *mut ThreadSlot, entry: *const ReturnSlot) -> bool {
+    let mut word = 0u64;
+    // SAFETY: the slot is the calling thread's; a bad address gives an error.
+    unsafe {
+        match read::fetch(&raw mut (*slot).run, (&raw mut word).cast(), 8, (*entry).sp) {
+            0 => word == (*entry).trampoline,
+            errno => errno != -EFAULT,
+        }
+    }
+}
+
+/// Entries on the thread's return stack.
+unsafe fn count(slot: *const ThreadSlot) -> u64 {
+    // SAFETY: the caller's slot.
+    let (base, top) = unsafe { ((*slot).returns_base, (*slot).returns_top) };
+    (top.wrapping_sub(base) / ENTRY).min(RETURN_SLOTS + 1)
+}
+
+/// Entry `index` from the bottom.
+unsafe fn entry(slot: *const ThreadSlot, index: u64) -> *mut ReturnSlot {
+    // SAFETY: the caller's slot.
+    unsafe { ((*slot).returns_base + index * ENTRY) as *mut ReturnSlot }
+}
+
+/// Makes room for one entry at `returns_top` for a function entered with stack pointer `sp`: 1, or 0 when there is none
+/// and the return is missed.
+///
+/// # Safety
+///
+/// `slot` is the calling thread's.
+pub unsafe extern "sysv64" fn room(slot: *mut ThreadSlot, sp: u64) -> u64 {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if !memory::provide(slot, (*slot).run.process as *mut ProcessBlock) {
+            return 0;
+        }
+        drop_dead_top(slot, sp);
+        if count(slot) < RETURN_SLOTS {
+            return 1;
+        }
+        // Deep recursion has every entry above `sp`, in order: there is nothing to be found then.
+        let out_of_order = (0..count(slot)).any(|index| (*entry(slot, index)).sp <= sp);
+        if out_of_order {
+            drop_dead(slot);
+        }
+        u64::from(count(slot) < RETURN_SLOTS)
+    }
+}
+
+/// Drops dead entries from the top as long as they are not above `sp`.
+unsafe fn drop_dead_top(slot: *mut ThreadSlot, sp: u64) {
+    for _ in 0..EXAMINED_MAX {
+        // SAFETY: the caller's slot.
+        unsafe {
+            let count = count(slot);
+            if count == 0 {
+                return;
+            }
+            let top = entry(slot, count - 1);
+            if (*top).sp > sp || is_alive(slot, top) {
+                return;
+            }
+            (*slot).returns_top = top as u64;
+        }
+    }
+}
+
+/// Drops every dead entry, keeping the order of the others.
+unsafe fn drop_dead(slot: *mut ThreadSlot) {
+    // SAFETY: the caller's slot; `kept <= index`.
+    unsafe {
+        let mut kept = 0u64;
+        for index in 0..count(slot) {
+            let from = entry(slot, index);
+            if is_alive(slot, from) {
+                entry(slot, kept).write(from.read());
+                kept += 1;
+            }
+        }
+        (*slot).returns_top = (*slot).returns_base + kept * ENTRY;
+    }
+}
+
+/// The entry for the stack word at `sp`, made the top one: those above it are dropped. Entries made on another thread (a
+/// coroutine that moved) are moved over. Null only when no thread has one.
+///
+/// # Safety
+///
+/// `slot` is the calling thread's.
+pub unsafe extern "sysv64" fn find(slot: *mut ThreadSlot, sp: u64) -> *mut ReturnSlot {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if let Some(index) = newest(slot, sp) {
+            (*slot).returns_top = entry(slot, index + 1) as u64;
+            return entry(slot, index);
+        }
+        let block = (*slot).run.process as *mut ProcessBlock;
+        if !memory::provide(slot, block) {
+            return null_mut();
+        }
+        for number in 0..THREAD_SLOTS {
+            let other = ((*block).threads as *mut ThreadSlot).add(number as usize);
+            if let Some(index) = newest(other, sp) {
+                return adopt(slot, entry(other, index));
+            }
+        }
+        null_mut()
+    }
+}
+
+/// Index of the newest entry for `sp`.
+unsafe fn newest(slot: *const ThreadSlot, sp: u64) -> Option<u64> {
+    // SAFETY: a slot of the table.
+    unsafe { (0..count(slot)).rev().find(|&index| (*entry(slot, index)).sp == sp) }
+}
+
+/// Moves an entry of another thread to the top of this one's stack, into the spare place if that is full.
+unsafe fn adopt(slot: *mut ThreadSlot, from: *mut ReturnSlot) -> *mut ReturnSlot {
+    // SAFETY: the stack has a place behind its last one; nobody else looks for this stack word.
+    unsafe {
+        let top = entry(slot, count(slot).min(RETURN_SLOTS));
+        top.write(from.read());
+        // No function's return address lies at 0.
+        (*from).sp = 0;
+        (*slot).returns_top = top as u64 + ENTRY;
+        top
+    }
+}
