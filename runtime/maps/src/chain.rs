@@ -14,7 +14,7 @@
 //!   `unlinked`, and frees it. The element is nobody else's before that addition: a walk that finds `unlinked`
 //!   unchanged at its end has seen this bucket's elements only, each with the key that it had in it.
 
-use crate::key::Key;
+use crate::key::{self, Key};
 use crate::memory::word;
 use crate::pool::{self, Element, LINKED, TRIES_MAX};
 use beeline_abi::errno::EBUSY;
@@ -97,6 +97,15 @@ impl Link {
 pub(crate) unsafe fn bucket(map: &MapHandle, hash: u64) -> &AtomicU64 {
     // SAFETY: the mask is the number of buckets minus one.
     unsafe { word(map, map.offsets[0] + (hash & map.mask) * 8) }
+}
+
+/// The bucket of the key in an element that the caller owns or that cannot change otherwise.
+///
+/// # Safety
+/// As [`bucket`].
+pub(crate) unsafe fn bucket_of<'a>(map: &'a MapHandle, element: Element<'_>) -> &'a AtomicU64 {
+    // SAFETY: an element has a key of the map's size.
+    unsafe { bucket(map, key::hash_at(map, element.key())) }
 }
 
 /// What a search saw.
@@ -187,14 +196,40 @@ pub(crate) fn unchanged(bucket: &AtomicU64, head: Head) -> Option<Head> {
     (now.unlinked() == head.unlinked()).then_some(now)
 }
 
+/// Whether an element that the caller owns is in the chain of its key. `None` when the chain is garbage.
+///
+/// # Safety
+/// The handle is that of a hash, valid, and its mapping alive.
+pub(crate) unsafe fn is_linked(map: &MapHandle, element: Element<'_>) -> Option<bool> {
+    // SAFETY: passed on.
+    let bucket = unsafe { bucket_of(map, element) };
+    let mut steps = steps_max(map);
+    loop {
+        let head = Head(bucket.load(Ordering::Acquire));
+        let mut at = head.first();
+        while let Some(current) = Element::new(map, at.wrapping_sub(1)) {
+            if current.index == element.index {
+                return Some(true);
+            }
+            steps = steps.checked_sub(1)?;
+            at = Link(current.next().load(Ordering::Acquire)).target();
+        }
+        if unchanged(bucket, head).is_some() {
+            return Some(false);
+        }
+        steps = steps.checked_sub(1)?;
+    }
+}
+
 /// Finishes the removal of a marked element, unless somebody else is at it.
 ///
 /// # Safety
 /// The handle is that of a hash, valid, and its mapping alive.
-pub(crate) unsafe fn retire(map: &MapHandle, access: &Access, bucket: &AtomicU64, element: Element<'_>) {
+pub(crate) unsafe fn retire(map: &MapHandle, access: &Access, element: Element<'_>) {
     // SAFETY: by the caller's contract.
     unsafe {
-        if own_marked(access, element) && unlink(map, bucket, element) {
+        // Which bucket it is in is certain only when it is ours: it may have been freed and linked elsewhere before.
+        if own_marked(access, element) && unlink(map, bucket_of(map, element), element) {
             if Link(element.next().load(Ordering::Acquire)).is_deleted() {
                 pool::count_down(map);
             }
@@ -294,6 +329,7 @@ fn bypass(bucket: &AtomicU64, head: Head, before: Option<(Element<'_>, Link)>, t
     }
 }
 
-fn count_unlinked(bucket: &AtomicU64) {
+/// Counts in a bucket that an element left it.
+pub(crate) fn count_unlinked(bucket: &AtomicU64) {
     bucket.fetch_add(1 << 32, Ordering::AcqRel);
 }

@@ -9,10 +9,11 @@
 //! - per-CPU: the CPU's copy is overwritten in place, as in the kernel.
 
 use crate::chain::{self, Head, Link, Mark, Search};
-use crate::key::{Key, LongKey, ShortKey};
+use crate::key::{Key, LongKey, with_key};
 use crate::memory::{copy_in, copy_out, read_partial, zero};
 use crate::pool::{self, Element, TRIES_MAX};
 use crate::system::compare_exchange_pair;
+use crate::{lru, sweep};
 use beeline_abi::errno::{E2BIG, EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM};
 use beeline_abi::map::{Access, MapFlags, MapHandle, MapType};
 use core::ptr::null_mut;
@@ -23,6 +24,9 @@ pub const NOEXIST: u64 = 1;
 /// `BPF_EXIST`: the key must be there.
 pub const EXIST: u64 = 2;
 
+/// Elements that an update of a full LRU map gives up before it gives up itself, beaten by others each time.
+const LRU_TRIES: u32 = 64;
+
 /// Where an update takes values from.
 #[derive(Clone, Copy)]
 pub(crate) enum Source {
@@ -30,20 +34,6 @@ pub(crate) enum Source {
     One(*const u8),
     /// A value for each CPU, each rounded up to a multiple of 8 bytes.
     AllCpus(*const u8),
-}
-
-/// Calls `$f` with the key at `$at` in the form that suits the map's key size.
-macro_rules! with_key {
-    ($map:expr, $at:expr, |$key:ident| $body:expr) => {{
-        let len = u64::from($map.shape.key_size);
-        if len <= 8 {
-            let $key = ShortKey(read_partial($at, len));
-            $body
-        } else {
-            let $key = LongKey { at: $at, len };
-            $body
-        }
-    }};
 }
 
 /// The value of a key, or null. It stays readable and writable as long as the map is mapped; after the key is deleted
@@ -55,6 +45,21 @@ pub unsafe fn lookup(map: &MapHandle, _access: &Access, key: *const u8) -> *mut 
     // SAFETY: passed on.
     match unsafe { find(map, key) } {
         Some(element) => element.value(),
+        None => null_mut(),
+    }
+}
+
+/// [`lookup`] in an `LRU_HASH`: also notes that the element was used.
+///
+/// # Safety
+/// As [`lookup`], for an `LRU_HASH`.
+pub unsafe fn lookup_lru(map: &MapHandle, _access: &Access, key: *const u8) -> *mut u8 {
+    // SAFETY: passed on.
+    match unsafe { find(map, key) } {
+        Some(element) => {
+            lru::note_use(element);
+            element.value()
+        }
         None => null_mut(),
     }
 }
@@ -140,12 +145,62 @@ pub(crate) unsafe fn update_from(
 /// As [`lookup`], for any hash.
 pub unsafe fn delete(map: &MapHandle, access: &Access, key: *const u8) -> i64 {
     // SAFETY: passed on.
-    unsafe { with_key!(map, key, |key| delete_keyed(map, access, key)) }
+    unsafe { remove(map, access, key, |_| {}) }
+}
+
+/// Copies what `copy` takes from the element of a key: values that the key had at one time, not parts of two.
+///
+/// # Errors
+/// `-ENOENT` when it is not there.
+///
+/// # Safety
+/// As [`lookup`], for any hash.
+pub(crate) unsafe fn read(map: &MapHandle, key: *const u8, mut copy: impl FnMut(Element<'_>)) -> i64 {
+    // SAFETY: passed on.
+    unsafe {
+        with_key!(map, key, |key| {
+            let bucket = chain::bucket(map, key.hash(map.seed));
+            for _ in 0..TRIES_MAX {
+                let search = match chain::search(map, bucket, key) {
+                    Ok(search) => search,
+                    Err(errno) => return errno,
+                };
+                let Some((element, _)) = search.hit else { return -ENOENT };
+                copy(element);
+                if chain::unchanged(bucket, search.head).is_some() {
+                    return 0;
+                }
+            }
+        });
+    }
+    -EBUSY
+}
+
+/// [`delete`] that first lets `copy` take what it wants from the element.
+///
+/// # Errors
+/// As [`delete`].
+///
+/// # Safety
+/// As [`delete`].
+pub(crate) unsafe fn remove(
+    map: &MapHandle,
+    access: &Access,
+    key: *const u8,
+    copy: impl FnMut(Element<'_>),
+) -> i64 {
+    // SAFETY: passed on.
+    unsafe { with_key!(map, key, |key| remove_keyed(map, access, key, copy)) }
 }
 
 /// # Safety
 /// As [`delete`].
-unsafe fn delete_keyed<K: Key>(map: &MapHandle, access: &Access, key: K) -> i64 {
+unsafe fn remove_keyed<K: Key>(
+    map: &MapHandle,
+    access: &Access,
+    key: K,
+    mut copy: impl FnMut(Element<'_>),
+) -> i64 {
     // SAFETY: passed on.
     unsafe {
         let bucket = chain::bucket(map, key.hash(map.seed));
@@ -154,17 +209,30 @@ unsafe fn delete_keyed<K: Key>(map: &MapHandle, access: &Access, key: K) -> i64 
                 Ok(search) => search,
                 Err(errno) => return errno,
             };
-            sweep_litter(map, access, bucket, &search);
+            sweep_litter(map, access, &search);
             let Some((element, link)) = search.hit else { return -ENOENT };
-            let marked = link.changed(Mark::Deleted, link.target());
-            if element.next().compare_exchange(link.0, marked.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-            {
-                chain::retire(map, access, bucket, element);
+            let value = element.small_value().load(Ordering::Relaxed);
+            copy(element);
+            if mark(map, element, link, value) {
+                chain::retire(map, access, element);
                 return 0;
             }
         }
     }
     -EBUSY
+}
+
+/// Marks an element as deleted if it is as it was seen; where values are small, the value too.
+///
+/// # Safety
+/// The handle is that of a hash, valid, and its mapping alive.
+unsafe fn mark(map: &MapHandle, element: Element<'_>, link: Link, value: u64) -> bool {
+    let marked = link.changed(Mark::Deleted, link.target());
+    if is_small(map) {
+        // SAFETY: `next` and the value are one aligned pair in the pool.
+        return unsafe { compare_exchange_pair(element.next(), [link.0, value], [marked.0, value]) }.is_ok();
+    }
+    element.next().compare_exchange(link.0, marked.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
 }
 
 /// Writes the key that follows the one at `key` to `out`; the first one when `key` is null or not in the map.
@@ -250,14 +318,14 @@ unsafe fn first_key(map: &MapHandle, bucket: &AtomicU64, out: *mut u8) -> bool {
 ///
 /// # Safety
 /// The handle is that of a hash, valid, and its mapping alive.
-unsafe fn sweep_litter(map: &MapHandle, access: &Access, bucket: &AtomicU64, search: &Search<'_>) {
+unsafe fn sweep_litter(map: &MapHandle, access: &Access, search: &Search<'_>) {
     if let Some(element) = search.litter {
         // SAFETY: passed on.
-        unsafe { chain::retire(map, access, bucket, element) };
+        unsafe { chain::retire(map, access, element) };
     }
 }
 
-fn is_per_cpu(map: &MapHandle) -> bool {
+pub(crate) fn is_per_cpu(map: &MapHandle) -> bool {
     matches!(map.shape.map_type, MapType::PERCPU_HASH | MapType::LRU_PERCPU_HASH)
 }
 
@@ -266,7 +334,7 @@ fn is_lru(map: &MapHandle) -> bool {
 }
 
 /// Values of at most 8 bytes stand beside `next`.
-fn is_small(map: &MapHandle) -> bool {
+pub(crate) fn is_small(map: &MapHandle) -> bool {
     map.owner_offset == 16
 }
 
@@ -333,12 +401,12 @@ impl<'a, K: Key> Update<'a, K> {
                 Ok(search) => search,
                 Err(errno) => return Step::Done(errno),
             };
-            sweep_litter(self.map, self.access, bucket, &search);
+            sweep_litter(self.map, self.access, &search);
             match search.hit {
                 Some(_) if self.flags == NOEXIST => Step::Done(-EEXIST),
                 Some((element, link)) if is_per_cpu(self.map) => self.change_in_place(element, link),
                 Some((element, link)) if is_small(self.map) => self.change_small(element, link),
-                Some((element, link)) => self.replace(bucket, element, link),
+                Some((element, link)) => self.replace(element, link),
                 None if self.flags == EXIST => Step::Done(-ENOENT),
                 None => self.insert(bucket, search.head),
             }
@@ -363,7 +431,10 @@ impl<'a, K: Key> Update<'a, K> {
             for _ in 0..TRIES_MAX {
                 let old = element.small_value().load(Ordering::Relaxed);
                 match compare_exchange_pair(element.next(), [link.0, old], [link.0, value]) {
-                    Ok(()) => return Step::Done(0),
+                    Ok(()) => {
+                        self.note_use(element);
+                        return Step::Done(0);
+                    }
                     Err([now, _]) if now != link.0 => return Step::Again,
                     Err(_) => {}
                 }
@@ -374,7 +445,7 @@ impl<'a, K: Key> Update<'a, K> {
 
     /// # Safety
     /// As [`update`].
-    unsafe fn replace(&mut self, bucket: &AtomicU64, old: Element<'_>, link: Link) -> Step {
+    unsafe fn replace(&mut self, old: Element<'_>, link: Link) -> Step {
         // SAFETY: passed on.
         unsafe {
             let new = match self.prepare() {
@@ -387,8 +458,9 @@ impl<'a, K: Key> Update<'a, K> {
                 return Step::Again;
             }
             self.element = None;
-            self.linked(bucket, new);
-            chain::retire(self.map, self.access, bucket, old);
+            pool::count_change(self.map);
+            self.linked(new);
+            chain::retire(self.map, self.access, old);
         }
         Step::Done(0)
     }
@@ -403,7 +475,7 @@ impl<'a, K: Key> Update<'a, K> {
                 Err(errno) => return Step::Done(errno),
             };
             if !self.counted {
-                if !pool::count_up(self.map) {
+                if !self.make_room() {
                     return Step::Done(-E2BIG);
                 }
                 self.counted = true;
@@ -414,19 +486,43 @@ impl<'a, K: Key> Update<'a, K> {
                 return Step::Again;
             }
             (self.element, self.counted) = (None, false);
-            self.linked(bucket, new);
+            self.linked(new);
         }
         Step::Done(0)
+    }
+
+    fn note_use(&self, element: Element<'_>) {
+        if is_lru(self.map) {
+            lru::note_use(element);
+        }
+    }
+
+    /// Takes one more element into account; an LRU map gives up old ones for that.
+    ///
+    /// # Safety
+    /// As [`update`].
+    unsafe fn make_room(&self) -> bool {
+        // SAFETY: passed on.
+        unsafe {
+            let (map, access) = (self.map, self.access);
+            if pool::count_up(map) {
+                return true;
+            }
+            if is_lru(map) {
+                return (0..LRU_TRIES).any(|_| lru::evict(map, access) && pool::count_up(map));
+            }
+            sweep::on_full(map, access) && pool::count_up(map)
+        }
     }
 
     /// Our element is in the chain now.
     ///
     /// # Safety
     /// As [`update`].
-    unsafe fn linked(&self, bucket: &AtomicU64, element: Element<'_>) {
+    unsafe fn linked(&self, element: Element<'_>) {
         if chain::publish(element) {
             // SAFETY: passed on.
-            unsafe { chain::retire(self.map, self.access, bucket, element) };
+            unsafe { chain::retire(self.map, self.access, element) };
         }
     }
 
@@ -440,7 +536,13 @@ impl<'a, K: Key> Update<'a, K> {
         }
         // SAFETY: the element is ours alone until it is linked; its parts are as large as the map's sizes.
         unsafe {
-            let element = pool::take(self.map, self.access).ok_or(self.no_element())?;
+            let element = match pool::take(self.map, self.access) {
+                Some(element) => element,
+                None if sweep::on_dry(self.map, self.access) => {
+                    pool::take(self.map, self.access).ok_or(self.no_element())?
+                }
+                None => return Err(self.no_element()),
+            };
             self.element = Some(element);
             self.key.store(element.key());
             match self.source {

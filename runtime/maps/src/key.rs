@@ -4,7 +4,23 @@
 //! takes whole words, zero above its last byte.
 
 use crate::memory::{copy_in, read_partial};
+use beeline_abi::map::MapHandle;
 use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Calls `$body` with the key at `$at` in the form that suits the map's key size.
+macro_rules! with_key {
+    ($map:expr, $at:expr, |$key:ident| $body:expr) => {{
+        let len = u64::from($map.shape.key_size);
+        if len <= 8 {
+            let $key = $crate::key::ShortKey($crate::memory::read_partial($at, len));
+            $body
+        } else {
+            let $key = $crate::key::LongKey { at: $at, len };
+            $body
+        }
+    }};
+}
+pub(crate) use with_key;
 
 /// A key as an operation holds it.
 pub(crate) trait Key: Copy {
@@ -20,6 +36,15 @@ pub(crate) trait Key: Copy {
     /// # Safety
     /// As [`matches`](Key::matches), and writable.
     unsafe fn store(self, at: *mut u8);
+}
+
+/// Hash of the key of the map's size that lies at `at`.
+///
+/// # Safety
+/// It is readable.
+pub(crate) unsafe fn hash_at(map: &MapHandle, at: *const u8) -> u64 {
+    // SAFETY: by the caller's contract.
+    unsafe { with_key!(map, at, |key| key.hash(map.seed)) }
 }
 
 /// At most eight bytes, zero-extended.

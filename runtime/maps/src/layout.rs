@@ -3,15 +3,17 @@
 //! ```text
 //! 0      MapHeader
 //! 4096   ARRAY, PERCPU_ARRAY:  CPU 0's elements | CPU 1's | ...            (one region where not per-CPU)
-//!        hashes:  buckets | free bitmap and its summary | elements | CPU 0's values | CPU 1's values | ...
+//!        hashes, STACK_TRACE:  buckets | free bitmap and its summary | elements | CPU 0's values | CPU 1's | ...
+//!        RINGBUF:  consumer page | producer page | ring                   and the ring mapped once more behind it
+//!        PERF_EVENT_ARRAY:  CPU 0's control page | its ring | CPU 1's ...
 //! ```
 //!
 //! Nothing is read from the file: loader, injector and agent compute the same layout from the same shape.
 
-use crate::types;
+use crate::{perf_event_array, ringbuf, types};
 use beeline_abi::PAGE_SIZE;
 use beeline_abi::errno::E2BIG;
-use beeline_abi::map::{DATA_OFFSET, MapShape};
+use beeline_abi::map::{DATA_OFFSET, MapFlags, MapShape};
 
 /// Largest map file in bytes: what fits into half of the lower address space, with room to map it twice.
 pub const FILE_LEN_MAX: u64 = 1 << 45;
@@ -96,6 +98,54 @@ pub(crate) struct HashKind {
     pub(crate) per_cpu: bool,
     /// Elements have a word that tells whether they were used.
     pub(crate) lru: bool,
+    /// Elements get memory when they are first used.
+    pub(crate) sparse: bool,
+}
+
+impl HashKind {
+    /// Shared values, memory as the creation flags say.
+    pub(crate) fn plain(shape: &MapShape) -> HashKind {
+        let sparse = shape.map_flags & MapFlags::NO_PREALLOC != 0;
+        HashKind { per_cpu: false, lru: false, sparse }
+    }
+}
+
+/// One aligned ring behind its two position pages; a process maps the ring twice.
+pub(crate) fn ring(shape: &MapShape) -> Option<Layout> {
+    let ring_len = u64::from(shape.max_entries);
+    let file_len = ringbuf::RING_OFFSET + ring_len;
+    Some(Layout {
+        file_len,
+        mapped_len: file_len + ring_len,
+        data_offset: ringbuf::RING_OFFSET,
+        data_len: ring_len,
+        mask: ring_len.checked_sub(1)?,
+        reserved_len: file_len,
+        preallocate: true,
+        ..Layout::default()
+    })
+}
+
+/// A ring for each CPU.
+pub(crate) fn perf_event_array(shape: &MapShape) -> Option<Layout> {
+    let file_len = DATA_OFFSET + u64::from(shape.cpus) * perf_event_array::CPU_STRIDE;
+    Some(Layout {
+        file_len,
+        mapped_len: file_len,
+        data_offset: DATA_OFFSET,
+        data_len: file_len - DATA_OFFSET,
+        cpu_stride: perf_event_array::CPU_STRIDE,
+        offsets: [DATA_OFFSET, 0, 0, 0],
+        reserved_len: file_len,
+        preallocate: true,
+        ..Layout::default()
+    })
+}
+
+/// A pool of stacks found by their hash.
+pub(crate) fn stack_trace(shape: &MapShape) -> Option<Layout> {
+    let shape = MapShape { key_size: 8, ..*shape };
+    hash(&shape, HashKind { per_cpu: false, lru: false, sparse: true })
 }
 
 /// A hash: buckets, bitmap, pool of elements, per-CPU values. See [`hash`](crate::hash) for what they mean.
@@ -123,7 +173,7 @@ pub(crate) fn hash(shape: &MapShape, kind: HashKind) -> Option<Layout> {
         false => (0, 0),
     };
     let file_len = round_up(values.checked_add(cpu_stride.checked_mul(cpus)?)?, PAGE_SIZE)?;
-    let preallocate = shape.map_flags & beeline_abi::map::MapFlags::NO_PREALLOC == 0;
+    let preallocate = !kind.sparse;
     Some(Layout {
         file_len,
         mapped_len: file_len,

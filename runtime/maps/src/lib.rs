@@ -5,7 +5,8 @@
 //!   layout ── where everything lies in the file        create ── writes a new map's header
 //!   handle ── validates a file once, makes the private MapHandle that everything else trusts
 //!     ops ── lookup, update, delete, next_key as programs see them     user ── as the system calls do
-//!       array · hash (pool, chain, key)
+//!       array · hash, lru (pool, chain, key) · stack_trace · prog_array · ringbuf · perf_event_array
+//!                    sweep ── finishes what dead threads left behind
 //! ```
 //!
 //! Two rules hold everywhere:
@@ -20,14 +21,23 @@
 
 pub mod array;
 pub mod create;
+pub mod for_each;
 pub mod handle;
 pub mod hash;
 pub mod layout;
 pub mod ops;
+pub mod owner;
+pub mod perf_event_array;
+pub mod prog_array;
+pub mod ringbuf;
+pub mod stack_trace;
+pub mod sweep;
 pub mod types;
+pub mod user;
 
 mod chain;
 mod key;
+mod lru;
 mod memory;
 mod pool;
 mod system;

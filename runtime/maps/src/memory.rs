@@ -4,7 +4,7 @@
 //! a word is never torn. They also keep the compiler from using vector registers on a path that a hit takes.
 
 use beeline_abi::map::{MapHandle, MapHeader};
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// The 64-bit word at `offset` bytes from the start of the map.
 ///
@@ -15,17 +15,6 @@ pub(crate) unsafe fn word(map: &MapHandle, offset: u64) -> &AtomicU64 {
     debug_assert!(offset.is_multiple_of(8) && offset + 8 <= map.mapped_len, "word at {offset}");
     // SAFETY: in bounds and aligned by the caller's contract; the memory is only ever accessed as atomics.
     unsafe { &*((map.base + offset) as *const AtomicU64) }
-}
-
-/// The 32-bit word at `offset` bytes from the start of the map.
-///
-/// # Safety
-/// As [`word`], with 4 for 8.
-#[inline(always)]
-pub(crate) unsafe fn word32(map: &MapHandle, offset: u64) -> &AtomicU32 {
-    debug_assert!(offset.is_multiple_of(4) && offset + 4 <= map.mapped_len, "word at {offset}");
-    // SAFETY: as for `word`.
-    unsafe { &*((map.base + offset) as *const AtomicU32) }
 }
 
 /// One of the header's words that operations change.

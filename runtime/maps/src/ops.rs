@@ -3,9 +3,9 @@
 //! A type that does not have an operation answers as the kernel's does: null, `-EINVAL` or `-ENOTSUPP`. The verifier
 //! keeps programs from calling what their map cannot do.
 
-use crate::types;
+use crate::{array, hash, types};
 use beeline_abi::errno::EINVAL;
-use beeline_abi::map::{Access, MapHandle};
+use beeline_abi::map::{Access, MapHandle, MapType};
 use core::ptr::null_mut;
 
 /// `bpf_map_lookup_elem`: the value of a key, or null. In a per-CPU map it is the value on `access.cpu`.
@@ -19,6 +19,22 @@ pub unsafe fn lookup(map: &MapHandle, access: &Access, key: *const u8) -> *mut u
         // SAFETY: passed on.
         Some(kind) => unsafe { (kind.lookup)(map, access, key) },
         None => null_mut(),
+    }
+}
+
+/// `bpf_map_lookup_percpu_elem`: the value of a key on any CPU, or null.
+///
+/// # Safety
+/// As [`lookup`]; the caller need not own the CPU.
+pub unsafe fn lookup_percpu_elem(map: &MapHandle, key: *const u8, cpu: u32) -> *mut u8 {
+    let access = Access { owner: 0, cpu, flags: 0 };
+    // SAFETY: passed on; the types check the CPU.
+    unsafe {
+        match map.shape.map_type {
+            MapType::PERCPU_ARRAY => array::lookup_percpu(map, &access, key),
+            MapType::PERCPU_HASH | MapType::LRU_PERCPU_HASH => hash::lookup_percpu(map, &access, key),
+            _ => null_mut(),
+        }
     }
 }
 

@@ -42,6 +42,13 @@ pub(crate) const HINT: u64 = 2;
 /// State word: elements below this have memory behind them.
 pub(crate) const POPULATED: u64 = 3;
 
+/// State word: the version of `count` when the pool was last swept because it was full, plus one in the high half.
+pub(crate) const SWEPT: u64 = 4;
+/// State word: the element at which the next partial sweep begins.
+pub(crate) const CURSOR: u64 = 5;
+/// State word: LRU: the clock's hand.
+pub(crate) const HAND: u64 = 6;
+
 const COUNT_UP: u64 = (1 << 32) + 1;
 const COUNT_DOWN: u64 = (1 << 32) - 1;
 
@@ -161,6 +168,15 @@ pub(crate) unsafe fn count_down(map: &MapHandle) {
     unsafe { state(map, COUNT) }.fetch_add(COUNT_DOWN, Ordering::AcqRel);
 }
 
+/// Notes that elements changed, though not how many there are.
+///
+/// # Safety
+/// The handle is valid and its mapping alive.
+pub(crate) unsafe fn count_change(map: &MapHandle) {
+    // SAFETY: by the caller's contract.
+    unsafe { state(map, COUNT) }.fetch_add(1 << 32, Ordering::AcqRel);
+}
+
 /// Takes an element that is nobody's. Its key, value and owner are the caller's until it is linked or released.
 ///
 /// # Safety
@@ -204,6 +220,19 @@ pub(crate) unsafe fn announce(map: &MapHandle, index: u32) {
             summary.fetch_or(bit, Ordering::AcqRel);
         }
         state(map, HINT).store(at, Ordering::Relaxed);
+    }
+}
+
+/// [`announce`] for an element that may have been announced already.
+///
+/// # Safety
+/// As [`announce`].
+pub(crate) unsafe fn announce_again(map: &MapHandle, index: u32) {
+    // SAFETY: the layout has a bit for each element of the pool.
+    let word = unsafe { bitmap_word(map, u64::from(index / 64)) };
+    if word.load(Ordering::Acquire) & 1 << (index % 64) == 0 {
+        // SAFETY: passed on.
+        unsafe { announce(map, index) };
     }
 }
 

@@ -1,11 +1,24 @@
-//! The system calls of the map operations, all on rare paths: memory for a growing map, whether an owner is alive.
+//! What needs the machine: the pair compare-and-swap, and the system calls of rare paths (memory for a growing map,
+//! whether an owner is alive, waiting).
 
+use beeline_abi::map::Access;
 use core::arch::asm;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
+const READ: u64 = 0;
+const OPEN: u64 = 2;
+const CLOSE: u64 = 3;
+const SCHED_YIELD: u64 = 24;
 const MADVISE: u64 = 28;
+const KILL: u64 = 62;
+const FUTEX: u64 = 202;
+
 const MADV_POPULATE_WRITE: u64 = 23;
+const O_CLOEXEC: u64 = 0o2000000;
+const FUTEX_WAIT: u64 = 0;
+const FUTEX_WAKE: u64 = 1;
 const EINVAL: i64 = -22;
+const ESRCH: i64 = -3;
 
 /// Allocates the pages of a mapping without writing to them. False when there is no memory.
 ///
@@ -16,14 +29,121 @@ pub(crate) fn populate(start: u64, len: u64) -> bool {
     result == 0 || result == EINVAL
 }
 
+/// One round of waiting for another thread: spins at first, then yields the CPU.
+pub(crate) fn pause(access: &Access, round: u32) {
+    if round < 16 || access.flags & Access::NO_SYSTEM_CALLS != 0 {
+        for _ in 0..32 {
+            core::hint::spin_loop();
+        }
+    } else {
+        // SAFETY: touches no memory.
+        unsafe { call3(SCHED_YIELD, 0, 0, 0) };
+    }
+}
+
+/// False when there is no such thread (a zombie exists).
+pub(crate) fn thread_exists(tid: u32) -> bool {
+    // SAFETY: signal 0 is not delivered.
+    unsafe { call3(KILL, u64::from(tid), 0, 0) != ESRCH }
+}
+
+/// What `/proc/TID/stat` says.
+pub(crate) enum ThreadState {
+    /// It started so many clock ticks after boot.
+    Started(u64),
+    /// It is gone, or a zombie.
+    Dead,
+    /// It could not be read.
+    Unknown,
+}
+
+/// Reads a thread's state and start time.
+pub(crate) fn thread_start(tid: u32) -> ThreadState {
+    let path = stat_path(tid);
+    let mut buffer = [0u8; 512];
+    // SAFETY: the path ends with a zero byte; the buffer is writable for its length.
+    let len = unsafe {
+        let fd = call3(OPEN, path.as_ptr() as u64, O_CLOEXEC, 0);
+        if fd < 0 {
+            // No procfs, or one that hides other users' processes.
+            return ThreadState::Unknown;
+        }
+        let len = call3(READ, fd as u64, buffer.as_mut_ptr() as u64, buffer.len() as u64);
+        call3(CLOSE, fd as u64, 0, 0);
+        len
+    };
+    match len {
+        ESRCH => ThreadState::Dead,
+        1.. => parse_stat(buffer.get(..len as usize).unwrap_or(&[])),
+        _ => ThreadState::Unknown,
+    }
+}
+
+/// `/proc/TID/stat` with a zero byte behind it.
+fn stat_path(tid: u32) -> [u8; 24] {
+    let mut path = [0u8; 24];
+    let mut digits = [0u8; 10];
+    let mut rest = tid;
+    let mut count = 0;
+    for digit in &mut digits {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        count += 1;
+        if rest == 0 {
+            break;
+        }
+    }
+    let number = digits.iter().take(count).rev();
+    let text = b"/proc/".iter().chain(number).chain(b"/stat");
+    for (to, from) in path.iter_mut().zip(text) {
+        *to = *from;
+    }
+    path
+}
+
+/// Fields 3 (state) and 22 (start time) of a stat line; the name before them may contain anything.
+fn parse_stat(text: &[u8]) -> ThreadState {
+    let Some(end) = text.iter().rposition(|&b| b == b')') else { return ThreadState::Unknown };
+    let mut fields = text.get(end + 1..).unwrap_or(&[]).split(|&b| b == b' ').filter(|f| !f.is_empty());
+    if let Some([b'Z' | b'X' | b'x', ..]) = fields.next() {
+        return ThreadState::Dead;
+    }
+    let Some(field) = fields.nth(18) else { return ThreadState::Unknown };
+    let mut ticks = 0u64;
+    for digit in field {
+        ticks = ticks.wrapping_mul(10).wrapping_add(u64::from(digit.wrapping_sub(b'0')));
+    }
+    ThreadState::Started(ticks)
+}
+
+/// Sleeps while the word, shared with other processes, is `expected`; at most `timeout_ns`.
+pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, timeout_ns: u64) {
+    let timeout = [timeout_ns / 1_000_000_000, timeout_ns % 1_000_000_000];
+    // SAFETY: the kernel reads the word and the timeout.
+    unsafe { call4(FUTEX, word.as_ptr() as u64, FUTEX_WAIT, u64::from(expected), timeout.as_ptr() as u64) };
+}
+
+/// Wakes all that sleep on the word.
+pub(crate) fn futex_wake(word: &AtomicU32) {
+    // SAFETY: the kernel uses the address as a name only.
+    unsafe { call3(FUTEX, word.as_ptr() as u64, FUTEX_WAKE, i32::MAX as u64) };
+}
+
 /// # Safety
 /// What the system call does to memory must be permitted.
 unsafe fn call3(number: u64, a: u64, b: u64, c: u64) -> i64 {
+    // SAFETY: passed on.
+    unsafe { call4(number, a, b, c, 0) }
+}
+
+/// # Safety
+/// What the system call does to memory must be permitted.
+unsafe fn call4(number: u64, a: u64, b: u64, c: u64, d: u64) -> i64 {
     let result: i64;
     // SAFETY: the kernel clobbers rcx and r11 only.
     unsafe {
         asm!("syscall", inlateout("rax") number as i64 => result, in("rdi") a, in("rsi") b, in("rdx") c,
-             out("rcx") _, out("r11") _, options(nostack));
+             in("r10") d, out("rcx") _, out("r11") _, options(nostack));
     }
     result
 }

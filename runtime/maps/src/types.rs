@@ -5,8 +5,9 @@
 //! not a question here.
 
 use crate::layout::{self, HashKind, Layout};
-use crate::{array, hash, pool};
-use beeline_abi::errno::{E2BIG, EINVAL};
+use crate::{array, hash, pool, stack_trace};
+use beeline_abi::PAGE_SIZE;
+use beeline_abi::errno::{E2BIG, EINVAL, ENOTSUPP};
 use beeline_abi::map::{Access, MapFlags, MapHandle, MapHeader, MapShape, MapType};
 
 /// One type of map.
@@ -40,7 +41,7 @@ pub static TYPES: &[MapKind] = &[
         map_type: MapType::HASH,
         name: "hash",
         check: check_hash,
-        layout: |shape| layout::hash(shape, HashKind { per_cpu: false, lru: false }),
+        layout: |shape| layout::hash(shape, HashKind::plain(shape)),
         initialise: initialise_hash,
         lookup: hash::lookup,
         update: hash::update,
@@ -62,7 +63,7 @@ pub static TYPES: &[MapKind] = &[
         map_type: MapType::PERCPU_HASH,
         name: "percpu_hash",
         check: check_hash,
-        layout: |shape| layout::hash(shape, HashKind { per_cpu: true, lru: false }),
+        layout: |shape| layout::hash(shape, HashKind { per_cpu: true, ..HashKind::plain(shape) }),
         initialise: initialise_hash,
         lookup: hash::lookup_percpu,
         update: hash::update,
@@ -79,6 +80,61 @@ pub static TYPES: &[MapKind] = &[
         update: array::update,
         delete: array::delete,
         next_key: array::next_key,
+    },
+    MapKind {
+        map_type: MapType::LRU_HASH,
+        name: "lru_hash",
+        check: check_hash,
+        layout: |shape| layout::hash(shape, HashKind { lru: true, ..HashKind::plain(shape) }),
+        initialise: initialise_hash,
+        lookup: hash::lookup_lru,
+        update: hash::update,
+        delete: hash::delete,
+        next_key: hash::next_key,
+    },
+    MapKind {
+        map_type: MapType::RINGBUF,
+        name: "ringbuf",
+        check: check_ring,
+        layout: layout::ring,
+        initialise: nothing,
+        lookup: no_lookup,
+        update: no_update,
+        delete: no_delete,
+        next_key: no_next_key,
+    },
+    MapKind {
+        map_type: MapType::PERF_EVENT_ARRAY,
+        name: "perf_event_array",
+        check: check_fd_array,
+        layout: layout::perf_event_array,
+        initialise: nothing,
+        lookup: no_lookup,
+        update: no_update,
+        delete: no_delete,
+        next_key: array::next_key,
+    },
+    MapKind {
+        map_type: MapType::PROG_ARRAY,
+        name: "prog_array",
+        check: check_fd_array,
+        layout: |shape| layout::array(shape, 1),
+        initialise: nothing,
+        lookup: no_lookup,
+        update: no_update,
+        delete: no_delete,
+        next_key: array::next_key,
+    },
+    MapKind {
+        map_type: MapType::STACK_TRACE,
+        name: "stack_trace",
+        check: check_stack_trace,
+        layout: layout::stack_trace,
+        initialise: initialise_hash,
+        lookup: no_lookup,
+        update: |_, _, _, _, _| -EINVAL,
+        delete: stack_delete,
+        next_key: stack_next_key,
     },
 ];
 
@@ -97,6 +153,11 @@ static ROWS: [u8; 64] = {
 #[inline]
 pub fn find(map_type: u32) -> Option<&'static MapKind> {
     TYPES.get(usize::from(*ROWS.get(map_type as usize)?))
+}
+
+/// True for the types that `hash` implements.
+pub fn is_hash(map_type: u32) -> bool {
+    matches!(map_type, MapType::HASH | MapType::PERCPU_HASH | MapType::LRU_HASH | MapType::LRU_PERCPU_HASH)
 }
 
 /// The type's name as bpftool prints it; `None` for a type that is not supported.
@@ -144,6 +205,31 @@ fn check_array(shape: &MapShape) -> Result<(), i64> {
     require(!per_cpu || (u64::from(shape.value_size) + 7) & !7 <= CPU_VALUE_LEN_MAX, E2BIG)
 }
 
+/// `fd_array_map_alloc_check`.
+fn check_fd_array(shape: &MapShape) -> Result<(), i64> {
+    require(shape.value_size == 4, EINVAL)?;
+    require(shape.map_flags & (MapFlags::RDONLY_PROG | MapFlags::WRONLY_PROG) == 0, EINVAL)?;
+    check_array(shape)
+}
+
+/// `ringbuf_map_alloc`.
+fn check_ring(shape: &MapShape) -> Result<(), i64> {
+    require(shape.map_flags & !MapFlags::NUMA_NODE == 0, EINVAL)?;
+    require(shape.key_size == 0 && shape.value_size == 0, EINVAL)?;
+    require(shape.max_entries.is_power_of_two() && u64::from(shape.max_entries) >= PAGE_SIZE, EINVAL)
+}
+
+/// `stack_map_alloc`. Build ids instead of addresses are not supported.
+fn check_stack_trace(shape: &MapShape) -> Result<(), i64> {
+    let allowed = MapFlags::NUMA_NODE | MapFlags::RDONLY | MapFlags::WRONLY;
+    require(shape.map_flags & !allowed == 0, EINVAL)?;
+    check_access(shape.map_flags)?;
+    require(shape.max_entries != 0 && shape.key_size == 4, EINVAL)?;
+    require(shape.value_size >= 8 && shape.value_size.is_multiple_of(8), EINVAL)?;
+    require(shape.value_size / 8 <= stack_trace::DEPTH_MAX, EINVAL)?;
+    require(shape.max_entries <= 1 << 31, E2BIG)
+}
+
 /// `htab_map_alloc_check`, and the size limits of `htab_map_alloc`.
 fn check_hash(shape: &MapShape) -> Result<(), i64> {
     let per_cpu = matches!(shape.map_type, MapType::PERCPU_HASH | MapType::LRU_PERCPU_HASH);
@@ -151,12 +237,61 @@ fn check_hash(shape: &MapShape) -> Result<(), i64> {
         ACCESS | MapFlags::NO_PREALLOC | MapFlags::NO_COMMON_LRU | MapFlags::NUMA_NODE | MapFlags::ZERO_SEED;
     require(shape.map_flags & !allowed == 0, EINVAL)?;
     check_access(shape.map_flags)?;
-    require(shape.map_flags & MapFlags::NO_COMMON_LRU == 0, EINVAL)?;
+    let lru = shape.map_type == MapType::LRU_HASH;
+    require(lru || shape.map_flags & MapFlags::NO_COMMON_LRU == 0, EINVAL)?;
+    require(!(lru && shape.map_flags & MapFlags::NO_PREALLOC != 0), ENOTSUPP)?;
     require(!(per_cpu && shape.map_flags & MapFlags::NUMA_NODE != 0), EINVAL)?;
     require(shape.max_entries != 0 && shape.key_size != 0 && shape.value_size != 0, EINVAL)?;
     require(u64::from(shape.key_size) + u64::from(shape.value_size) < ELEMENT_LEN_MAX, E2BIG)?;
     require(!per_cpu || (u64::from(shape.value_size) + 7) & !7 <= CPU_VALUE_LEN_MAX, E2BIG)?;
     require(shape.max_entries <= 1 << 31, E2BIG)
+}
+
+/// # Safety
+/// None needed.
+unsafe fn no_lookup(_map: &MapHandle, _access: &Access, _key: *const u8) -> *mut u8 {
+    core::ptr::null_mut()
+}
+
+/// # Safety
+/// None needed.
+unsafe fn no_update(_: &MapHandle, _: &Access, _: *const u8, _: *const u8, _: u64) -> i64 {
+    -ENOTSUPP
+}
+
+/// # Safety
+/// None needed.
+unsafe fn no_delete(_map: &MapHandle, _access: &Access, _key: *const u8) -> i64 {
+    -ENOTSUPP
+}
+
+/// # Safety
+/// None needed.
+unsafe fn no_next_key(_map: &MapHandle, _access: &Access, _key: *const u8, _out: *mut u8) -> i64 {
+    -ENOTSUPP
+}
+
+/// # Safety
+/// As [`ops::delete`](crate::ops::delete).
+unsafe fn stack_delete(map: &MapHandle, access: &Access, key: *const u8) -> i64 {
+    // SAFETY: passed on.
+    unsafe { stack_trace::remove(map, access, array::index(key)) }
+}
+
+/// # Safety
+/// As [`ops::next_key`](crate::ops::next_key).
+unsafe fn stack_next_key(map: &MapHandle, _access: &Access, key: *const u8, out: *mut u8) -> i64 {
+    // SAFETY: passed on; `out` is writable for 4 bytes.
+    unsafe {
+        let id = if key.is_null() { None } else { Some(array::index(key)) };
+        match stack_trace::next_id(map, id) {
+            Ok(next) => {
+                out.cast::<u32>().write_unaligned(next);
+                0
+            }
+            Err(errno) => errno,
+        }
+    }
 }
 
 /// # Safety

@@ -1,5 +1,9 @@
 //! A map in shared anonymous memory, as the store and the processes of a store have it in a file.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    clippy::undocumented_unsafe_blocks,
+    reason = "a part is used by each test; handles are those of live maps"
+)]
 
 use beeline_maps::create::Identity;
 use beeline_maps::{Access, MapHandle, MapShape, create, handle, layout, ops};
