@@ -24,8 +24,10 @@ pub struct Function {
     pub name: String,
     /// Byte offset in the image.
     pub offset: u32,
-    /// Bytes.
+    /// Bytes, without the padding behind them.
     pub len: u32,
+    /// Bytes of these that are instructions; constants follow.
+    pub text_len: u32,
 }
 
 /// Where machine code of an instruction starts. An instruction can have several pieces, or none.

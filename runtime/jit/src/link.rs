@@ -50,6 +50,7 @@ pub(crate) fn image(code: &Code<'_>, entry: EntryConvention) -> Result<Image, Co
             name: subprogram.name.clone(),
             offset: base,
             len: compiled.code_buffer().len() as u32,
+            text_len: text_len(compiled),
         });
         let padded = image.code.len().next_multiple_of(Image::ALIGNMENT as usize);
         image.code.resize(padded, arch::PADDING);
@@ -59,6 +60,11 @@ pub(crate) fn image(code: &Code<'_>, entry: EntryConvention) -> Result<Image, Co
         resolve(&mut image, &internal);
     }
     Ok(image)
+}
+
+/// Constants lie behind the last instruction; only instructions have a source location.
+fn text_len(compiled: &CompiledCode) -> u32 {
+    compiled.buffer.get_srclocs_sorted().iter().map(|location| location.end).max().unwrap_or(0)
 }
 
 fn append(image: &mut Image, compiled: &CompiledCode, base: u32) {

@@ -6,6 +6,7 @@
 //!
 //! `unsafe` is in [`engine`] and [`native`].
 
+pub mod assemble;
 pub mod engine;
 pub mod hex;
 pub mod native;

@@ -3,7 +3,7 @@
 //! The program is hexadecimal bytes, as is the memory; r0 is printed in hexadecimal. Measurements and errors go to
 //! standard error.
 
-use beeline_vm::engine::{Engine, Machine, compile};
+use beeline_vm::engine::{Engine, Machine, Setup};
 use beeline_vm::hex;
 use std::error::Error;
 use std::io::Read;
@@ -46,17 +46,19 @@ fn run() -> Result<(), Box<dyn Error>> {
     let insns = hex::instructions(&text)?;
     let buffer = hex::bytes(arguments.memory.as_deref().unwrap_or(""))?;
 
+    let setup = Setup::conformance();
     if arguments.compile_time {
-        let first = microseconds(|| compile(&insns).map(drop))?;
-        let later =
-            (0..9).map(|_| microseconds(|| compile(&insns).map(drop))).collect::<Result<Vec<_>, _>>()?;
+        let first = microseconds(|| setup.compile(&insns).map(drop))?;
+        let later = (0..9)
+            .map(|_| microseconds(|| setup.compile(&insns).map(drop)))
+            .collect::<Result<Vec<_>, _>>()?;
         let best = later.into_iter().fold(first, f64::min);
         eprintln!("compile_first_us: {first:.1}");
         eprintln!("compile_us: {best:.1}");
     }
     let engine = if arguments.interpreter { Engine::Interpreter } else { Engine::Compiled };
     // SAFETY: whoever runs this binary answers for the program, as for any other that they start.
-    let machine = unsafe { Machine::new(engine, &insns) }?;
+    let machine = unsafe { Machine::new(engine, &insns, setup) }?;
     println!("{:x}", machine.run(&mut buffer.clone())?);
     if let Some(count) = arguments.repeat {
         let mut buffer = buffer;

@@ -1,6 +1,6 @@
 //! The public conformance suite, where it is at hand, on both engines.
 
-use beeline_vm::engine::{Engine, Machine};
+use beeline_vm::engine::{Engine, Machine, Setup};
 use beeline_vm::hex;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -26,7 +26,8 @@ fn check(test: &Value, engine: Engine) -> Result<(), String> {
     let mut memory = hex::bytes(test["mem"].as_str().expect("mem")).map_err(|error| error.to_string())?;
     let expected = test["expected"].as_u64().expect("expected");
     // SAFETY: the suite's programs touch the buffer and their stack only, and end.
-    let machine = unsafe { Machine::new(engine, &insns) }.map_err(|error| error.to_string())?;
+    let machine =
+        unsafe { Machine::new(engine, &insns, Setup::conformance()) }.map_err(|error| error.to_string())?;
     match machine.run(&mut memory) {
         Ok(result) if result == expected => Ok(()),
         Ok(result) => Err(format!("r0 = {result:#x}, expected {expected:#x}")),

@@ -1,0 +1,7 @@
+//! Both engines, on the public suite, on a corpus of small cases, on random programs; what the compiler's code looks like.
+
+mod cases;
+mod code;
+mod conformance;
+mod differential;
+mod surroundings;
