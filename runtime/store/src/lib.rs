@@ -29,6 +29,8 @@ pub use error::StoreError;
 pub use header::possible_cpus;
 pub use link::{Link, LinkFile, ProbeKind, Target};
 pub use mapping::Mapping;
+pub use mapping::contents::Entry;
+pub use mapping::events::{Event, EventReader};
 pub use mapping::map::MapFile;
 pub use name::{NAME_MAX, StoreName, check_name};
 pub use object::{NO_TASK_LAYOUT, ObjectInfo};

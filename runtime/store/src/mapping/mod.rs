@@ -4,11 +4,14 @@
 //! wrong numbers, never undefined behaviour. Its users check each number they read. [`map`] hands a mapping to the
 //! algorithms of `beeline-maps`.
 
-mod contents;
+pub(crate) mod contents;
+pub(crate) mod events;
 pub(crate) mod map;
 
+use beeline_abi::map::Access;
 use rustix::io::Errno;
 use rustix::mm::{self, MapFlags, ProtFlags};
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
@@ -104,4 +107,25 @@ impl Drop for Mapping {
         let result = unsafe { mm::munmap(self.start.as_ptr(), self.len) };
         debug_assert!(result.is_ok(), "munmap of our own mapping: {result:?}");
     }
+}
+
+/// On whose behalf this thread's map operations run: its id and start time, by which others can tell that it died.
+fn access() -> Access {
+    thread_local! {
+        static OWNER: Cell<u64> = const { Cell::new(0) };
+    }
+    if OWNER.get() == 0 {
+        let tid = rustix::thread::gettid().as_raw_pid() as u32;
+        OWNER.set(u64::from(tid) | start_time().unwrap_or(0) << 32);
+    }
+    Access { owner: OWNER.get(), ..Access::default() }
+}
+
+/// Low 32 bits of this thread's start time in clock ticks since boot (`proc_pid_stat(5)`, field 22).
+fn start_time() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").ok()?;
+    // The name in field 2 may hold blanks and parentheses: fields are counted from behind it.
+    let fields = stat.rsplit_once(')')?.1;
+    let start: u64 = fields.split_whitespace().nth(19)?.parse().ok()?;
+    Some(start & 0xffff_ffff)
 }

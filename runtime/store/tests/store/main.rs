@@ -1,5 +1,6 @@
 //! The store from outside: what is published, what survives a kill, what is refused.
 
+mod contents;
 mod crash;
 mod damage;
 mod publish;
