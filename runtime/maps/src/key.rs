@@ -47,6 +47,15 @@ pub(crate) unsafe fn hash_at(map: &MapHandle, at: *const u8) -> u64 {
     unsafe { with_key!(map, at, |key| key.hash(map.seed)) }
 }
 
+/// Whether two elements have the same key.
+///
+/// # Safety
+/// Both are aligned to 8 and readable for the key's size rounded up to a multiple of 8.
+pub(crate) unsafe fn is_same(map: &MapHandle, a: *const u8, b: *const u8) -> bool {
+    // SAFETY: by the caller's contract.
+    unsafe { with_key!(map, a, |key| key.matches(b)) }
+}
+
 /// At most eight bytes, zero-extended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ShortKey(pub(crate) u64);

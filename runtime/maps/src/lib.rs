@@ -20,6 +20,7 @@
 #![no_std]
 
 pub mod array;
+pub mod check;
 pub mod create;
 pub mod for_each;
 pub mod handle;

@@ -175,6 +175,26 @@ unsafe fn readable(map: &MapHandle, cpu: u32) -> bool {
     pair(HEAD, TAIL) || pair(LOST, LOST_TOLD)
 }
 
+/// Where a CPU's consumer and producer are.
+///
+/// # Safety
+/// As [`read`]; the CPU is below the shape's number.
+pub(crate) unsafe fn positions(map: &MapHandle, cpu: u32) -> (u64, u64) {
+    // SAFETY: by the caller's contract.
+    unsafe {
+        (control(map, cpu, TAIL).load(Ordering::Acquire), control(map, cpu, HEAD).load(Ordering::Acquire))
+    }
+}
+
+/// What the record at a position says of its size.
+///
+/// # Safety
+/// As [`positions`].
+pub(crate) unsafe fn record_size(map: &MapHandle, cpu: u32, position: u64) -> u64 {
+    // SAFETY: by the caller's contract.
+    unsafe { data_word(map, cpu, position) }.load(Ordering::Relaxed)
+}
+
 /// Wakes a sleeping consumer. Its sleep is bounded, so that a wake-up which comes too early costs a delay only: no
 /// barrier is spent on it.
 ///

@@ -163,6 +163,29 @@ pub unsafe fn remove(map: &MapHandle, access: &Access, id: u32) -> i64 {
         return -E2BIG;
     }
     // SAFETY: the id was checked.
+    unsafe { remove_with(map, access, id, |_| {}) }
+}
+
+/// Copies the stack with an id to `out`, zero behind its last frame, and removes it.
+///
+/// # Errors
+/// `-ENOENT` when there is none.
+///
+/// # Safety
+/// As [`read`].
+pub unsafe fn take(map: &MapHandle, access: &Access, id: u32, out: *mut u8) -> i64 {
+    if u64::from(id) > map.mask {
+        return -ENOENT;
+    }
+    let size = u64::from(map.shape.value_size);
+    // SAFETY: the id was checked; an element has room for a value.
+    unsafe { remove_with(map, access, id, |element| copy_out(out, element.value(), size)) }
+}
+
+/// # Safety
+/// As [`store`]; the id is at most the mask.
+unsafe fn remove_with(map: &MapHandle, access: &Access, id: u32, mut copy: impl FnMut(Element<'_>)) -> i64 {
+    // SAFETY: the id was checked.
     unsafe {
         let bucket = bucket(map, u64::from(id));
         for round in 0..pool::TRIES_MAX {
@@ -175,6 +198,7 @@ pub unsafe fn remove(map: &MapHandle, access: &Access, id: u32) -> i64 {
                 continue;
             }
             if replace(bucket, seen, 0) {
+                copy(element);
                 pool::count_down(map);
                 pool::release(map, element);
                 return 0;

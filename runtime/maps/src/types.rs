@@ -240,7 +240,8 @@ fn check_hash(shape: &MapShape) -> Result<(), i64> {
     let lru = shape.map_type == MapType::LRU_HASH;
     require(lru || shape.map_flags & MapFlags::NO_COMMON_LRU == 0, EINVAL)?;
     require(!(lru && shape.map_flags & MapFlags::NO_PREALLOC != 0), ENOTSUPP)?;
-    require(!(per_cpu && shape.map_flags & MapFlags::NUMA_NODE != 0), EINVAL)?;
+    let per_cpu_lru = shape.map_flags & MapFlags::NO_COMMON_LRU != 0;
+    require(!((per_cpu || per_cpu_lru) && shape.map_flags & MapFlags::NUMA_NODE != 0), EINVAL)?;
     require(shape.max_entries != 0 && shape.key_size != 0 && shape.value_size != 0, EINVAL)?;
     require(u64::from(shape.key_size) + u64::from(shape.value_size) < ELEMENT_LEN_MAX, E2BIG)?;
     require(!per_cpu || (u64::from(shape.value_size) + 7) & !7 <= CPU_VALUE_LEN_MAX, E2BIG)?;

@@ -8,7 +8,7 @@ use crate::hash::{self, Source};
 use crate::memory::{copy_in, copy_out};
 use crate::pool::Element;
 use crate::{array, ops, prog_array, stack_trace, types};
-use beeline_abi::errno::{E2BIG, EBUSY, EEXIST, EINVAL, ENOENT, ENOTSUPP, EPERM};
+use beeline_abi::errno::{E2BIG, EEXIST, EINVAL, ENOENT, ENOTSUPP, EPERM};
 use beeline_abi::map::{Access, MapFlags, MapHandle, MapHeader, MapType};
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -37,12 +37,15 @@ pub fn value_len(map: &MapHandle) -> u64 {
 /// # Safety
 /// As [`ops::lookup`]; `out` is writable for [`value_len`] bytes.
 pub unsafe fn lookup(map: &MapHandle, _access: &Access, key: *const u8, out: *mut u8, flags: u64) -> i64 {
-    // No map of ours has a spin lock in its values.
-    if flags != 0 {
+    if flags & !LOCK != 0 {
         return -EINVAL;
     }
     if map.shape.map_flags & MapFlags::WRONLY != 0 {
         return -EPERM;
+    }
+    // No map of ours has a spin lock in its values.
+    if flags != 0 {
+        return -EINVAL;
     }
     // SAFETY: passed on.
     unsafe {
@@ -97,6 +100,9 @@ pub unsafe fn delete(map: &MapHandle, access: &Access, key: *const u8) -> i64 {
         }
         match map.shape.map_type {
             MapType::PROG_ARRAY => prog_array::clear(map, array::index(key)),
+            // No descriptor is ever in it: every CPU has its ring.
+            MapType::PERF_EVENT_ARRAY if array::index(key) < map.shape.max_entries => -ENOENT,
+            MapType::PERF_EVENT_ARRAY => -E2BIG,
             _ => ops::delete(map, access, key),
         }
     }
@@ -117,10 +123,11 @@ pub unsafe fn next_key(map: &MapHandle, access: &Access, key: *const u8, out: *m
     unsafe { ops::next_key(map, access, key, out) }
 }
 
-/// `BPF_MAP_LOOKUP_AND_DELETE_ELEM`: copies the value of a key to `out` and removes the key. Hashes only.
+/// `BPF_MAP_LOOKUP_AND_DELETE_ELEM`: copies the value of a key to `out` and removes the key. Hashes and stack
+/// trace maps only.
 ///
 /// # Errors
-/// `-EINVAL` bad flags, `-EPERM` the map is read-only, write-only or frozen, `-ENOTSUPP` not a hash, `-ENOENT` no such key.
+/// `-EINVAL` bad flags, `-EPERM` the map is read-only, write-only or frozen, `-ENOTSUPP` another type, `-ENOENT` no such key.
 ///
 /// # Safety
 /// As [`lookup`].
@@ -131,7 +138,7 @@ pub unsafe fn lookup_and_delete(
     out: *mut u8,
     flags: u64,
 ) -> i64 {
-    if flags != 0 {
+    if flags & !LOCK != 0 {
         return -EINVAL;
     }
     // SAFETY: passed on.
@@ -139,23 +146,35 @@ pub unsafe fn lookup_and_delete(
         if !may_write(map) || map.shape.map_flags & MapFlags::WRONLY != 0 {
             return -EPERM;
         }
-        if !types::is_hash(map.shape.map_type) {
-            return -ENOTSUPP;
+        if flags != 0 {
+            return -EINVAL;
         }
-        hash::remove(map, access, key, |element| read_element(map, element, out))
+        match map.shape.map_type {
+            MapType::STACK_TRACE => stack_trace::take(map, access, array::index(key), out),
+            kind if types::is_hash(kind) => {
+                hash::remove(map, access, key, |element| read_element(map, element, out))
+            }
+            _ => -ENOTSUPP,
+        }
     }
 }
 
 /// `BPF_MAP_FREEZE`: from now on these operations may not change the map. Programs still may.
 ///
 /// # Errors
-/// `-EBUSY` when it is frozen already.
+/// `-EPERM` when it is frozen already or read-only.
 ///
 /// # Safety
 /// The handle is valid and its mapping alive.
 pub unsafe fn freeze(map: &MapHandle) -> i64 {
     // SAFETY: passed on.
-    if unsafe { frozen(map) }.swap(1, Ordering::AcqRel) == 0 { 0 } else { -EBUSY }
+    unsafe {
+        if !may_write(map) {
+            return -EPERM;
+        }
+        frozen(map).store(1, Ordering::Release);
+    }
+    0
 }
 
 /// True when the map was frozen.
