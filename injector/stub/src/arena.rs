@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! base                                                                     base + len
-//! │ program │ stub │ stub │ program │ ... ▶          ◀ ... │ jump slot │ jump slot │
+//! │ gates │ stub │ program │ stub │ ... ▶            ◀ ... │ jump slot │ jump slot │
 //! ```
 //!
 //! A jump slot is `jmp *[rip+0]` and the address: how code here reaches what is more than 2 GiB away.
 
 use crate::assemble::build_stub;
+use crate::gates::{Gates, build_gates};
 use crate::link::{LinkError, link_code};
 use crate::site_code::{Environment, SiteCode, Stub, StubError};
 use beeline_abi::code::{Reloc, Symbol};
@@ -49,6 +50,7 @@ pub struct Arena {
     used: u64,
     slots_from: u64,
     slots: HashMap<u64, u64>,
+    gates: Option<(Environment, Gates)>,
 }
 
 impl Arena {
@@ -60,6 +62,7 @@ impl Arena {
             used: 0,
             slots_from: len & !(SLOT_LEN - 1),
             slots: HashMap::new(),
+            gates: None,
         }
     }
 
@@ -105,12 +108,27 @@ impl Arena {
     /// Makes the stub of a site in the arena.
     ///
     /// # Errors
-    /// [`ArenaError`]; the arena is as before.
+    /// [`ArenaError`]; the arena is as before, but for the gates.
     pub fn add_stub(&mut self, environment: &Environment, site: &SiteCode<'_>) -> Result<Stub, ArenaError> {
-        let stub = build_stub(environment, site, self.base + self.used)?;
+        let gates = self.gates(environment)?;
+        let stub = build_stub((environment, &gates), site, self.base + self.used)?;
         self.check_room(stub.bytes.len() as u64)?;
         self.put(&stub.bytes);
         Ok(stub)
+    }
+
+    /// The gates of the arena, which the first stub brings.
+    fn gates(&mut self, environment: &Environment) -> Result<Gates, ArenaError> {
+        if let Some((of, gates)) = &self.gates
+            && of == environment
+        {
+            return Ok(*gates);
+        }
+        let (code, gates) = build_gates(environment, self.base + self.used)?;
+        self.check_room(code.len() as u64)?;
+        self.put(&code);
+        self.gates = Some((*environment, gates));
+        Ok(gates)
     }
 
     fn check_room(&self, wanted: u64) -> Result<(), ArenaError> {

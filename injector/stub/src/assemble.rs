@@ -14,7 +14,8 @@
 //! set, misses its own hits, and so leaves the stack alone.
 
 use crate::displaced::{Moved, displace, reaches};
-use crate::frame::{RED_ZONE, SAVE_LEN, SaveArea, enter_agent_frame, leave_agent_frame};
+use crate::frame::{RED_ZONE, SAVE_LEN, SaveArea};
+use crate::gates::Gates;
 use crate::phase::Phase;
 use crate::returns::{self, ReturnHalf};
 use crate::site_code::{Environment, LinkCode, PcMapping, SiteCode, Stub, StubError};
@@ -27,10 +28,14 @@ use std::mem::offset_of;
 ///
 /// # Errors
 /// [`StubError`] when a displaced instruction or the site is out of reach of `at`, or the links do not fit the site.
-pub fn build_stub(environment: &Environment, site: &SiteCode<'_>, at: u64) -> Result<Stub, StubError> {
+pub(crate) fn build_stub(
+    shared: (&Environment, &Gates),
+    site: &SiteCode<'_>,
+    at: u64,
+) -> Result<Stub, StubError> {
     check(site, at)?;
     let mut asm = CodeAssembler::new(64).map_err(|e| assembler(at, &e))?;
-    let marks = emit(&mut asm, environment, site, at)?;
+    let marks = emit(&mut asm, shared, site, at)?;
     let result = asm
         .assemble_options(at, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)
         .map_err(|e| assembler(at, &e))?
@@ -78,12 +83,12 @@ fn assembler(at: u64, error: &IcedError) -> StubError {
 
 fn emit(
     asm: &mut CodeAssembler,
-    environment: &Environment,
+    shared: (&Environment, &Gates),
     site: &SiteCode<'_>,
     at: u64,
 ) -> Result<Marks, StubError> {
     let wrap = |e: IcedError| assembler(at, &e);
-    let mut half = EntryHalf::new(asm, environment, site, at);
+    let mut half = EntryHalf::new(asm, shared, site, at);
     half.hot(asm).map_err(wrap)?;
     let mut return_half = None;
     let mut return_point = None;
@@ -91,7 +96,7 @@ fn emit(
         asm.call(half.displaced).map_err(wrap)?;
         return_point = Some(asm.instructions().len());
         asm.set_label(&mut half.return_point).map_err(wrap)?;
-        let returns = return_half.insert(ReturnHalf::new(asm, environment, site, at));
+        let returns = return_half.insert(ReturnHalf::new(asm, shared, site, at));
         returns.hot(asm).map_err(wrap)?;
     }
     half.plain_exit(asm).map_err(wrap)?;
@@ -127,23 +132,23 @@ struct EntryHalf<'a> {
 impl<'a> EntryHalf<'a> {
     fn new(
         asm: &mut CodeAssembler,
-        environment: &'a Environment,
+        shared: (&'a Environment, &'a Gates),
         site: &'a SiteCode<'a>,
         at: u64,
     ) -> EntryHalf<'a> {
         let (returns, entries): (Vec<&LinkCode>, Vec<&LinkCode>) =
             site.links.iter().partition(|l| l.is_return);
         // Nothing of the caller's lies below the stack pointer at an entry, and a small stack has no room to waste.
-        let red_zone = if environment.small_stacks && site.plan.is_entry { 0 } else { RED_ZONE };
+        let red_zone = if shared.0.small_stacks && site.plan.is_entry { 0 } else { RED_ZONE };
         let flags = offset_of!(PtRegs, flags) as u32;
         let save = SaveArea {
             distance: red_zone + SAVE_LEN,
             keep_status: !site.plan.is_entry,
             read_flags: entries.iter().any(|l| l.needs.context.reads(flags)),
-            own_stack: environment.small_stacks,
+            own_stack: shared.0.small_stacks,
         };
         EntryHalf {
-            phase: Phase::new(asm, environment, at, save),
+            phase: Phase::new(asm, shared, at, save),
             site,
             all: site.links.iter().collect(),
             entries,
@@ -212,18 +217,14 @@ impl<'a> EntryHalf<'a> {
         asm.set_label(&mut self.phase.no_slot)?;
         asm.nop()?;
         asm.set_label(&mut self.phase.missed)?;
-        enter_agent_frame(asm)?;
         self.phase.count_missed(asm, &self.all)?;
-        leave_agent_frame(asm)?;
         asm.jmp(self.plain)?;
         if !self.pushes_returns() {
             return Ok(());
         }
         asm.set_label(&mut self.no_room)?;
         returns::ask_for_room(asm, &self.phase, self.room)?;
-        enter_agent_frame(asm)?;
         self.phase.count_missed(asm, &self.returns)?;
-        leave_agent_frame(asm)?;
         asm.set_label(&mut self.returns_off)?;
         self.phase.clear_guard(asm)?;
         asm.jmp(self.plain)

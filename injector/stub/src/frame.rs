@@ -43,13 +43,8 @@ pub(crate) const FRAME_SLOT: i32 = FRAME_SAVED + 8;
 const FRAME_LEN: i32 = 192;
 const _: () = assert!(FRAME_SLOT + 8 <= FRAME_LEN && FRAME_LEN % 16 == 0);
 
-/// Offsets in the small frame of a call into the agent from the save area alone.
-const AGENT_SAVED: i32 = 48;
-const AGENT_SLOT: i32 = 56;
-const AGENT_LEN: i32 = 64;
-
 /// Registers that a callee may change and that the save area does not hold, with their place in `pt_regs`.
-fn others() -> [(AsmRegister64, i32); 6] {
+pub(crate) fn others() -> [(AsmRegister64, i32); 6] {
     [
         (rsi, offset_of!(PtRegs, si) as i32),
         (rdi, offset_of!(PtRegs, di) as i32),
@@ -183,36 +178,4 @@ impl SaveArea {
         asm.mov(rcx, qword_ptr(rsp + FRAME_SLOT))?;
         asm.mov(rsp, qword_ptr(rsp + FRAME_SAVED))
     }
-}
-
-/// From rsp = S: saves all other registers that the agent may change, keeps rcx as the slot. rdx = S afterwards.
-pub(crate) fn enter_agent_frame(asm: &mut CodeAssembler) -> Result<(), IcedError> {
-    asm.mov(rdx, rsp)?;
-    asm.lea(rsp, qword_ptr(rsp - AGENT_LEN))?;
-    asm.and(rsp, -16i32)?;
-    for (i, (register, _)) in others().into_iter().enumerate() {
-        asm.mov(qword_ptr(rsp + 8 * i as i32), register)?;
-    }
-    asm.mov(qword_ptr(rsp + AGENT_SAVED), rdx)?;
-    asm.mov(qword_ptr(rsp + AGENT_SLOT), rcx)
-}
-
-/// The slot is rax from now on.
-pub(crate) fn keep_slot_in_agent_frame(asm: &mut CodeAssembler) -> Result<(), IcedError> {
-    asm.mov(qword_ptr(rsp + AGENT_SLOT), rax)
-}
-
-/// Back to rsp = S, rcx = slot; rax is the agent's answer, the flags are lost.
-pub(crate) fn leave_agent_frame(asm: &mut CodeAssembler) -> Result<(), IcedError> {
-    for (i, (register, _)) in others().into_iter().enumerate() {
-        asm.mov(register, qword_ptr(rsp + 8 * i as i32))?;
-    }
-    asm.mov(rcx, qword_ptr(rsp + AGENT_SLOT))?;
-    asm.mov(rsp, qword_ptr(rsp + AGENT_SAVED))
-}
-
-/// In an agent frame after a call: rdx = S, rcx = slot.
-pub(crate) fn reload_from_agent_frame(asm: &mut CodeAssembler) -> Result<(), IcedError> {
-    asm.mov(rdx, qword_ptr(rsp + AGENT_SAVED))?;
-    asm.mov(rcx, qword_ptr(rsp + AGENT_SLOT))
 }

@@ -15,6 +15,7 @@ mod arena;
 mod assemble;
 mod displaced;
 mod frame;
+mod gates;
 mod link;
 mod patch;
 mod phase;
@@ -22,13 +23,15 @@ mod returns;
 mod site_code;
 
 pub use arena::{Arena, ArenaError};
-pub use assemble::build_stub;
 pub use displaced::DisplaceError;
 pub use link::{LinkError, link_code};
 pub use patch::{PatchError, patch_bytes};
 pub use site_code::{AgentSymbols, Environment, LinkCode, PcMapping, SiteCode, Stub, StubError, ThreadKey};
 
-/// What no stub is longer than, for one with this many links. An arena that has so much room takes it.
+/// What an arena needs besides its programs and stubs: the gates through which cold code calls the agent.
+pub const ARENA_OVERHEAD: u64 = 1024;
+
+/// What no stub with this many links is longer than, alignment included.
 pub const fn stub_len_max(links: usize) -> u64 {
-    (1536 + 256 * links) as u64
+    (1024 + 256 * links) as u64
 }

@@ -16,14 +16,14 @@ pub struct PatchError {
 }
 
 /// The bytes to be written over `plan.original` at address `site`: a jump to `stub` (the address of its entry), then
-/// filler up to the end of the window.
+/// filler up to the end of the window ([`SitePlan::patched_len`] bytes).
 ///
 /// # Errors
 /// [`PatchError`] when the distance does not fit 32 bits.
 pub fn patch_bytes(plan: &SitePlan, site: u64, stub: u64) -> Result<Vec<u8>, PatchError> {
     let next = i128::from(site) + WINDOW_MIN as i128;
     let distance = i32::try_from(i128::from(stub) - next).map_err(|_| PatchError { site, stub })?;
-    let mut bytes = vec![FILLER; plan.original.len().max(WINDOW_MIN)];
+    let mut bytes = vec![FILLER; plan.patched_len().max(WINDOW_MIN)];
     bytes[0] = 0xe9;
     bytes[1..5].copy_from_slice(&distance.to_le_bytes());
     Ok(bytes)

@@ -3,7 +3,8 @@
 //! Register use between the steps: rsp = S (see [`frame`](crate::frame)), rcx = the thread's slot, rax and rdx free.
 
 use crate::displaced::reaches;
-use crate::frame::{FRAME_SLOT, SaveArea, enter_agent_frame, keep_slot_in_agent_frame, leave_agent_frame};
+use crate::frame::{FRAME_SLOT, SaveArea};
+use crate::gates::Gates;
 use crate::site_code::{Environment, LinkCode, ThreadKey};
 use beeline_abi::code::ContextUse;
 use beeline_abi::run::RunContext;
@@ -36,6 +37,7 @@ enum Cold {
 /// One half of a stub while it is written.
 pub(crate) struct Phase<'a> {
     pub(crate) environment: &'a Environment,
+    pub(crate) gates: &'a Gates,
     /// Where the stub will be.
     pub(crate) at: u64,
     pub(crate) save: SaveArea,
@@ -53,12 +55,13 @@ pub(crate) struct Phase<'a> {
 impl<'a> Phase<'a> {
     pub(crate) fn new(
         asm: &mut CodeAssembler,
-        environment: &'a Environment,
+        (environment, gates): (&'a Environment, &'a Gates),
         at: u64,
         save: SaveArea,
     ) -> Phase<'a> {
         Phase {
             environment,
+            gates,
             at,
             save,
             slot_found: asm.create_label(),
@@ -172,27 +175,15 @@ impl<'a> Phase<'a> {
         asm.set_label(&mut next)
     }
 
-    /// Calls `target`; through rax when it is far away.
-    pub(crate) fn call(&self, asm: &mut CodeAssembler, target: u64) -> Result<(), IcedError> {
-        if reaches(self.at, target) {
-            return asm.call(target);
-        }
-        asm.mov(rax, target)?;
-        asm.call(rax)
+    fn call(&self, asm: &mut CodeAssembler, target: u64) -> Result<(), IcedError> {
+        call(asm, self.at, target)
     }
 
-    /// Counts a miss on each of `links` that is enabled. In an agent frame.
+    /// Counts a miss on each of `links` that is enabled. From rsp = S.
     pub(crate) fn count_missed(&self, asm: &mut CodeAssembler, links: &[&LinkCode]) -> Result<(), IcedError> {
         for link in links {
-            let mut next = asm.create_label();
-            asm.mov(rax, link.enabled)?;
-            asm.cmp(dword_ptr(rax), 0)?;
-            asm.je(next)?;
-            asm.mov(rdi, link.runtime)?;
-            asm.mov(esi, 1)?;
-            self.call(asm, self.environment.agent.missed)?;
-            asm.set_label(&mut next)?;
-            asm.nop()?;
+            asm.mov(rax, link.runtime)?;
+            asm.call(self.gates.missed)?;
         }
         Ok(())
     }
@@ -220,30 +211,30 @@ impl<'a> Phase<'a> {
         Ok(())
     }
 
-    /// `claim_slot(key, block, sp)`; from rax = key.
+    /// From rax = key.
     fn claim(&self, asm: &mut CodeAssembler, mut here: CodeLabel) -> Result<(), IcedError> {
         asm.set_label(&mut here)?;
-        enter_agent_frame(asm)?;
-        asm.mov(rdi, rax)?;
-        asm.mov(rsi, self.environment.block)?;
-        self.call(asm, self.environment.agent.claim_slot)?;
-        keep_slot_in_agent_frame(asm)?;
-        leave_agent_frame(asm)?;
+        asm.call(self.gates.claim)?;
         asm.test(rcx, rcx)?;
         asm.jne(self.slot_found)?;
         asm.jmp(self.no_slot)
     }
 
-    /// `guard(slot, sp)`: 1 = the run that set the word was abandoned.
+    /// Is the run that set the word abandoned?
     fn guard(&self, asm: &mut CodeAssembler, mut here: CodeLabel) -> Result<(), IcedError> {
         asm.set_label(&mut here)?;
-        enter_agent_frame(asm)?;
-        asm.mov(rdi, rcx)?;
-        asm.mov(rsi, rdx)?;
-        self.call(asm, self.environment.agent.guard)?;
-        leave_agent_frame(asm)?;
+        asm.call(self.gates.guard)?;
         asm.test(rax, rax)?;
         asm.jne(self.run)?;
         asm.jmp(self.missed)
     }
+}
+
+/// Calls `target` from code near `at`; through rax when it is far away.
+pub(crate) fn call(asm: &mut CodeAssembler, at: u64, target: u64) -> Result<(), IcedError> {
+    if reaches(at, target) {
+        return asm.call(target);
+    }
+    asm.mov(rax, target)?;
+    asm.call(rax)
 }

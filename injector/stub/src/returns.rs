@@ -11,17 +11,14 @@
 //! `call displaced` overwrites the return address with the return point, so that the processor's own return stack holds both: the
 //! function's `ret` is predicted, and so is ours. On the stack only that one word differs.
 
-use crate::frame::{
-    SAVE_LEN, SAVED_RAX, SaveArea, enter_agent_frame, leave_agent_frame, reload_from_agent_frame,
-};
+use crate::frame::{SAVE_LEN, SAVED_RAX, SaveArea};
+use crate::gates::Gates;
 use crate::phase::{Phase, slot_field};
 use crate::site_code::{Environment, LinkCode, SiteCode};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::thread::{ReturnSlot, ThreadSlot};
 use iced_x86::IcedError;
-use iced_x86::code_asm::{
-    AsmMemoryOperand, CodeAssembler, CodeLabel, qword_ptr, rax, rcx, rdi, rdx, rsi, rsp,
-};
+use iced_x86::code_asm::{AsmMemoryOperand, CodeAssembler, CodeLabel, qword_ptr, rax, rdx, rsp};
 use std::mem::offset_of;
 
 /// Bytes of an entry.
@@ -80,18 +77,14 @@ pub(crate) fn ask_for_room(
     room: CodeLabel,
 ) -> Result<(), IcedError> {
     let mut none = asm.create_label();
-    enter_agent_frame(asm)?;
-    asm.mov(rdi, rcx)?;
-    asm.lea(rsi, qword_ptr(rdx + phase.save.distance))?;
-    phase.call(asm, phase.environment.agent.return_room)?;
-    leave_agent_frame(asm)?;
+    asm.lea(rax, qword_ptr(rsp + phase.save.distance))?;
+    asm.call(phase.gates.room)?;
     asm.test(rax, rax)?;
     asm.je(none)?;
     asm.mov(rdx, slot_field(offset_of!(ThreadSlot, returns_top)))?;
     asm.lea(rax, qword_ptr(rsp + phase.save.distance))?;
     asm.jmp(room)?;
-    asm.set_label(&mut none)?;
-    asm.nop()
+    asm.set_label(&mut none)
 }
 
 /// The part that runs when the function returns.
@@ -109,7 +102,7 @@ pub(crate) struct ReturnHalf<'a> {
 impl<'a> ReturnHalf<'a> {
     pub(crate) fn new(
         asm: &mut CodeAssembler,
-        environment: &'a Environment,
+        shared: (&'a Environment, &'a Gates),
         site: &'a SiteCode<'a>,
         at: u64,
     ) -> ReturnHalf<'a> {
@@ -120,10 +113,10 @@ impl<'a> ReturnHalf<'a> {
             distance: WORD + 8,
             keep_status: false,
             read_flags: links.iter().any(|l| l.needs.context.reads(flags)),
-            own_stack: environment.small_stacks,
+            own_stack: shared.0.small_stacks,
         };
         ReturnHalf {
-            phase: Phase::new(asm, environment, at, save),
+            phase: Phase::new(asm, shared, at, save),
             links,
             search: asm.create_label(),
             resolved: asm.create_label(),
@@ -160,48 +153,19 @@ impl<'a> ReturnHalf<'a> {
     pub(crate) fn cold(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         self.phase.cold(asm)?;
         asm.set_label(&mut self.search)?;
-        enter_agent_frame(asm)?;
-        self.find(asm, true)?;
-        leave_agent_frame(asm)?;
+        self.find(asm)?;
         asm.jmp(self.resolved)?;
-        let (mut missed, mut no_slot) = (self.phase.missed, self.phase.no_slot);
-        asm.set_label(&mut missed)?;
-        self.skip(asm, true)?;
-        asm.set_label(&mut no_slot)?;
-        self.skip(asm, false)
-    }
-
-    /// Returns without a run.
-    fn skip(&self, asm: &mut CodeAssembler, has_slot: bool) -> Result<(), IcedError> {
-        enter_agent_frame(asm)?;
-        self.find(asm, has_slot)?;
+        asm.set_label(&mut self.phase.no_slot)?;
+        asm.nop()?;
+        asm.set_label(&mut self.phase.missed)?;
+        self.find(asm)?;
         self.phase.count_missed(asm, &self.links)?;
-        leave_agent_frame(asm)?;
         asm.jmp(self.finish)
     }
 
-    /// `return_find(slot, sp)` in an agent frame: the return address goes back into its word; the entry is popped if it is
-    /// on this thread's return stack (a coroutine may have changed threads).
-    fn find(&self, asm: &mut CodeAssembler, has_slot: bool) -> Result<(), IcedError> {
-        let (mut found, mut popped) = (asm.create_label(), asm.create_label());
-        asm.mov(rdi, rcx)?;
-        asm.lea(rsi, qword_ptr(rdx + WORD))?;
-        self.phase.call(asm, self.phase.environment.agent.return_find)?;
-        reload_from_agent_frame(asm)?;
-        asm.test(rax, rax)?;
-        asm.jne(found)?;
-        asm.ud2()?; // the agent promises an entry: without one there is nowhere to go
-        asm.set_label(&mut found)?;
-        asm.mov(rdi, qword_ptr(rax + offset_of!(ReturnSlot, return_address) as i32))?;
-        asm.mov(qword_ptr(rdx + WORD), rdi)?;
-        if has_slot {
-            asm.cmp(rax, slot_field(offset_of!(ThreadSlot, returns_base)))?;
-            asm.jb(popped)?;
-            asm.cmp(rax, slot_field(offset_of!(ThreadSlot, returns_top)))?;
-            asm.jae(popped)?;
-            asm.mov(slot_field(offset_of!(ThreadSlot, returns_top)), rax)?;
-        }
-        asm.set_label(&mut popped)?;
-        asm.nop()
+    /// Puts the return address back into its word and pops its entry.
+    fn find(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        asm.lea(rax, qword_ptr(rsp + WORD))?;
+        asm.call(self.phase.gates.find)
     }
 }

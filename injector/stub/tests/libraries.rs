@@ -1,0 +1,266 @@
+//! Every function of real libraries probed at once, in a process of its own, while the library works.
+//!
+//! Each case forks: the child plants the probes in its own mappings, works, compares with what it got before, and
+//! tells the result by its exit status.
+
+#[path = "harness/mod.rs"]
+mod harness;
+#[path = "harness/programs.rs"]
+mod programs;
+
+use beeline_abi::code::ContextUse;
+use beeline_site::{Binary, SymbolKind, find_library, plan, plan_return};
+use beeline_stub::{ARENA_OVERHEAD, Arena, LinkCode, SiteCode, patch_bytes, stub_len_max};
+use harness::World;
+use programs::{counter, recorder};
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// The process's mapping of a library.
+struct Loaded {
+    binary: Binary,
+    bias: u64,
+}
+
+impl Loaded {
+    fn find(path: &Path) -> Option<Loaded> {
+        let path = path.canonicalize().ok()?;
+        let binary = Binary::open(&path).ok()?;
+        let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+        let line = maps.lines().find(|l| l.ends_with(path.to_str().unwrap_or("?")))?;
+        let start = u64::from_str_radix(line.split('-').next()?, 16).ok()?;
+        let bias = start - (binary.segments().first()?.vaddr & !4095);
+        Some(Loaded { binary, bias })
+    }
+
+    /// Plants a probe with `links` on every function that takes one; returns how many.
+    fn probe_all(&self, world: &World, links: &[LinkCode], returns: bool) -> usize {
+        let mut plans = Vec::new();
+        let functions = self.binary.symbols().iter().filter(|s| s.kind == SymbolKind::Function);
+        let mut entries: Vec<u64> = functions.map(|s| s.vaddr).collect();
+        entries.dedup();
+        for entry in entries {
+            let planned = if returns { plan_return(&self.binary, entry) } else { plan(&self.binary, entry) };
+            plans.extend(planned);
+        }
+        let len = plans.len() as u64 * stub_len_max(links.len()) + ARENA_OVERHEAD;
+        let len = len.next_multiple_of(4096);
+        let base = reserve_near(self.bias, len);
+        let mut arena = Arena::new(base, len);
+        let mut patches = Vec::new();
+        for plan in &plans {
+            let address = self.bias + plan.vaddr;
+            let site = SiteCode { plan, address, site_runtime: 0, links };
+            let stub = arena.add_stub(&world.environment, &site).unwrap();
+            patches.push((address, patch_bytes(plan, address, stub.address).unwrap()));
+        }
+        let memory = File::options().write(true).open("/proc/self/mem").unwrap();
+        memory.write_all_at(arena.bytes(), base).unwrap();
+        // From here on the functions that do this are probed themselves.
+        for (address, patch) in &patches {
+            memory.write_all_at(patch, *address).unwrap();
+        }
+        plans.len()
+    }
+}
+
+/// An executable mapping within reach of the text at `near`.
+fn reserve_near(near: u64, len: u64) -> u64 {
+    for step in 1..64u64 {
+        let hint = (near & !0xffff).wrapping_sub(step * (16 << 20) + len);
+        // SAFETY: a new mapping that replaces none.
+        let at = unsafe {
+            libc::mmap(
+                hint as *mut c_void,
+                len as usize,
+                libc::PROT_READ | libc::PROT_EXEC,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
+                -1,
+                0,
+            )
+        };
+        if at as u64 == hint {
+            return hint;
+        }
+    }
+    panic!("no gap near {near:#x}");
+}
+
+/// Runs `work` in a child; true when it returned true there.
+fn in_child(work: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child works on and leaves by `_exit`.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(if matches!(outcome, Ok(true)) { 0 } else { 1 }) };
+    }
+    let mut status = 0;
+    // SAFETY: our own child.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    assert_eq!(waited, pid);
+    if status != 0 {
+        println!("child: wait status {status:#x}");
+    }
+    status == 0
+}
+
+/// Probes all of `library` in a child with entry and then return links while `work` gives the same as before.
+fn check(library: &str, least: usize, load: bool, work: fn(&Symbols) -> Vec<u8>) {
+    let Ok(path) = find_library(library) else {
+        println!("skipped: no {library}");
+        return;
+    };
+    let symbols = Symbols::open(&path, load);
+    let expected = work(&symbols);
+    for (returns, heavy) in [(false, true), (true, false), (true, true)] {
+        let passed = in_child(|| {
+            let mut world = World::new();
+            let record = world.data(32);
+            let program = if heavy { recorder(&mut world, record) } else { counter(&mut world, record) };
+            let context = if heavy { ContextUse::ALL } else { ContextUse::NONE };
+            let mut links = vec![world.link(program, context, returns)];
+            if heavy && returns {
+                links.push(world.link(program, context, false));
+            }
+            world.run();
+            world.slot();
+            warm_returns(&mut world);
+            let loaded = Loaded::find(&path).unwrap();
+            let probed = loaded.probe_all(&world, &links, returns);
+            let same = (0..3).all(|_| work(&symbols) == expected);
+            // SAFETY: the recorder's count.
+            let hits = unsafe { *record };
+            let missed: u64 = links.iter().map(|l| world.shared(l).missed()).sum();
+            println!(
+                "{library}: {probed} probes (returns: {returns}), {hits} hits, {missed} missed, same: {same}"
+            );
+            std::mem::forget(world);
+            same && probed >= least && hits > 100
+        });
+        assert!(passed, "{library}, returns: {returns}, whole context: {heavy}");
+    }
+}
+
+/// Makes this thread's return stack, so that the tests' agent, which does not keep vector registers, is not asked later.
+fn warm_returns(world: &mut World) {
+    let word = 0u64;
+    let room = world.environment.agent.return_room;
+    // SAFETY: the tests' agent.
+    let room: extern "sysv64" fn(&mut beeline_abi::thread::ThreadSlot, *const u64) -> u64 =
+        unsafe { std::mem::transmute(room) };
+    assert_eq!(room(world.slot(), &raw const word), 1);
+}
+
+/// Functions of a library by name.
+struct Symbols(*mut c_void);
+
+impl Symbols {
+    fn open(path: &Path, load: bool) -> Symbols {
+        let name = CString::new(path.to_str().unwrap()).unwrap();
+        if !load {
+            return Symbols(libc::RTLD_DEFAULT);
+        }
+        // SAFETY: a library of the system.
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
+        assert!(!handle.is_null());
+        Symbols(handle)
+    }
+
+    fn get(&self, name: &str) -> *mut c_void {
+        let name = CString::new(name).unwrap();
+        // SAFETY: the handle is open.
+        let found = unsafe { libc::dlsym(self.0, name.as_ptr()) };
+        assert!(!found.is_null(), "{name:?}");
+        found
+    }
+}
+
+type Digest = unsafe extern "C" fn(*const u8, usize, *mut u8) -> *mut u8;
+type Derive = unsafe extern "C" fn(
+    *const c_char,
+    c_int,
+    *const u8,
+    c_int,
+    c_int,
+    *const c_void,
+    c_int,
+    *mut u8,
+) -> c_int;
+
+#[test]
+fn libcrypto() {
+    check("libcrypto.so.3", 5000, true, |symbols| {
+        let data: Vec<u8> = (0..100_000u32).map(|i| (i * 7) as u8).collect();
+        let mut out = vec![0u8; 64 * 5];
+        for (i, name) in ["SHA1", "SHA256", "SHA384", "SHA512", "MD5"].into_iter().enumerate() {
+            // SAFETY: the declared types are OpenSSL's.
+            unsafe {
+                let digest: Digest = std::mem::transmute(symbols.get(name));
+                digest(data.as_ptr(), data.len(), out.as_mut_ptr().add(64 * i));
+            }
+        }
+        let mut key = [0u8; 64];
+        // SAFETY: as above.
+        unsafe {
+            let md: unsafe extern "C" fn() -> *const c_void = std::mem::transmute(symbols.get("EVP_sha256"));
+            let derive: Derive = std::mem::transmute(symbols.get("PKCS5_PBKDF2_HMAC"));
+            let done = derive(c"password".as_ptr(), 8, data.as_ptr(), 16, 100, md(), 64, key.as_mut_ptr());
+            assert_eq!(done, 1);
+        }
+        out.extend(key);
+        out
+    });
+}
+
+#[test]
+fn libc_itself() {
+    check("libc.so.6", 2000, false, |symbols| {
+        let mut out = Vec::new();
+        let mut text = [0u8; 256];
+        for i in 0..50 {
+            // SAFETY: the buffer is large enough for the format.
+            unsafe {
+                libc::snprintf(
+                    text.as_mut_ptr().cast(),
+                    text.len(),
+                    c"%d %08x %s %.17g %Lf".as_ptr(),
+                    i as c_int,
+                    i * 77777 as c_int,
+                    c"text".as_ptr(),
+                    f64::from(i) / 7.0,
+                );
+            }
+            out.extend(text.iter().take_while(|&&b| b != 0).take(40));
+        }
+        // SAFETY: plain calls of libc with valid arguments.
+        unsafe {
+            let mut numbers: Vec<c_int> = (0..1000).map(|i| (i * 7919) % 1009).collect();
+            libc::qsort(numbers.as_mut_ptr().cast(), numbers.len(), 4, Some(compare));
+            out.extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
+            out.extend(libc::strtod(c"3.25e2".as_ptr(), std::ptr::null_mut()).to_le_bytes());
+            let sum: unsafe extern "C" fn(*const c_char) -> c_int = std::mem::transmute(symbols.get("atoi"));
+            out.extend(sum(c"1234".as_ptr()).to_le_bytes());
+            for size in 1..2000usize {
+                let block = libc::malloc(size).cast::<u8>();
+                libc::memset(block.cast(), size as c_int & 0xff, size);
+                let block = libc::realloc(block.cast(), size * 2).cast::<u8>();
+                out.push(*block.add(size - 1));
+                libc::free(block.cast());
+            }
+        }
+        let threads: Vec<_> =
+            (0..4u64).map(|i| std::thread::spawn(move || format!("{i} {:?}", vec![i; 100]).len())).collect();
+        out.extend(threads.into_iter().map(|t| t.join().unwrap() as u8));
+        let told = std::process::Command::new("/bin/echo").arg("hello").output().unwrap();
+        out.extend(told.stdout);
+        out
+    });
+}
+
+unsafe extern "C" fn compare(a: *const c_void, b: *const c_void) -> c_int {
+    // SAFETY: qsort passes elements of the array.
+    unsafe { (*a.cast::<c_int>()).cmp(&*b.cast::<c_int>()) as c_int }
+}
