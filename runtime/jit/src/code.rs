@@ -29,8 +29,8 @@ pub struct Subprogram {
 pub struct CallFacts {
     /// The map in r1, by index into [`Code::maps`].
     pub map: Option<u32>,
-    /// The slot at which the callback in r2 starts.
-    pub callback: Option<u32>,
+    /// The callback in r2, by index into [`Code::subprograms`].
+    pub callback: Option<usize>,
     /// The four bytes that r2 points to: the key of an array look-up.
     pub key: Option<u32>,
 }
@@ -53,13 +53,17 @@ pub struct Code<'a> {
     /// In order of `start`, without gaps; the first is the main program.
     pub subprograms: Vec<Subprogram>,
     /// The maps that instructions refer to by index.
-    pub maps: &'a [MapShape],
+    pub maps: Vec<MapShape>,
     /// By slot of the call instruction.
     pub calls: BTreeMap<u32, CallFacts>,
     /// One entry a slot, true for slots that no execution reaches; empty when nothing is known to be dead.
     pub dead: Vec<bool>,
     /// A run owns the CPU that `run.access.cpu` names.
     pub owns_cpu: bool,
+    /// How many of r1 to r5 a helper takes, by id. The others need not be passed.
+    pub helper_arguments: fn(u32) -> u8,
+    /// Helpers that need no call are compiled in place.
+    pub inline: bool,
     /// Empty but for the conformance suite.
     pub conformance: Conformance,
 }
@@ -69,7 +73,7 @@ impl<'a> Code<'a> {
     ///
     /// # Errors
     /// [`CompileError`] when a slot is not an instruction or a target lies outside.
-    pub fn divide(insns: &'a [Insn], maps: &'a [MapShape]) -> Result<Code<'a>, CompileError> {
+    pub fn divide(insns: &'a [Insn], maps: &[MapShape]) -> Result<Code<'a>, CompileError> {
         let mut starts = BTreeSet::from([0]);
         let mut pc = 0;
         while pc < insns.len() {
@@ -92,10 +96,12 @@ impl<'a> Code<'a> {
         Ok(Code {
             insns,
             subprograms,
-            maps,
+            maps: maps.to_vec(),
             calls: BTreeMap::new(),
             dead: Vec::new(),
             owns_cpu: false,
+            helper_arguments: |_| 5,
+            inline: true,
             conformance: Conformance::default(),
         })
     }

@@ -19,15 +19,28 @@ mod image;
 mod link;
 mod target;
 mod translate;
+mod verified;
 
 pub use code::{CallFacts, Code, Conformance, FRAME_BYTES_MAX, Subprogram};
 pub use error::CompileError;
 pub use image::{CodeImage, Function, Image, Place, RawCode};
+pub use verified::CompileOptions;
+
+use beeline_verifier::Verified;
 
 /// Bit of `RunContext::flags`: the conformance suite's unwind helper ended the program.
 pub const RUN_UNWOUND: u32 = 1;
 /// Bit of `RunContext::flags`: a `callx` named a helper that does not exist; the program was ended.
 pub const RUN_BAD_CALL: u32 = 2;
+
+/// Compiles a verified program.
+///
+/// # Errors
+/// [`CompileError`] for what has no machine code: legacy packet access, kernel functions, kernel variables.
+pub fn compile(verified: &Verified, options: &CompileOptions) -> Result<CodeImage, CompileError> {
+    let code = verified::code(verified, options);
+    Ok(CodeImage { image: link::image(&code, translate::EntryConvention::Program)? })
+}
 
 /// Compiles instructions that nobody verified. Running the result can do anything.
 ///

@@ -50,7 +50,7 @@ impl Body<'_, '_> {
     pub(super) fn call_helper_plain(&mut self, id: i32) -> Result<Value, CompileError> {
         let id = u32::try_from(id).map_err(|_| self.unsupported("a negative helper number"))?;
         let function = self.function(external::HELPER, id);
-        Ok(self.call_with_registers(function, 5))
+        Ok(self.call_with_registers(function, (self.code.helper_arguments)(id)))
     }
 
     /// Calls with the first `count` argument registers, zeros, and the run.

@@ -20,6 +20,12 @@ const RUN_CPU: usize =
 impl Body<'_, '_> {
     /// Translates a helper call without a call, where that is possible. False: it is not.
     pub(super) fn inline_helper(&mut self, id: i32) -> Result<bool, CompileError> {
+        if id == helper::TAIL_CALL {
+            return self.tail_call().map(|()| true);
+        }
+        if !self.code.inline {
+            return Ok(false);
+        }
         match id {
             helper::MAP_LOOKUP_ELEM => self.inline_lookup(),
             helper::GET_SMP_PROCESSOR_ID if self.code.owns_cpu => {
@@ -27,7 +33,6 @@ impl Body<'_, '_> {
                 self.set(Reg::R0, cpu)?;
                 Ok(true)
             }
-            helper::TAIL_CALL => self.tail_call().map(|()| true),
             helper::LOOP => self.inline_loop(),
             _ => Ok(false),
         }
@@ -116,8 +121,7 @@ impl Body<'_, '_> {
     /// `bpf_loop(nr, callback, context, flags)` with a callback that is known: a native loop.
     fn inline_loop(&mut self) -> Result<bool, CompileError> {
         let callback = self.get(Reg::R2);
-        let fact = self.code.call_facts(self.pc).callback;
-        let known = self.known_function(callback).or_else(|| self.code.subprogram_at(fact?));
+        let known = self.known_function(callback).or(self.code.call_facts(self.pc).callback);
         let Some(index) = known else { return Ok(false) };
         let done = self.builder.create_block();
         let result = self.builder.append_block_param(done, I64);
@@ -182,13 +186,14 @@ struct Strides {
 }
 
 impl Strides {
+    /// As `beeline_maps` lays the type out; none for types that need the helper.
     fn of(shape: &MapShape, owns_cpu: bool) -> Option<Strides> {
-        let element = u64::from(shape.value_size).next_multiple_of(8);
-        let cpu_stride = (u64::from(shape.max_entries) * element).next_multiple_of(64);
-        match shape.map_type {
-            MapType::ARRAY => Some(Strides { element, cpu: None }),
-            MapType::PERCPU_ARRAY if owns_cpu => Some(Strides { element, cpu: Some(cpu_stride) }),
-            _ => None,
-        }
+        let per_cpu = match shape.map_type {
+            MapType::ARRAY => false,
+            MapType::PERCPU_ARRAY if owns_cpu => true,
+            _ => return None,
+        };
+        let layout = beeline_maps::layout::layout(shape).ok()?;
+        Some(Strides { element: layout.stride, cpu: per_cpu.then_some(layout.cpu_stride) })
     }
 }

@@ -1,0 +1,67 @@
+//! From what the verifier proved to what the compiler compiles.
+
+use crate::code::{CallFacts, Code, Conformance, Subprogram};
+use beeline_helpers::proto::ArgKind;
+use beeline_helpers::table;
+use beeline_verifier::Verified;
+use std::collections::BTreeMap;
+
+/// How to compile.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CompileOptions {
+    /// Array look-ups, the CPU number and loops are compiled in place instead of calling the helper. On but for tests.
+    pub inline: bool,
+}
+
+impl Default for CompileOptions {
+    fn default() -> CompileOptions {
+        CompileOptions { inline: true }
+    }
+}
+
+/// The compiler's view of a verified program.
+pub(crate) fn code<'a>(verified: &'a Verified, options: &CompileOptions) -> Code<'a> {
+    let insns = verified.insns();
+    Code {
+        insns,
+        subprograms: subprograms(verified),
+        maps: verified.program().maps.iter().map(|map| map.shape).collect(),
+        calls: calls(verified),
+        dead: (0..insns.len()).map(|pc| !verified.is_live(pc)).collect(),
+        owns_cpu: verified.needs().cpu,
+        helper_arguments,
+        inline: options.inline,
+        conformance: Conformance::default(),
+    }
+}
+
+fn subprograms(verified: &Verified) -> Vec<Subprogram> {
+    let given = verified.subprograms().iter();
+    given
+        .map(|subprogram| Subprogram {
+            start: subprogram.start,
+            end: subprogram.end,
+            stack_bytes: subprogram.stack_bytes,
+            name: subprogram.name.clone(),
+        })
+        .collect()
+}
+
+fn calls(verified: &Verified) -> BTreeMap<u32, CallFacts> {
+    let slots = 0..verified.insns().len();
+    slots
+        .filter_map(|pc| {
+            let call = verified.call(pc)?;
+            let key = call.constant_key.and_then(|key| u32::try_from(key).ok());
+            Some((pc as u32, CallFacts { map: call.map, callback: call.callback, key }))
+        })
+        .collect()
+}
+
+/// As many as the prototype has; all five for a helper that has none.
+fn helper_arguments(id: u32) -> u8 {
+    match table::by_id(id) {
+        Some(helper) => helper.proto.args.iter().filter(|&&kind| kind != ArgKind::None).count() as u8,
+        None => 5,
+    }
+}
