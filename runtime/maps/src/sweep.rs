@@ -6,13 +6,16 @@
 
 use crate::chain::{self, Link};
 use crate::memory::state;
-use crate::pool::{self, COUNT, CURSOR, Element, FREE, FRESH, LINKED, SWEPT};
+use crate::pool::{self, ANONYMOUS, COUNT, CURSOR, Element, FREE, FRESH, LINKED, SWEPT};
 use crate::{owner, stack_trace};
 use beeline_abi::map::{Access, MapHandle, MapType};
 use core::sync::atomic::{Ordering, fence};
 
 /// Largest pool that is swept as a whole by an operation that finds the map full.
 const WHOLE_MAX: u32 = 4096;
+
+/// Largest pool that is swept each time: some hundred nanoseconds.
+const ALWAYS_MAX: u32 = 256;
 
 /// Elements that an operation sweeps in a larger pool.
 const PART_LEN: u64 = 256;
@@ -29,7 +32,7 @@ pub unsafe fn sweep(map: &MapHandle, access: &Access) -> u64 {
     // SAFETY: passed on.
     unsafe {
         let recovered = sweep_range(map, access, 0, used_len(map));
-        recount(map);
+        recount(map, access);
         recovered
     }
 }
@@ -49,7 +52,7 @@ pub(crate) unsafe fn on_full(map: &MapHandle, access: &Access) -> bool {
     let last = swept.load(Ordering::Relaxed);
     let since = ((before >> 32) as u32).wrapping_sub(last as u32);
     // A sweep is worth its time after as many changes as there are elements.
-    if last >> 32 != 0 && since < map.pool_len {
+    if map.pool_len > ALWAYS_MAX && last >> 32 != 0 && since < map.pool_len {
         return false;
     }
     // SAFETY: passed on.
@@ -170,11 +173,13 @@ unsafe fn settle(map: &MapHandle, access: &Access, element: Element<'_>) {
     }
 }
 
-/// Sets the count to what is there, if nobody changes anything meanwhile.
+/// Sets the count to what is there, if nobody changes anything meanwhile. An element that the caller holds is not
+/// counted: it is the one that it wants to insert.
 ///
 /// # Safety
 /// As [`sweep`], for a map with a pool.
-unsafe fn recount(map: &MapHandle) {
+unsafe fn recount(map: &MapHandle, access: &Access) {
+    let me = pool::owner_of(access);
     // SAFETY: passed on.
     unsafe {
         let count = state(map, COUNT);
@@ -186,6 +191,7 @@ unsafe fn recount(map: &MapHandle) {
                 FREE => {}
                 LINKED if is_hash(map) && Link(element.next().load(Ordering::Acquire)).is_marked() => return,
                 LINKED => there += 1,
+                holder if holder == me && me != ANONYMOUS => {}
                 _ => return,
             }
         }

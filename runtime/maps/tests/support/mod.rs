@@ -113,9 +113,12 @@ impl Map {
 
 impl Drop for Map {
     fn drop(&mut self) {
-        unsafe { libc::munmap(self.handle.base as *mut _, self.len) };
+        unsafe { libc::munmap((self.handle.base as usize - GUARD) as *mut _, self.len + 2 * GUARD) };
     }
 }
+
+/// Pages without access before and behind a map: an access outside of it ends the test.
+const GUARD: usize = 1 << 20;
 
 /// Maps the file, and a ring's data once more behind it.
 unsafe fn map_file(fd: i32, layout: &layout::Layout) -> *mut u8 {
@@ -124,13 +127,14 @@ unsafe fn map_file(fd: i32, layout: &layout::Layout) -> *mut u8 {
         let len = layout.mapped_len as usize;
         let reserved = libc::mmap(
             std::ptr::null_mut(),
-            len,
+            len + 2 * GUARD,
             libc::PROT_NONE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
             -1,
             0,
         );
         assert_ne!(reserved, libc::MAP_FAILED);
+        let reserved = reserved.add(GUARD);
         let flags = libc::MAP_SHARED | libc::MAP_FIXED;
         let base = libc::mmap(reserved, layout.file_len as usize, protection, flags, fd, 0);
         assert_eq!(base, reserved);
@@ -142,6 +146,33 @@ unsafe fn map_file(fd: i32, layout: &layout::Layout) -> *mut u8 {
         }
         base.cast()
     }
+}
+
+/// A sequence of numbers that is the same for the same seed.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+}
+
+/// The calling thread without its start time: makes no allocation, for children of a process with threads.
+pub(crate) fn me_after_fork() -> Access {
+    Access { owner: u64::from(unsafe { libc::gettid() } as u32), cpu: 0, flags: 0 }
+}
+
+/// Rounds of a test that kills: `BEELINE_KILL_ROUNDS`, else `default`.
+pub(crate) fn rounds(default: u64) -> u64 {
+    std::env::var("BEELINE_KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
 
 /// The calling thread, on CPU 0.
