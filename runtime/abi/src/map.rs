@@ -126,7 +126,7 @@ const _: () = assert!(size_of::<MapHeader>() as u64 <= DATA_OFFSET);
 ///
 /// Its address is what a program holds as `struct bpf_map *`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MapHandle {
     /// Address of the [`MapHeader`] in this process.
     pub base: u64,
