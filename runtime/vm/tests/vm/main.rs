@@ -5,3 +5,4 @@ mod code;
 mod conformance;
 mod differential;
 mod surroundings;
+mod verified;

@@ -30,6 +30,7 @@ impl Surroundings {
             shape(MapType::ARRAY, 12, 4),
             shape(MapType::PERCPU_ARRAY, 8, 2),
             shape(MapType::HASH, 8, 4),
+            shape(MapType::PROG_ARRAY, 4, 4),
         ];
         let mut surroundings = Surroundings { shapes, handles: Vec::new(), data: Vec::new() };
         for map in 0..surroundings.shapes.len() {
@@ -55,13 +56,25 @@ impl Surroundings {
         self.handles.push(handle);
     }
 
+    /// Types and sizes of the maps.
+    pub(crate) fn shapes(&self) -> &[MapShape] {
+        &self.shapes
+    }
+
+    /// Addresses of the maps.
+    pub(crate) fn maps(&mut self) -> Vec<NativeMap> {
+        let handles = self.handles.iter_mut();
+        handles.map(|handle| NativeMap { data: handle.data, handle: &raw mut *handle as u64 }).collect()
+    }
+
+    /// A word of a map's data region.
+    pub(crate) fn word(&self, map: usize, index: usize) -> u64 {
+        self.data[map][index]
+    }
+
     pub(crate) fn setup(&mut self) -> Setup {
-        let maps = self
-            .handles
-            .iter_mut()
-            .map(|handle| NativeMap { data: handle.data, handle: &raw mut *handle as u64 })
-            .collect();
-        Setup { maps, shapes: self.shapes.clone(), cpu: Some(CPU), ..Setup::with_helpers(helper) }
+        let (maps, shapes) = (self.maps(), self.shapes.clone());
+        Setup { maps, shapes, cpu: Some(CPU), ..Setup::with_helpers(helper) }
     }
 }
 
