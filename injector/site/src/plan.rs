@@ -81,6 +81,7 @@ pub fn plan(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
         return Err(Refusal::LinkageTable { vaddr });
     }
     refuse_fixed_points(binary, vaddr)?;
+    refuse_signal_return(binary, vaddr..vaddr + 1)?;
     let bytes = binary.bytes_from(vaddr).ok_or(Refusal::NotCode { vaddr })?;
     check_boundary(binary, vaddr)?;
     let window = Window::decode(bytes, vaddr)?;

@@ -1,7 +1,7 @@
 //! From what a user names to a place in a file.
 
 use crate::error::ResolveError;
-use crate::symbols::SymbolKind;
+use crate::symbols::{SymbolKind, plain_name};
 use crate::{Binary, Symbol};
 
 /// A place as a user names it.
@@ -60,7 +60,13 @@ pub fn resolve(binary: &Binary, location: &Location) -> Result<Resolved, Resolve
     if !binary.is_executable(vaddr) {
         return Err(ResolveError::NotExecutable { offset: file_offset });
     }
-    let function = binary.function_at(vaddr);
+    let mut function = binary.function_at(vaddr);
+    // One of several names: the one that was asked for.
+    if let (Some(function), Location::Symbol { name, offset }) = (&mut function, location)
+        && vaddr.checked_sub(*offset) == Some(function.start)
+    {
+        plain_name(name).clone_into(&mut function.name);
+    }
     let is_entry = function.as_ref().is_some_and(|f| f.start == vaddr);
     Ok(Resolved { file_offset, vaddr, function, is_entry })
 }

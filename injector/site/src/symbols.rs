@@ -119,7 +119,7 @@ impl Symbols {
             }
             let symbol = &self.all[at];
             let covers = vaddr < symbol.vaddr.saturating_add(symbol.size) || symbol.vaddr == vaddr;
-            let better = best.is_none_or(|b| rank(symbol) < rank(b));
+            let better = best.is_none_or(|b| self.rank(symbol) < self.rank(b));
             if covers && better && (symbol.size != 0 || symbol.kind != SymbolKind::Label) {
                 best = Some(symbol);
             }
@@ -171,6 +171,15 @@ impl Symbols {
         }
         found.truncate(12);
         found
+    }
+
+    /// The smaller, the better a symbol describes the code that it covers: the innermost range, the public name (which a
+    /// static link may have made local).
+    fn rank(&self, symbol: &Symbol) -> (u64, bool, usize, bool, bool, usize) {
+        let size = if symbol.size == 0 { u64::MAX } else { symbol.size };
+        let name = self.name(symbol);
+        let underscores = name.len() - name.trim_start_matches('_').len();
+        (size, symbol.kind == SymbolKind::Label, underscores, !symbol.global, symbol.weak, name.len())
     }
 
     fn add_table(&mut self, sections: &SectionTable<'_, Header>, data: &[u8], kind: elf::SectionType) {
@@ -249,18 +258,17 @@ impl Symbols {
     }
 }
 
-/// The smaller, the better a symbol describes the code that it covers.
-fn rank(symbol: &Symbol) -> (u64, bool, bool, bool, usize) {
-    let size = if symbol.size == 0 { u64::MAX } else { symbol.size };
-    (size, symbol.kind == SymbolKind::Label, !symbol.global, symbol.weak, symbol.name.len())
-}
-
 /// The symbol lies in an executable section.
 fn in_code(sections: &SectionTable<'_, Header>, symbol: &elf::Sym64<LittleEndian>) -> bool {
     use object::read::elf::SectionHeader;
     let index = symbol.st_shndx(LE);
     let section = sections.section(object::SectionIndex(usize::from(index.0)));
     section.is_ok_and(|s| s.sh_flags(LE).0 & elf::SHF_EXECINSTR.0 != 0)
+}
+
+/// A name without its version.
+pub(crate) fn plain_name(name: &str) -> &str {
+    split_version(name).0
 }
 
 fn split_version(name: &str) -> (&str, Option<&str>) {

@@ -76,7 +76,9 @@ impl Unwind {
         if len == 0 || !binary.is_executable(from) {
             return None;
         }
-        self.functions.push(from..from.checked_add(len)?);
+        // A signal frame's entry begins one byte early, for unwinders that look up the address before a return address.
+        let start = if cie.signal_frame { from.checked_add(1)? } else { from };
+        self.functions.push(start..from.checked_add(len)?);
         if cie.augmented {
             reader.uleb()?;
             if cie.lsda != OMIT {
@@ -132,11 +134,12 @@ struct Cie {
     pointers: u8,
     lsda: u8,
     augmented: bool,
+    signal_frame: bool,
 }
 
 impl Cie {
     fn read(bytes: &[u8], at: usize) -> Option<Cie> {
-        let mut cie = Cie { pointers: 0, lsda: OMIT, augmented: false };
+        let mut cie = Cie { pointers: 0, lsda: OMIT, augmented: false, signal_frame: false };
         let mut reader = Reader { bytes, at: at.checked_add(8)?, vaddr: 0 };
         let version = reader.byte()?;
         let rest = bytes.get(reader.at..)?;
@@ -156,6 +159,7 @@ impl Cie {
                     reader.uleb()?;
                 }
                 b'R' => cie.pointers = reader.byte()?,
+                b'S' => cie.signal_frame = true,
                 b'L' => cie.lsda = reader.byte()?,
                 b'P' => {
                     let encoding = reader.byte()?;

@@ -46,7 +46,8 @@ fn kind(refusal: &Refusal) -> String {
 }
 
 fn libraries() -> Vec<PathBuf> {
-    let names = ["libcrypto", "libssl", "libstdc++", "libpython3.11", "bash", "python3", "redis-server", "nginx"];
+    let names =
+        ["libcrypto", "libssl", "libstdc++", "libpython3.11", "bash", "python3", "redis-server", "nginx"];
     names.iter().filter_map(|name| find_library(name).ok()).collect()
 }
 
