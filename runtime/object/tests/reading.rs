@@ -277,3 +277,36 @@ fn kernel_types() {
     let task = btf.find("task_struct", beeline_object::btf::Kind::Struct).expect("task_struct");
     assert!(btf.define(task.id()).contains("\tstruct task_struct *real_parent;\n"));
 }
+
+#[test]
+fn values_read_as_bpftool_prints_them() {
+    if !support::can_compile() {
+        println!("skipped: clang with -target bpf and libbpf's headers are needed");
+        return;
+    }
+    let text = r##"
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+enum colour { RED, GREEN = 5, NEG = -3 };
+struct inner { u8 a; short b; };
+const volatile struct all {
+	int i; unsigned u; bool t; char c; signed char sc; unsigned char uc;
+	char text[8]; char full[4]; char empty[4]; u8 bytes[3];
+	enum colour e1, e2, e3, e4;
+	struct inner s[2]; union { int x; int y; }; struct { int anon; };
+	void *p; struct inner *q; __int128 w; unsigned __int128 uw; long l; int m[2][3]; int (*fn)(int); char nl[8];
+} all = { -1, 3000000000u, 1, 'x', -5, 200, "hi \"q\"", "abcd", "", { 1, 2, 255 }, RED, GREEN, NEG, 7,
+	{ { 1, -2 }, { 3, 4 } }, { .x = 5 }, { 9 }, (void *)0x1234, 0, -1, ((unsigned __int128)1 << 100) + 7, -9,
+	{ { 1, 2, 3 }, { 4, 5, 6 } }, 0, "a\nb\t\x01" };
+const volatile u8 lone = 7;
+SEC("kprobe") int p(void *ctx) { return all.i + lone; }
+"##;
+    // From `bpftool -j map dump` 7.1.0 of the same object in the kernel.
+    let expected = r##"{".rodata":[{"all":{"i":-1,"u":3000000000,"t":true,"c":120,"sc":-5,"uc":200,"text":"hi \"q\"","full":[97,98,99,100],"empty":"","bytes":[1,2,255],"e1":"RED","e2":"GREEN","e3":"NEG","e4":7,"s":[{"a":1,"b":-2},{"a":3,"b":4}],"":{"x":5,"y":5},"":{"anon":9},"p":4660,"q":0,"w":"0xffffffffffffffffffffffffffffffff","uw":"0x10000000000000000000000007","l":-9,"m":[[1,2,3],[4,5,6]],"fn":0,"nl":[97,10,98,9,1,0,0,0]}},{"lone":7}]}"##;
+    let bytes = support::compile_text(text, &[]).unwrap_or_else(|error| panic!("{error}"));
+    let object = Object::parse(&bytes, &Options::default()).expect("an object");
+    let map = object.map(".rodata").expect("a map");
+    let btf = object.btf.as_deref().expect("types");
+    let value = btf.format_value(map.btf_value_type_id, contents(&object, ".rodata")).expect("a value");
+    assert_eq!(value.to_string(), expected);
+}

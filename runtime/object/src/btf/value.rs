@@ -35,7 +35,7 @@ pub enum Value {
     Text(String),
     /// An array.
     Array(Vec<Value>),
-    /// A struct or union: members by name. Anonymous ones are called `(anon)`.
+    /// A struct or union: members by name. Those of an anonymous struct or union stand in one of an empty name.
     Struct(Vec<(String, Value)>),
     /// A data section: variables by name.
     Section {
@@ -109,7 +109,7 @@ impl Reader<'_> {
         }
         let end = bytes.iter().position(|&byte| byte == 0)?;
         let text = std::str::from_utf8(&bytes[..end]).ok()?;
-        let printable = text.chars().all(|c| !c.is_control() || c.is_ascii_whitespace());
+        let printable = !text.chars().any(char::is_control);
         printable.then(|| text.to_owned())
     }
 
@@ -122,8 +122,7 @@ impl Reader<'_> {
                 let at = (member.bit_offset / 8) as usize;
                 self.value(member.type_id, bytes.get(at..).unwrap_or_default(), depth)?
             };
-            let name = if member.name.is_empty() { "(anon)" } else { member.name };
-            members.push((name.to_owned(), value));
+            members.push((member.name.to_owned(), value));
         }
         Ok(Value::Struct(members))
     }
@@ -201,7 +200,8 @@ fn enumerator(ty: Type<'_>, raw: u64, bits: u32) -> Value {
     Value::Enum { name: found.map(|enumerator| enumerator.name.to_owned()), value }
 }
 
-/// JSON on one line, as `bpftool -j` has it: enumerators by name, pointers and wide integers as hexadecimal text.
+/// JSON on one line, as `bpftool -j` has it: enumerators by name, pointers as numbers, integers of more than eight
+/// bytes as hexadecimal text. Other than bpftool's (which prints the raw bits), bitfields are printed by their type.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -211,7 +211,7 @@ impl fmt::Display for Value {
             Value::Float(value) if value.is_finite() => write!(f, "{value}"),
             Value::Float(value) => write_text(f, &value.to_string()),
             Value::Char(value) => write_text(f, &char::from(*value).to_string()),
-            Value::Pointer(value) => write!(f, "\"{value:#x}\""),
+            Value::Pointer(value) => write!(f, "{value}"),
             Value::Enum { name: Some(name), .. } => write_text(f, name),
             Value::Enum { name: None, value } => write!(f, "{value}"),
             Value::Text(text) => write_text(f, text),
@@ -302,7 +302,7 @@ mod tests {
             &[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0],
             "\"0x20000000000000001\"",
         );
-        check(|b| b.pointer(0), &[0x10, 0, 0, 0, 0, 0, 0, 0], "\"0x10\"");
+        check(|b| b.pointer(0), &[0x10, 0, 0, 0, 0, 0, 0, 0], "16");
         check(|b| b.float("double", 8), &1.5f64.to_le_bytes(), "1.5");
         let colours = [("RED", 0), ("MINUS", -1)];
         check(|b| b.enumeration("e", 4, true, &colours), &[0xff; 4], "\"MINUS\"");
@@ -326,7 +326,7 @@ mod tests {
             let inner = b.reference(Kind::Const, "", inner);
             b.composite(Kind::Struct, "s", 12, &[("x", int, 0, 0), ("", inner, 32, 0)])
         };
-        check(nested, &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0], r#"{"x":1,"(anon)":{"a":[2,3]}}"#);
+        check(nested, &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0], r#"{"x":1,"":{"a":[2,3]}}"#);
     }
 
     #[test]
