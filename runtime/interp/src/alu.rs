@@ -3,6 +3,7 @@
 use beeline_isa::{AluOp, Endianness, JumpOp, Width};
 
 /// `x op y`. A 32-bit operation looks at the low halves only; its result is zero-extended.
+#[inline]
 pub fn arithmetic(width: Width, op: AluOp, x: u64, y: u64) -> u64 {
     match width {
         Width::W32 => u64::from(arithmetic32(op, x as u32, y as u32)),
@@ -10,6 +11,7 @@ pub fn arithmetic(width: Width, op: AluOp, x: u64, y: u64) -> u64 {
     }
 }
 
+#[inline]
 fn arithmetic64(op: AluOp, x: u64, y: u64) -> u64 {
     let (signed_x, signed_y) = (x as i64, y as i64);
     match op {
@@ -31,6 +33,7 @@ fn arithmetic64(op: AluOp, x: u64, y: u64) -> u64 {
     }
 }
 
+#[inline]
 fn arithmetic32(op: AluOp, x: u32, y: u32) -> u32 {
     let (signed_x, signed_y) = (x as i32, y as i32);
     match op {
@@ -88,6 +91,7 @@ pub fn byte_order(kind: Endianness, bits: u8, x: u64) -> u64 {
 }
 
 /// `x op y`. A 32-bit comparison looks at the low halves only.
+#[inline]
 pub fn compare(width: Width, op: JumpOp, x: u64, y: u64) -> bool {
     let (x, y) = match width {
         Width::W64 => (x, y),

@@ -46,10 +46,16 @@ pub fn run(
 ) -> Result<u64, Trap> {
     let mut machine = Machine { program, memory, host, run, pc: 0, left: limits.instructions_max };
     match machine.function(0, arguments) {
-        Ok(result) | Err(Stop::Exit(result)) => Ok(result),
-        Err(Stop::Trap(trap)) => Err(trap),
+        Ok(result) => Ok(result),
+        Err(stop) => match *stop {
+            Stop::Exit(result) => Ok(result),
+            Stop::Trap(trap) => Err(trap),
+        },
     }
 }
+
+/// The rare end of a run. Boxed, so that a step's result fits into registers.
+type Ended = Box<Stop>;
 
 struct Machine<'a> {
     program: &'a Program,
@@ -89,7 +95,7 @@ enum Step {
 }
 
 impl Machine<'_> {
-    fn function(&mut self, start: u64, arguments: [u64; 5]) -> Result<u64, Stop> {
+    fn function(&mut self, start: u64, arguments: [u64; 5]) -> Result<u64, Ended> {
         let pointer = self.memory.enter().map_err(|error| self.stop(TrapKind::Access(error)))?;
         let mut frame = Frame { registers: [0; 11], loops_left: LOOPS_MAX };
         frame.registers[1..6].copy_from_slice(&arguments);
@@ -103,7 +109,7 @@ impl Machine<'_> {
         result
     }
 
-    fn execute(&mut self, frame: &mut Frame) -> Result<u64, Stop> {
+    fn execute(&mut self, frame: &mut Frame) -> Result<u64, Ended> {
         loop {
             if self.left == 0 {
                 return Err(self.stop(TrapKind::Budget));
@@ -111,19 +117,20 @@ impl Machine<'_> {
             self.left -= 1;
             let op = match self.program.slot(self.pc) {
                 Some(Ok(op)) => op,
-                Some(Err(error)) => return Err(self.stop(TrapKind::Undecodable(error))),
+                Some(Err(error)) => return Err(self.stop(TrapKind::Undecodable(*error))),
                 None => return Err(self.stop(TrapKind::OutOfProgram)),
             };
             match self.step(frame, op)? {
-                Step::Next => self.pc += if matches!(op, Op::LoadImm64 { .. }) { 2 } else { 1 },
+                Step::Next => self.pc += 1,
                 Step::To(target) => self.pc = target,
                 Step::Return(result) => return Ok(result),
             }
         }
     }
 
-    fn step(&mut self, frame: &mut Frame, op: Op) -> Result<Step, Stop> {
-        match op {
+    #[inline(always)]
+    fn step(&mut self, frame: &mut Frame, op: &Op) -> Result<Step, Ended> {
+        match *op {
             Op::Alu { width, op, dst, src } => {
                 let value = alu::arithmetic(width, op, frame.get(dst), frame.operand(src));
                 self.set(frame, dst, value)?;
@@ -141,6 +148,7 @@ impl Machine<'_> {
             Op::LoadImm64 { dst, value } => {
                 let value = self.immediate(value)?;
                 self.set(frame, dst, value)?;
+                return Ok(Step::To(self.pc + 2));
             }
             Op::Load { size, signed, dst, base, off } => {
                 let loaded = self.memory.load(address(frame, base, off), size);
@@ -171,7 +179,7 @@ impl Machine<'_> {
         Ok(Step::Next)
     }
 
-    fn immediate(&mut self, value: Imm64) -> Result<u64, Stop> {
+    fn immediate(&mut self, value: Imm64) -> Result<u64, Ended> {
         match value {
             Imm64::Value(number) => Ok(number),
             Imm64::Map(map) => self.host.map_handle(map).ok_or_else(|| self.stop(TrapKind::NoMap(map))),
@@ -192,7 +200,7 @@ impl Machine<'_> {
         fetch: bool,
         address: u64,
         src: Reg,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), Ended> {
         match op {
             AtomicOp::LoadAcquire => {
                 let loaded = self.memory.load_acquire(address, size);
@@ -217,7 +225,7 @@ impl Machine<'_> {
         }
     }
 
-    fn call(&mut self, frame: &mut Frame, callee: Call) -> Result<Step, Stop> {
+    fn call(&mut self, frame: &mut Frame, callee: Call) -> Result<Step, Ended> {
         let arguments = std::array::from_fn(|i| frame.registers[i + 1]);
         match callee {
             Call::Local(relative) => {
@@ -237,24 +245,24 @@ impl Machine<'_> {
         }
     }
 
-    fn helper(&mut self, frame: &mut Frame, id: i32, arguments: [u64; 5]) -> Result<Step, Stop> {
+    fn helper(&mut self, frame: &mut Frame, id: i32, arguments: [u64; 5]) -> Result<Step, Ended> {
         if id == HELPER_LOOP {
             frame.registers[0] = self.bpf_loop(arguments)?;
             return Ok(Step::Next);
         }
         let (host, call) = (self.host, HelperCall { id, arguments, run: self.run });
-        match host.call(&call, self)? {
+        match host.call(&call, self).map_err(Box::new)? {
             Outcome::Value(value) => {
                 frame.registers[0] = if id == HELPER_TAIL_CALL { 0 } else { value };
                 Ok(Step::Next)
             }
             Outcome::Return(value) => Ok(Step::Return(value)),
-            Outcome::Exit(value) => Err(Stop::Exit(value)),
+            Outcome::Exit(value) => Err(Box::new(Stop::Exit(value))),
         }
     }
 
     /// `bpf_loop(nr, callback, context, flags)`.
-    fn bpf_loop(&mut self, [count, callback, context, flags, _]: [u64; 5]) -> Result<u64, Stop> {
+    fn bpf_loop(&mut self, [count, callback, context, flags, _]: [u64; 5]) -> Result<u64, Ended> {
         let count = u64::from(count as u32);
         if flags != 0 {
             return Ok((-EINVAL) as u64);
@@ -263,14 +271,24 @@ impl Machine<'_> {
             return Ok((-E2BIG) as u64);
         }
         for index in 0..count {
-            if self.callback(callback, [index, context, 0, 0, 0])? != 0 {
+            if self.call_back(callback, [index, context, 0, 0, 0])? != 0 {
                 return Ok(index + 1);
             }
         }
         Ok(count)
     }
 
-    fn set(&self, frame: &mut Frame, register: Reg, value: u64) -> Result<(), Stop> {
+    /// Runs the function that a reference stands for.
+    fn call_back(&mut self, function: u64, arguments: [u64; 5]) -> Result<u64, Ended> {
+        let start = function.wrapping_sub(FUNCTION_BASE);
+        if start >= self.program.len() as u64 {
+            return Err(self.stop(TrapKind::OutOfProgram));
+        }
+        self.function(start, arguments)
+    }
+
+    #[inline(always)]
+    fn set(&self, frame: &mut Frame, register: Reg, value: u64) -> Result<(), Ended> {
         if register == Reg::R10 {
             return Err(self.stop(TrapKind::FramePointer));
         }
@@ -279,16 +297,19 @@ impl Machine<'_> {
     }
 
     /// The slot `offset` slots behind the next one.
-    fn relative(&self, offset: i64) -> Result<u64, Stop> {
+    #[inline(always)]
+    fn relative(&self, offset: i64) -> Result<u64, Ended> {
         self.pc.checked_add_signed(offset + 1).ok_or_else(|| self.stop(TrapKind::OutOfProgram))
     }
 
-    fn access<T>(&self, result: Result<T, AccessError>) -> Result<T, Stop> {
+    #[inline(always)]
+    fn access<T>(&self, result: Result<T, AccessError>) -> Result<T, Ended> {
         result.map_err(|error| self.stop(TrapKind::Access(error)))
     }
 
-    fn stop(&self, kind: TrapKind) -> Stop {
-        Stop::Trap(Trap { pc: self.pc as u32, kind })
+    #[cold]
+    fn stop(&self, kind: TrapKind) -> Ended {
+        Box::new(Stop::Trap(Trap { pc: self.pc as u32, kind }))
     }
 }
 
@@ -298,15 +319,11 @@ impl Environment for Machine<'_> {
     }
 
     fn callback(&mut self, function: u64, arguments: [u64; 5]) -> Result<u64, Stop> {
-        let start = function.wrapping_sub(FUNCTION_BASE);
-        if start >= self.program.len() as u64 {
-            return Err(self.stop(TrapKind::OutOfProgram));
-        }
-        self.function(start, arguments)
+        self.call_back(function, arguments).map_err(|stop| *stop)
     }
 
     fn trap(&self, kind: TrapKind) -> Stop {
-        self.stop(kind)
+        *self.stop(kind)
     }
 }
 

@@ -34,7 +34,8 @@ impl Program {
     }
 
     /// The instruction at a slot; none: outside.
-    pub(crate) fn slot(&self, pc: u64) -> Option<Result<Op, DecodeError>> {
-        self.slots.get(usize::try_from(pc).ok()?).copied()
+    #[inline(always)]
+    pub(crate) fn slot(&self, pc: u64) -> Option<&Result<Op, DecodeError>> {
+        self.slots.get(usize::try_from(pc).ok()?)
     }
 }

@@ -1,5 +1,6 @@
 //! Both engines, on the public suite, on a corpus of small cases, on random programs; what the compiler's code looks like.
 
+mod binary;
 mod cases;
 mod code;
 mod conformance;
