@@ -9,14 +9,31 @@ mod harness;
 mod programs;
 
 use beeline_abi::code::ContextUse;
-use beeline_site::{Binary, SymbolKind, find_library, plan, plan_return};
+use beeline_site::{Binary, SitePlan, SymbolKind, find_library, plan, plan_return};
 use beeline_stub::{ARENA_OVERHEAD, Arena, LinkCode, SiteCode, patch_bytes, stub_len_max};
 use harness::World;
 use programs::{counter, recorder};
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+
+/// Where probes go.
+#[derive(Clone, Copy, Debug)]
+enum Sites {
+    /// Function entries, with entry links.
+    Entries,
+    /// Function entries, with return links.
+    Returns,
+    /// Anywhere in functions.
+    Inside {
+        /// One window in so many.
+        step: usize,
+        /// The first of them.
+        first: usize,
+    },
+}
 
 /// The process's mapping of a library.
 struct Loaded {
@@ -35,16 +52,41 @@ impl Loaded {
         Some(Loaded { binary, bias })
     }
 
-    /// Plants a probe with `links` on every function that takes one; returns how many.
-    fn probe_all(&self, world: &World, links: &[LinkCode], returns: bool) -> usize {
-        let mut plans = Vec::new();
+    /// Plans of every place that `sites` asks for and that can be probed.
+    fn plans(&self, sites: Sites) -> Vec<SitePlan> {
         let functions = self.binary.symbols().iter().filter(|s| s.kind == SymbolKind::Function);
-        let mut entries: Vec<u64> = functions.map(|s| s.vaddr).collect();
-        entries.dedup();
-        for entry in entries {
-            let planned = if returns { plan_return(&self.binary, entry) } else { plan(&self.binary, entry) };
-            plans.extend(planned);
+        let mut entries: Vec<(u64, u64)> = functions.map(|s| (s.vaddr, s.size)).collect();
+        entries.dedup_by_key(|e| e.0);
+        match sites {
+            Sites::Entries => entries.iter().filter_map(|e| plan(&self.binary, e.0).ok()).collect(),
+            Sites::Returns => entries.iter().filter_map(|e| plan_return(&self.binary, e.0).ok()).collect(),
+            Sites::Inside { step, first } => self.inside(&entries, step, first),
         }
+    }
+
+    /// Windows that do not overlap, from the first to the last instruction of each function; each `step`th of them.
+    fn inside(&self, functions: &[(u64, u64)], step: usize, first: usize) -> Vec<SitePlan> {
+        let mut plans = Vec::new();
+        let mut behind = 0;
+        for &(start, size) in functions {
+            let mut at = start.max(behind);
+            while at < start + size {
+                match plan(&self.binary, at) {
+                    Ok(plan) => {
+                        at += plan.original.len() as u64;
+                        plans.push(plan);
+                    }
+                    Err(_) => at += 1,
+                }
+            }
+            behind = at;
+        }
+        plans.into_iter().skip(first).step_by(step).collect()
+    }
+
+    /// Plants a probe with `links` on all `sites`; returns how many.
+    fn probe_all(&self, world: &World, links: &[LinkCode], sites: Sites) -> usize {
+        let plans = self.plans(sites);
         let len = plans.len() as u64 * stub_len_max(links.len()) + ARENA_OVERHEAD;
         let len = len.next_multiple_of(4096);
         let base = reserve_near(self.bias, len);
@@ -58,12 +100,30 @@ impl Loaded {
         }
         let memory = File::options().write(true).open("/proc/self/mem").unwrap();
         memory.write_all_at(arena.bytes(), base).unwrap();
-        // From here on the functions that do this are probed themselves.
         for (address, patch) in &patches {
-            memory.write_all_at(patch, *address).unwrap();
+            write_raw(&memory, *address, patch);
         }
         plans.len()
     }
+}
+
+/// `pwrite` without libc, whose own code is being patched.
+fn write_raw(file: &File, at: u64, bytes: &[u8]) {
+    let mut result = libc::SYS_pwrite64;
+    // SAFETY: pwrite64 reads the bytes; what it changes is the caller's business.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inout("rax") result,
+            in("rdi") file.as_raw_fd(),
+            in("rsi") bytes.as_ptr(),
+            in("rdx") bytes.len(),
+            in("r10") at,
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    assert_eq!(result, bytes.len() as i64);
 }
 
 /// An executable mapping within reach of the text at `near`.
@@ -115,33 +175,50 @@ fn check(library: &str, least: usize, load: bool, work: fn(&Symbols) -> Vec<u8>)
     };
     let symbols = Symbols::open(&path, load);
     let expected = work(&symbols);
-    for (returns, heavy) in [(false, true), (true, false), (true, true)] {
-        let passed = in_child(|| {
-            let mut world = World::new();
-            let record = world.data(32);
-            let program = if heavy { recorder(&mut world, record) } else { counter(&mut world, record) };
-            let context = if heavy { ContextUse::ALL } else { ContextUse::NONE };
-            let mut links = vec![world.link(program, context, returns)];
-            if heavy && returns {
-                links.push(world.link(program, context, false));
-            }
-            world.run();
-            world.slot();
-            warm_returns(&mut world);
-            let loaded = Loaded::find(&path).unwrap();
-            let probed = loaded.probe_all(&world, &links, returns);
-            let same = (0..3).all(|_| work(&symbols) == expected);
-            // SAFETY: the recorder's count.
-            let hits = unsafe { *record };
-            let missed: u64 = links.iter().map(|l| world.shared(l).missed()).sum();
-            println!(
-                "{library}: {probed} probes (returns: {returns}), {hits} hits, {missed} missed, same: {same}"
-            );
-            std::mem::forget(world);
-            same && probed >= least && hits > 100
-        });
-        assert!(passed, "{library}, returns: {returns}, whole context: {heavy}");
+    // BEELINE_PROBE_STEP=1 probes everything.
+    let step = std::env::var("BEELINE_PROBE_STEP").ok().and_then(|s| s.parse().ok()).unwrap_or(24);
+    let cases = [
+        (Sites::Entries, true),
+        (Sites::Returns, false),
+        (Sites::Returns, true),
+        (Sites::Inside { step, first: 3 }, true),
+        (Sites::Inside { step, first: 17 }, false),
+    ];
+    for (sites, heavy) in cases {
+        let passed = in_child(|| run_probed(&path, sites, heavy, least, &expected, || work(&symbols)));
+        assert!(passed, "{library}, {sites:?}, whole context: {heavy}");
     }
+}
+
+/// Plants probes on the library at `path`; true when `work` gives what is expected and the probes were hit.
+fn run_probed(
+    path: &Path,
+    sites: Sites,
+    heavy: bool,
+    least: usize,
+    expected: &[u8],
+    work: impl Fn() -> Vec<u8>,
+) -> bool {
+    let returns = matches!(sites, Sites::Returns);
+    let mut world = World::new();
+    let record = world.data(32);
+    let program = if heavy { recorder(&mut world, record) } else { counter(&mut world, record) };
+    let context = if heavy { ContextUse::ALL } else { ContextUse::NONE };
+    let mut links = vec![world.link(program, context, returns)];
+    if heavy && returns {
+        links.push(world.link(program, context, false));
+    }
+    world.run();
+    world.slot();
+    warm_returns(&mut world);
+    let probed = Loaded::find(path).unwrap().probe_all(&world, &links, sites);
+    let same = (0..3).all(|_| work() == expected);
+    // SAFETY: the recorder's count.
+    let hits = unsafe { *record };
+    let missed: u64 = links.iter().map(|l| world.shared(l).missed()).sum();
+    println!("{}: {probed} probes ({sites:?}), {hits} hits, {missed} missed, same: {same}", path.display());
+    std::mem::forget(world);
+    same && probed >= least / 2 && hits > 100
 }
 
 /// Makes this thread's return stack, so that the tests' agent, which does not keep vector registers, is not asked later.
