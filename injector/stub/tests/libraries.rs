@@ -11,7 +11,7 @@ mod programs;
 use beeline_abi::code::ContextUse;
 use beeline_site::{Binary, SitePlan, SymbolKind, find_library, plan, plan_return};
 use beeline_stub::{ARENA_OVERHEAD, Arena, LinkCode, SiteCode, patch_bytes, stub_len_max};
-use harness::World;
+use harness::{World, in_child, warm_returns};
 use programs::{counter, recorder};
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fs::File;
@@ -148,25 +148,6 @@ fn reserve_near(near: u64, len: u64) -> u64 {
     panic!("no gap near {near:#x}");
 }
 
-/// Runs `work` in a child; true when it returned true there.
-fn in_child(work: impl FnOnce() -> bool) -> bool {
-    // SAFETY: the child works on and leaves by `_exit`.
-    let pid = unsafe { libc::fork() };
-    if pid == 0 {
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-        // SAFETY: ends the child.
-        unsafe { libc::_exit(if matches!(outcome, Ok(true)) { 0 } else { 1 }) };
-    }
-    let mut status = 0;
-    // SAFETY: our own child.
-    let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
-    assert_eq!(waited, pid);
-    if status != 0 {
-        println!("child: wait status {status:#x}");
-    }
-    status == 0
-}
-
 /// Probes all of `library` in a child with entry and then return links while `work` gives the same as before.
 fn check(library: &str, least: usize, load: bool, work: fn(&Symbols) -> Vec<u8>) {
     let Ok(path) = find_library(library) else {
@@ -219,16 +200,6 @@ fn run_probed(
     println!("{}: {probed} probes ({sites:?}), {hits} hits, {missed} missed, same: {same}", path.display());
     std::mem::forget(world);
     same && probed >= least / 2 && hits > 100
-}
-
-/// Makes this thread's return stack, so that the tests' agent, which does not keep vector registers, is not asked later.
-fn warm_returns(world: &mut World) {
-    let word = 0u64;
-    let room = world.environment.agent.return_room;
-    // SAFETY: the tests' agent.
-    let room: extern "sysv64" fn(&mut beeline_abi::thread::ThreadSlot, *const u64) -> u64 =
-        unsafe { std::mem::transmute(room) };
-    assert_eq!(room(world.slot(), &raw const word), 1);
 }
 
 /// Functions of a library by name.

@@ -234,6 +234,35 @@ impl Drop for World {
     }
 }
 
+/// Runs `work` in a child; true when it returned true there.
+pub(crate) fn in_child(work: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child works on and leaves by `_exit`.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(if matches!(outcome, Ok(true)) { 0 } else { 1 }) };
+    }
+    let mut status = 0;
+    // SAFETY: our own child.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    assert_eq!(waited, pid);
+    if status != 0 {
+        println!("child: wait status {status:#x}");
+    }
+    status == 0
+}
+
+/// Makes this thread's return stack, so that the tests' agent, which does not keep vector registers, is not asked later.
+pub(crate) fn warm_returns(world: &mut World) {
+    let word = 0u64;
+    let room = world.environment.agent.return_room;
+    // SAFETY: the tests' agent.
+    let room: extern "sysv64" fn(&mut beeline_abi::thread::ThreadSlot, *const u64) -> u64 =
+        unsafe { std::mem::transmute(room) };
+    assert_eq!(room(world.slot(), &raw const word), 1);
+}
+
 pub(crate) fn fs_base() -> u64 {
     let key: u64;
     // SAFETY: the thread control block's first word points to itself.
