@@ -5,15 +5,14 @@
 //!   │ the probed code's stack       │ ◀ its stack pointer; at an entry, the word with the return address
 //!   │ red zone, 128 bytes           │   left alone, except at an entry of a target with small stacks
 //!   ├───────────────────────────────┤
-//!   │ save area: rax rcx rdx flags  │ ◀ S. In the return stub, the word with the return address lies on top
+//!   │ save area: rax rcx rdx rbx …  │ ◀ S. In the return stub, the word with the return address lies on top
 //!   ├───────────────────────────────┤
 //!   │ (alignment)                   │
-//!   │ frame: S, slot                │
-//!   │        pt_regs                │ ◀ rsp while programs run; or at the top of the slot's own stack
+//!   │ frame: pt_regs                │ ◀ rsp while programs run; or at the top of the slot's own stack
 //! ```
 //!
 //! The save area alone is enough to find the slot, to test the guard word, and to push or pop a return. The frame exists only
-//! while programs run. Its `pt_regs` is the context *and* the place where the registers are saved: programs
+//! while programs run, and rbx = S then: the way back to S through a register is shorter than through memory. Its `pt_regs` is the context *and* the place where the registers are saved: programs
 //! cannot write to it, the verifier sees to that.
 
 use beeline_abi::code::ContextUse;
@@ -34,14 +33,14 @@ const SAVED_RCX: i32 = 8;
 const SAVED_RDX: i32 = 16;
 const SAVED_STATUS: i32 = 24;
 const SAVED_FLAGS: i32 = 32;
+const SAVED_RBX: i32 = 40;
+/// The thread's slot, while there is a frame.
+pub(crate) const SAVED_SLOT: i32 = 48;
 /// Bytes of the save area.
-pub(crate) const SAVE_LEN: i32 = 40;
+pub(crate) const SAVE_LEN: i32 = 56;
 
-/// Offsets in the frame, behind `pt_regs`.
-const FRAME_SAVED: i32 = size_of::<PtRegs>() as i32;
-pub(crate) const FRAME_SLOT: i32 = FRAME_SAVED + 8;
-const FRAME_LEN: i32 = 192;
-const _: () = assert!(FRAME_SLOT + 8 <= FRAME_LEN && FRAME_LEN % 16 == 0);
+/// Bytes of the frame.
+const FRAME_LEN: i32 = (size_of::<PtRegs>() as i32 + 15) & !15;
 
 /// Registers that a callee may change and that the save area does not hold, with their place in `pt_regs`.
 pub(crate) fn others() -> [(AsmRegister64, i32); 6] {
@@ -101,22 +100,22 @@ impl SaveArea {
 
     /// Makes the frame: from rsp = S, rcx = slot, and rax = top of the slot's own stack where that is used.
     pub(crate) fn enter_frame(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
-        asm.mov(rdx, rsp)?;
+        asm.mov(qword_ptr(rsp + SAVED_RBX), rbx)?;
+        asm.mov(qword_ptr(rsp + SAVED_SLOT), rcx)?;
+        asm.mov(rbx, rsp)?;
         if self.own_stack {
             asm.lea(rsp, qword_ptr(rax - FRAME_LEN))?;
         } else {
             asm.lea(rsp, qword_ptr(rsp - FRAME_LEN))?;
         }
         asm.and(rsp, -16i32)?;
-        asm.mov(qword_ptr(rsp + FRAME_SAVED), rdx)?;
-        asm.mov(qword_ptr(rsp + FRAME_SLOT), rcx)?;
         for (register, offset) in others() {
             asm.mov(qword_ptr(rsp + offset), register)?;
         }
         Ok(())
     }
 
-    /// Fills the words of `pt_regs` that are `used`. From rdx = S; uses rax. `ip` puts the instruction pointer into rax.
+    /// Fills the words of `pt_regs` that are `used`. From rbx = S; uses rax. `ip` puts the instruction pointer into rax.
     pub(crate) fn fill_context(
         &self,
         asm: &mut CodeAssembler,
@@ -129,7 +128,6 @@ impl SaveArea {
             (r13, offset_of!(PtRegs, r13)),
             (r12, offset_of!(PtRegs, r12)),
             (rbp, offset_of!(PtRegs, bp)),
-            (rbx, offset_of!(PtRegs, bx)),
         ];
         for (register, offset) in kept {
             if used.reads(offset as u32) {
@@ -137,6 +135,7 @@ impl SaveArea {
             }
         }
         let saved = [
+            (SAVED_RBX, offset_of!(PtRegs, bx)),
             (SAVED_RAX, offset_of!(PtRegs, ax)),
             (SAVED_RCX, offset_of!(PtRegs, cx)),
             (SAVED_RDX, offset_of!(PtRegs, dx)),
@@ -144,7 +143,7 @@ impl SaveArea {
         ];
         for (from, offset) in saved {
             if used.reads(offset as u32) {
-                asm.mov(rax, qword_ptr(rdx + from))?;
+                asm.mov(rax, qword_ptr(rbx + from))?;
                 asm.mov(qword_ptr(rsp + offset as i32), rax)?;
             }
         }
@@ -160,7 +159,7 @@ impl SaveArea {
             }
         }
         if used.reads(offset_of!(PtRegs, sp) as u32) {
-            asm.lea(rax, qword_ptr(rdx + self.distance))?;
+            asm.lea(rax, qword_ptr(rbx + self.distance))?;
             asm.mov(qword_ptr(rsp + offset_of!(PtRegs, sp) as i32), rax)?;
         }
         if used.reads(offset_of!(PtRegs, ip) as u32) {
@@ -175,7 +174,8 @@ impl SaveArea {
         for (register, offset) in others() {
             asm.mov(register, qword_ptr(rsp + offset))?;
         }
-        asm.mov(rcx, qword_ptr(rsp + FRAME_SLOT))?;
-        asm.mov(rsp, qword_ptr(rsp + FRAME_SAVED))
+        asm.mov(rsp, rbx)?;
+        asm.mov(rcx, qword_ptr(rsp + SAVED_SLOT))?;
+        asm.mov(rbx, qword_ptr(rsp + SAVED_RBX))
     }
 }

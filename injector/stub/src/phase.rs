@@ -3,7 +3,7 @@
 //! Register use between the steps: rsp = S (see [`frame`](crate::frame)), rcx = the thread's slot, rax and rdx free.
 
 use crate::displaced::reaches;
-use crate::frame::{FRAME_SLOT, SaveArea};
+use crate::frame::{SAVED_SLOT, SaveArea};
 use crate::gates::Gates;
 use crate::site_code::{Environment, LinkCode, ThreadKey};
 use beeline_abi::code::ContextUse;
@@ -11,7 +11,8 @@ use beeline_abi::run::RunContext;
 use beeline_abi::thread::{HASH_MULTIPLIER, HASH_SHIFT, ThreadSlot};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, CodeAssembler, CodeLabel, dword_ptr, ecx, esi, qword_ptr, rax, rcx, rdi, rdx, rsi, rsp,
+    AsmMemoryOperand, CodeAssembler, CodeLabel, dword_ptr, ecx, esi, qword_ptr, rax, rbx, rcx, rdi, rdx, rsi,
+    rsp,
 };
 use std::mem::offset_of;
 
@@ -134,7 +135,7 @@ impl<'a> Phase<'a> {
         for (i, link) in links.iter().enumerate() {
             self.call_program(asm, link, test_enabled)?;
             if i + 1 < links.len() {
-                asm.mov(rcx, qword_ptr(rsp + FRAME_SLOT))?;
+                asm.mov(rcx, qword_ptr(rbx + SAVED_SLOT))?;
             }
         }
         self.save.leave_frame(asm)
@@ -159,7 +160,7 @@ impl<'a> Phase<'a> {
             let here = asm.create_label();
             asm.lea(rdi, qword_ptr(rcx + RUN))?;
             self.call(asm, self.environment.agent.claim_cpu)?;
-            asm.mov(rcx, qword_ptr(rsp + FRAME_SLOT))?;
+            asm.mov(rcx, qword_ptr(rbx + SAVED_SLOT))?;
             asm.test(rax, rax)?;
             asm.je(here)?;
             self.cold.push(Cold::NoCpu { here, back: next, runtime: link.runtime });
@@ -168,7 +169,7 @@ impl<'a> Phase<'a> {
         asm.lea(rsi, qword_ptr(rcx + RUN))?;
         self.call(asm, link.entry)?;
         if link.needs.cpu {
-            asm.mov(rdi, qword_ptr(rsp + FRAME_SLOT))?;
+            asm.mov(rdi, qword_ptr(rbx + SAVED_SLOT))?;
             asm.add(rdi, RUN)?;
             self.call(asm, self.environment.agent.release_cpu)?;
         }

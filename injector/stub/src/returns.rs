@@ -18,7 +18,7 @@ use crate::site_code::{Environment, LinkCode, SiteCode};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::thread::{ReturnSlot, ThreadSlot};
 use iced_x86::IcedError;
-use iced_x86::code_asm::{AsmMemoryOperand, CodeAssembler, CodeLabel, qword_ptr, rax, rdx, rsp};
+use iced_x86::code_asm::{AsmMemoryOperand, CodeAssembler, CodeLabel, qword_ptr, rax, rbx, rdx, rsp};
 use std::mem::offset_of;
 
 /// Bytes of an entry.
@@ -129,7 +129,7 @@ impl<'a> ReturnHalf<'a> {
         self.phase.find_slot(asm)?;
         self.pop(asm)?;
         asm.set_label(&mut self.resolved)?;
-        self.phase.call_programs(asm, &self.links, true, |asm| asm.mov(rax, qword_ptr(rdx + WORD)))?;
+        self.phase.call_programs(asm, &self.links, true, |asm| asm.mov(rax, qword_ptr(rbx + WORD)))?;
         self.phase.clear_guard(asm)?;
         asm.set_label(&mut self.finish)?;
         self.phase.save.restore(asm)?;
