@@ -19,6 +19,7 @@ use crate::memory::word;
 use crate::pool::{self, Element, LINKED, TRIES_MAX};
 use beeline_abi::errno::EBUSY;
 use beeline_abi::map::{Access, MapHandle};
+use core::ptr::null_mut;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// A bucket's word.
@@ -170,6 +171,42 @@ pub(crate) unsafe fn search<'a, K: Key>(
             return Err(-EBUSY);
         }
     }
+}
+
+/// [`search`] for those who only read: what `take` makes of the element with a key, or null.
+///
+/// # Safety
+/// As [`search`].
+#[inline(always)]
+pub(crate) unsafe fn find<K: Key>(
+    map: &MapHandle,
+    bucket: &AtomicU64,
+    key: K,
+    take: impl Fn(Element<'_>) -> *mut u8,
+) -> *mut u8 {
+    for _ in 0..pool::TRIES_MAX {
+        let head = Head(bucket.load(Ordering::Acquire));
+        let mut at = head.first();
+        let mut steps = map.pool_len;
+        let mut found = null_mut();
+        while let Some(element) = Element::new(map, at.wrapping_sub(1)) {
+            let link = Link(element.next().load(Ordering::Acquire));
+            // SAFETY: an element of the pool has a key of the map's size.
+            if unsafe { key.matches(element.key()) } && !link.is_marked() {
+                found = take(element);
+                break;
+            }
+            if steps == 0 {
+                break;
+            }
+            steps -= 1;
+            at = link.target();
+        }
+        if unchanged(bucket, head).is_some() {
+            return found;
+        }
+    }
+    null_mut()
 }
 
 /// The first element from `at` (index + 1) on that is not marked. The caller checks afterwards that the bucket is

@@ -9,15 +9,16 @@
 //! - per-CPU: the CPU's copy is overwritten in place, as in the kernel.
 
 use crate::chain::{self, Head, Link, Mark, Search};
-use crate::key::{Key, LongKey, with_key};
+use crate::key::{Key, LongKey, ShortKey, with_key};
 use crate::memory::{copy_in, copy_out, read_partial, zero};
 use crate::pool::{self, Element, TRIES_MAX};
+use crate::sweep::Sweeper;
 use crate::system::compare_exchange_pair;
 use crate::{lru, sweep};
 use beeline_abi::errno::{E2BIG, EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM};
 use beeline_abi::map::{Access, MapFlags, MapHandle, MapType};
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// `BPF_NOEXIST`: the key must not be there yet.
 pub const NOEXIST: u64 = 1;
@@ -43,10 +44,7 @@ pub(crate) enum Source {
 /// The handle is that of a `HASH`, valid, and its mapping alive. `key` is readable for the map's key size.
 pub unsafe fn lookup(map: &MapHandle, _access: &Access, key: *const u8) -> *mut u8 {
     // SAFETY: passed on.
-    match unsafe { find(map, key) } {
-        Some(element) => element.value(),
-        None => null_mut(),
-    }
+    unsafe { find(map, key, |element| element.value()) }
 }
 
 /// [`lookup`] in an `LRU_HASH`: also notes that the element was used.
@@ -54,14 +52,12 @@ pub unsafe fn lookup(map: &MapHandle, _access: &Access, key: *const u8) -> *mut 
 /// # Safety
 /// As [`lookup`], for an `LRU_HASH`.
 pub unsafe fn lookup_lru(map: &MapHandle, _access: &Access, key: *const u8) -> *mut u8 {
+    let take = |element: Element<'_>| {
+        lru::note_use(element);
+        element.value()
+    };
     // SAFETY: passed on.
-    match unsafe { find(map, key) } {
-        Some(element) => {
-            lru::note_use(element);
-            element.value()
-        }
-        None => null_mut(),
-    }
+    unsafe { find(map, key, take) }
 }
 
 /// The value of a key on the CPU that the caller owns (`access.cpu`), or null.
@@ -73,31 +69,41 @@ pub unsafe fn lookup_percpu(map: &MapHandle, access: &Access, key: *const u8) ->
         return null_mut();
     }
     // SAFETY: passed on.
-    match unsafe { find(map, key) } {
-        Some(element) => element.cpu_value(access.cpu),
-        None => null_mut(),
-    }
+    unsafe { find(map, key, |element| element.cpu_value(access.cpu)) }
 }
 
-/// The element that holds a key.
+/// What `take` makes of the element of a key, or null.
 ///
 /// # Safety
 /// As [`lookup`], for any hash.
-#[inline]
-pub(crate) unsafe fn find(map: &MapHandle, key: *const u8) -> Option<Element<'_>> {
+#[inline(always)]
+unsafe fn find(map: &MapHandle, key: *const u8, take: impl Fn(Element<'_>) -> *mut u8) -> *mut u8 {
+    let len = u64::from(map.shape.key_size);
     // SAFETY: passed on.
-    unsafe { with_key!(map, key, |key| find_keyed(map, key)) }
+    unsafe {
+        match len {
+            0..=8 => find_keyed(map, ShortKey(read_partial(key, len)), take),
+            _ => find_long(map, LongKey { at: key, len }, take),
+        }
+    }
+}
+
+/// Apart from [`find`], so that what it needs of registers does not burden short keys.
+///
+/// # Safety
+/// As [`find`].
+#[inline(never)]
+unsafe fn find_long(map: &MapHandle, key: LongKey, take: impl Fn(Element<'_>) -> *mut u8) -> *mut u8 {
+    // SAFETY: passed on.
+    unsafe { find_keyed(map, key, take) }
 }
 
 /// # Safety
 /// As [`find`].
 #[inline(always)]
-unsafe fn find_keyed<K: Key>(map: &MapHandle, key: K) -> Option<Element<'_>> {
+unsafe fn find_keyed<K: Key>(map: &MapHandle, key: K, take: impl Fn(Element<'_>) -> *mut u8) -> *mut u8 {
     // SAFETY: passed on.
-    unsafe {
-        let bucket = chain::bucket(map, key.hash(map.seed));
-        chain::search(map, bucket, key).ok()?.hit.map(|(element, _)| element)
-    }
+    unsafe { chain::find(map, chain::bucket(map, key.hash(map.seed)), key, take) }
 }
 
 /// Creates or changes the value of a key. `flags` is 0, [`NOEXIST`] or [`EXIST`].
@@ -491,6 +497,10 @@ impl<'a, K: Key> Update<'a, K> {
         Step::Done(0)
     }
 
+    fn sweeper(&self) -> Sweeper<'_> {
+        Sweeper { access: self.access, holds: self.element.map(|element| element.index) }
+    }
+
     fn note_use(&self, element: Element<'_>) {
         if is_lru(self.map) {
             lru::note_use(element);
@@ -511,7 +521,7 @@ impl<'a, K: Key> Update<'a, K> {
             if is_lru(map) {
                 return (0..LRU_TRIES).any(|_| lru::evict(map, access) && pool::count_up(map));
             }
-            sweep::on_full(map, access) && pool::count_up(map)
+            sweep::on_full(map, &self.sweeper()) && pool::count_up(map)
         }
     }
 
@@ -538,12 +548,15 @@ impl<'a, K: Key> Update<'a, K> {
         unsafe {
             let element = match pool::take(self.map, self.access) {
                 Some(element) => element,
-                None if sweep::on_dry(self.map, self.access) => {
+                None if sweep::on_dry(self.map, &self.sweeper()) => {
                     pool::take(self.map, self.access).ok_or(self.no_element())?
                 }
                 None => return Err(self.no_element()),
             };
             self.element = Some(element);
+            // A walk that still sees this element in its old chain must see the chain's `unlinked` changed once it sees
+            // any of what follows.
+            fence(Ordering::Release);
             self.key.store(element.key());
             match self.source {
                 _ if is_per_cpu(self.map) => self.store_cpu_values(element, true),

@@ -20,7 +20,7 @@
 
 use crate::memory::{copy_in, copy_out, state, word};
 use crate::owner;
-use crate::pool::owner_of;
+use crate::pool::{ANONYMOUS, owner_of};
 use crate::system::{self, compare_exchange_pair};
 use beeline_abi::errno::{EAGAIN, EINVAL};
 use beeline_abi::map::{Access, MapHandle};
@@ -48,14 +48,14 @@ pub const PRODUCER_OFFSET: u64 = 8192;
 /// Offset of the data in the file.
 pub const RING_OFFSET: u64 = 12288;
 
-/// State word: times that producers gave up on a lock whose owner nobody can tell dead.
+/// State word: times that producers gave up on a lock since somebody last got it.
 const STALLS: u64 = 0;
 /// State word: changes when the consumer is woken; what it sleeps on.
 const WAKE: u64 = 1;
 /// State word: not zero while a consumer sleeps.
 const SLEEPERS: u64 = 2;
 
-/// Times that producers wait in vain, some 100 µs each, before a lock of an unknowable owner is taken from it.
+/// Times that producers wait in vain, some 100 µs each, before the lock is taken from an owner that is not dead.
 const STALLS_MAX: u64 = 4096;
 
 /// Reserves a record of `size` bytes; null when there is no room, `flags` is not 0, or the lock could not be had.
@@ -90,6 +90,9 @@ unsafe fn reserve_record(map: &MapHandle, access: &Access, size: u64) -> *mut u8
             if position.wrapping_add(len).wrapping_sub(consumed) > map.mask {
                 let _ = compare_exchange_pair(producer, [position, me], [position, 0]);
                 return null_mut();
+            }
+            if lock_word(map).load(Ordering::Acquire) != me {
+                continue;
             }
             let header = u64::from(size as u32 | BUSY) | u64::from(owner::digest(me)) << 32;
             header_at(map, position).store(header, Ordering::Release);
@@ -314,7 +317,7 @@ unsafe fn abandoned(map: &MapHandle, access: &Access, position: u64) -> bool {
 unsafe fn lock(map: &MapHandle, access: &Access) -> bool {
     let me = owner_of(access);
     // SAFETY: the words are in the mapping of every ring.
-    let (lock, stalls) = unsafe { (word(map, PRODUCER_OFFSET + 8), state(map, STALLS)) };
+    let (lock, stalls) = unsafe { (lock_word(map), state(map, STALLS)) };
     for round in 0..WAIT_ROUNDS {
         let Err(holder) = lock.compare_exchange(0, me, Ordering::AcqRel, Ordering::Relaxed) else {
             if stalls.load(Ordering::Relaxed) != 0 {
@@ -322,6 +325,10 @@ unsafe fn lock(map: &MapHandle, access: &Access) -> bool {
             }
             return true;
         };
+        // Ours already: a signal handler jumped out of an earlier call, for programs do not nest in a thread.
+        if holder == me && me != ANONYMOUS {
+            return true;
+        }
         let look = round % 16 == 15;
         if look
             && !owner::is_alive(access, holder)
@@ -338,20 +345,28 @@ unsafe fn lock(map: &MapHandle, access: &Access) -> bool {
 /// Rounds of waiting for the lock: the first spin, the others yield the CPU.
 const WAIT_ROUNDS: u32 = 128;
 
-/// After many waits in vain, takes the lock from an owner of whom nobody can tell whether it lives.
+/// After many waits in vain, takes the lock from an owner that is alive, or may be: it is stopped, or a signal handler
+/// jumped out of its call. When it goes on, it finds in its last step that it has lost the lock.
 ///
 /// # Safety
 /// As [`reserve`].
 unsafe fn seize(map: &MapHandle, access: &Access) -> bool {
     // SAFETY: the words are in the mapping of every ring.
-    let (lock, stalls) = unsafe { (word(map, PRODUCER_OFFSET + 8), state(map, STALLS)) };
+    let (lock, stalls) = unsafe { (lock_word(map), state(map, STALLS)) };
+    let holder = lock.load(Ordering::Acquire);
     if stalls.fetch_add(1, Ordering::Relaxed) < STALLS_MAX {
         return false;
     }
-    let holder = lock.load(Ordering::Acquire);
     stalls.store(0, Ordering::Relaxed);
-    !owner::is_knowable(access, holder)
-        && lock.compare_exchange(holder, owner_of(access), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    lock.compare_exchange(holder, owner_of(access), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+}
+
+/// # Safety
+/// As [`reserve`].
+#[inline(always)]
+unsafe fn lock_word(map: &MapHandle) -> &AtomicU64 {
+    // SAFETY: passed on.
+    unsafe { word(map, PRODUCER_OFFSET + 8) }
 }
 
 /// # Safety

@@ -30,9 +30,32 @@ pub unsafe fn sweep(map: &MapHandle, access: &Access) -> u64 {
         return 0;
     }
     // SAFETY: passed on.
+    unsafe { sweep_all(map, &Sweeper { access, holds: None }) }
+}
+
+/// Who sweeps.
+pub(crate) struct Sweeper<'a> {
+    /// On whose behalf.
+    pub(crate) access: &'a Access,
+    /// The element that the operation in progress holds. Others with the caller's owner word are left from operations
+    /// that never ended, because a signal handler jumped out of them.
+    pub(crate) holds: Option<u32>,
+}
+
+impl Sweeper<'_> {
+    fn left_behind(&self, element: Element<'_>, holder: u64) -> bool {
+        let own = holder == pool::owner_of(self.access) && holder != ANONYMOUS;
+        if own { self.holds != Some(element.index) } else { !owner::is_alive(self.access, holder) }
+    }
+}
+
+/// # Safety
+/// As [`sweep`], for a map with a pool.
+unsafe fn sweep_all(map: &MapHandle, sweeper: &Sweeper<'_>) -> u64 {
+    // SAFETY: passed on.
     unsafe {
-        let recovered = sweep_range(map, access, 0, used_len(map));
-        recount(map, access);
+        let recovered = sweep_range(map, sweeper, 0, used_len(map));
+        recount(map, sweeper);
         recovered
     }
 }
@@ -41,10 +64,10 @@ pub unsafe fn sweep(map: &MapHandle, access: &Access) -> u64 {
 ///
 /// # Safety
 /// As [`sweep`], for a map with a pool.
-pub(crate) unsafe fn on_full(map: &MapHandle, access: &Access) -> bool {
+pub(crate) unsafe fn on_full(map: &MapHandle, sweeper: &Sweeper<'_>) -> bool {
     if map.pool_len > WHOLE_MAX {
         // SAFETY: passed on.
-        return unsafe { sweep_part(map, access) != 0 };
+        return unsafe { sweep_part(map, sweeper) != 0 };
     }
     // SAFETY: by the caller's contract.
     let (count, swept) = unsafe { (state(map, COUNT), state(map, SWEPT)) };
@@ -56,7 +79,7 @@ pub(crate) unsafe fn on_full(map: &MapHandle, access: &Access) -> bool {
         return false;
     }
     // SAFETY: passed on.
-    unsafe { sweep(map, access) };
+    unsafe { sweep_all(map, sweeper) };
     let now = count.load(Ordering::Acquire);
     swept.store(now >> 32 | 1 << 32, Ordering::Relaxed);
     (now as u32) < map.shape.max_entries
@@ -67,7 +90,7 @@ pub(crate) unsafe fn on_full(map: &MapHandle, access: &Access) -> bool {
 ///
 /// # Safety
 /// As [`sweep`], for a map with a pool.
-pub(crate) unsafe fn on_dry(map: &MapHandle, access: &Access) -> bool {
+pub(crate) unsafe fn on_dry(map: &MapHandle, sweeper: &Sweeper<'_>) -> bool {
     // SAFETY: passed on.
     unsafe {
         if u64::from(map.pool_len) > used_len(map) {
@@ -75,9 +98,9 @@ pub(crate) unsafe fn on_dry(map: &MapHandle, access: &Access) -> bool {
             return false;
         }
         if map.pool_len > WHOLE_MAX {
-            sweep_part(map, access);
+            sweep_part(map, sweeper);
         } else {
-            sweep(map, access);
+            sweep_all(map, sweeper);
         }
     }
     true
@@ -94,32 +117,33 @@ pub(crate) unsafe fn used_len(map: &MapHandle) -> u64 {
 
 /// # Safety
 /// As [`sweep`], for a map with a pool.
-unsafe fn sweep_part(map: &MapHandle, access: &Access) -> u64 {
+unsafe fn sweep_part(map: &MapHandle, sweeper: &Sweeper<'_>) -> u64 {
     // SAFETY: passed on.
     unsafe {
         let from = state(map, CURSOR).fetch_add(PART_LEN, Ordering::Relaxed) % u64::from(map.pool_len);
-        sweep_range(map, access, from, (from + PART_LEN).min(used_len(map)))
+        sweep_range(map, sweeper, from, (from + PART_LEN).min(used_len(map)))
     }
 }
 
 /// # Safety
 /// As [`sweep`].
-unsafe fn sweep_range(map: &MapHandle, access: &Access, from: u64, to: u64) -> u64 {
+unsafe fn sweep_range(map: &MapHandle, sweeper: &Sweeper<'_>, from: u64, to: u64) -> u64 {
     let mut recovered = 0;
     for at in from..to {
         if let Some(element) = Element::new(map, at as u32) {
             // SAFETY: passed on.
-            recovered += u64::from(unsafe { recover(map, access, element) });
+            recovered += u64::from(unsafe { recover(map, sweeper, element) });
         }
     }
     recovered
 }
 
-/// Puts one element in order. True when it was a dead thread's.
+/// Puts one element in order. True when it was left behind.
 ///
 /// # Safety
 /// As [`sweep`], for a map with a pool.
-pub(crate) unsafe fn recover(map: &MapHandle, access: &Access, element: Element<'_>) -> bool {
+pub(crate) unsafe fn recover(map: &MapHandle, sweeper: &Sweeper<'_>, element: Element<'_>) -> bool {
+    let access = sweeper.access;
     let holder = element.owner().load(Ordering::Acquire);
     // SAFETY: passed on; a taken element is ours.
     unsafe {
@@ -136,7 +160,7 @@ pub(crate) unsafe fn recover(map: &MapHandle, access: &Access, element: Element<
                 false
             }
             holder => {
-                let taken = !owner::is_alive(access, holder) && pool::claim(element, holder, access);
+                let taken = sweeper.left_behind(element, holder) && pool::claim(element, holder, access);
                 if taken {
                     settle(map, access, element);
                 }
@@ -178,8 +202,7 @@ unsafe fn settle(map: &MapHandle, access: &Access, element: Element<'_>) {
 ///
 /// # Safety
 /// As [`sweep`], for a map with a pool.
-unsafe fn recount(map: &MapHandle, access: &Access) {
-    let me = pool::owner_of(access);
+unsafe fn recount(map: &MapHandle, sweeper: &Sweeper<'_>) {
     // SAFETY: passed on.
     unsafe {
         let count = state(map, COUNT);
@@ -191,7 +214,7 @@ unsafe fn recount(map: &MapHandle, access: &Access) {
                 FREE => {}
                 LINKED if is_hash(map) && Link(element.next().load(Ordering::Acquire)).is_marked() => return,
                 LINKED => there += 1,
-                holder if holder == me && me != ANONYMOUS => {}
+                _ if sweeper.holds == Some(element.index) => {}
                 _ => return,
             }
         }
