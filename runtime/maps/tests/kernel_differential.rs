@@ -351,3 +351,61 @@ fn check_creation(shape: MapShape) {
     }
     assert_eq!(ours, theirs, "{shape:?}");
 }
+
+/// Loads a program that returns `bpf_get_stackid(ctx, map, BPF_F_USER_STACK)`, and runs it here.
+fn kernel_stack_id(map: &Kernel) -> Result<u32, i64> {
+    const RAW_TRACEPOINT: u32 = 17;
+    let insn = |code: u64, regs: u64, imm: u64| code | regs << 8 | imm << 32;
+    let program = [
+        insn(0x18, 0x12, map.0 as u64), // r2 = map
+        0,
+        insn(0xb7, 0x03, 1 << 8), // r3 = BPF_F_USER_STACK
+        insn(0x85, 0, 27),        // call bpf_get_stackid
+        insn(0x95, 0, 0),         // exit
+    ];
+    let mut attr = [0u64; 16];
+    attr[0] = u64::from(RAW_TRACEPOINT) | (program.len() as u64) << 32;
+    attr[1] = program.as_ptr() as u64;
+    attr[2] = c"GPL".as_ptr() as u64;
+    let program = unsafe { libc::syscall(libc::SYS_bpf, 5, attr.as_ptr(), 128) };
+    if program < 0 {
+        return Err(errno());
+    }
+    let mut run = [0u64; 10];
+    run[0] = program as u64;
+    let result = unsafe { libc::syscall(libc::SYS_bpf, 10, run.as_mut_ptr(), 80) };
+    let failed = errno();
+    unsafe { libc::close(program as i32) };
+    if result < 0 { Err(failed) } else { Ok((run[0] >> 32) as u32) }
+}
+
+#[test]
+fn stack_ids_are_the_kernels() {
+    if !kernel_answers() {
+        return;
+    }
+    for (depth, max) in [(127, 1 << 14), (2, 1 << 10), (5, 1000)] {
+        let shape = shape(MapType::STACK_TRACE, 4, depth * 8, max, 0);
+        let kernel = Kernel::create(&shape).expect("the kernel has this type");
+        let id = match kernel_stack_id(&kernel) {
+            Ok(id) if (id as i32) >= 0 => id,
+            other => {
+                println!("skipped: the kernel cannot run the program here ({other:?})");
+                return;
+            }
+        };
+        let mut stack = vec![0u64; depth as usize];
+        assert_eq!(kernel.call(LOOKUP, Some(&id.to_ne_bytes()), stack.as_mut_ptr().cast(), 0), 0);
+        let frames = stack.iter().take_while(|address| **address != 0).count() as u32;
+        let ours = Map::new(shape);
+        let flags = beeline_maps::stack_trace::USER_STACK;
+        let got =
+            unsafe { beeline_maps::stack_trace::store(&ours.handle, &me(), stack.as_ptr(), frames, flags) };
+        assert_eq!(got, i64::from(id), "{frames} frames");
+        let mut kept = vec![1u64; depth as usize];
+        let read = unsafe {
+            user::lookup(&ours.handle, &me(), id.to_ne_bytes().as_ptr(), kept.as_mut_ptr().cast(), 0)
+        };
+        assert_eq!((read, kept), (0, stack));
+    }
+}
