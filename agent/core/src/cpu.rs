@@ -17,7 +17,8 @@ use crate::slot_of;
 use beeline_abi::process::{CpuSlot, ForkPage, ProcessBlock};
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::ThreadSlot;
-use beeline_helpers::{identity, owner, sys};
+use beeline_helpers::{identity, sys};
+use beeline_maps::owner;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 /// Longest wait for a CPU in nanoseconds.
@@ -131,7 +132,6 @@ unsafe fn wait_and_claim(
     // SAFETY: the caller's contract.
     unsafe {
         let slot = slot_of(run);
-        let foreign = (*block).flags & ProcessBlock::FLAG_FOREIGN_IDS != 0;
         let start = sys::clock_ns(beeline_helpers::time::MONOTONIC);
         let mut examined = 0u64;
         let mut round = 0u32;
@@ -152,7 +152,7 @@ unsafe fn wait_and_claim(
                     }
                     if round >= YIELDS / 2 && holder != examined {
                         examined = holder;
-                        if holder != 0 && !owner::is_alive(holder, foreign) {
+                        if holder != 0 && !owner::is_alive(&(*run).access, holder) {
                             // Only this word frees it: a living owner never stores over another's.
                             let _ = word.compare_exchange(holder, 0, Acquire, Relaxed);
                             continue;

@@ -28,8 +28,10 @@ pub struct RunContext {
     pub random: u64,
     /// Free for helpers that need a scratch area larger than the stack: its address, 0 = none yet.
     pub scratch: u64,
+    /// Handles of the ring buffers that the thread reserved records in, newest first: committing a record names no map.
+    pub rings: [u64; 4],
     /// Zero.
-    pub reserved: [u64; 6],
+    pub reserved: [u64; 2],
 }
 
 impl RunContext {

@@ -1,12 +1,12 @@
 //! Helpers that call programs: tail calls and callbacks.
 
-use crate::{error, process};
+use crate::{error, identity, process};
 use beeline_abi::errno::{E2BIG, EINVAL};
 use beeline_abi::link::LinkRuntime;
-use beeline_abi::map::{DATA_OFFSET, MapHandle, MapType};
+use beeline_abi::map::{MapHandle, MapType};
 use beeline_abi::process::{ProcessBlock, ProgramRuntime};
 use beeline_abi::run::RunContext;
-use core::sync::atomic::{AtomicU32, Ordering::Acquire};
+use beeline_maps::{for_each, prog_array};
 
 /// A callback of a program: compiled code with a helper's signature.
 pub(crate) type Callback = unsafe extern "sysv64" fn(u64, u64, u64, u64, u64, *mut RunContext) -> u64;
@@ -39,14 +39,10 @@ pub(crate) unsafe extern "sysv64" fn tail_call(
     // SAFETY: the linker gave the program a validated handle; the run is the caller's.
     unsafe {
         let map = &*(map as *const MapHandle);
-        let index = index as u32;
-        if map.shape.map_type != MapType::PROG_ARRAY
-            || index >= map.shape.max_entries
-            || (*run).tail_calls >= RunContext::TAIL_CALLS_MAX
-        {
+        if map.shape.map_type != MapType::PROG_ARRAY || (*run).tail_calls >= RunContext::TAIL_CALLS_MAX {
             return 0;
         }
-        let Some(id) = program_id(map, index) else { return 0 };
+        let id = prog_array::program_id(map, index);
         let Some(program) = process(run).and_then(|block| find_program(block, id)) else { return 0 };
         if program.flags & LinkRuntime::NEEDS_CPU != 0 && (*run).access.cpu == RunContext::NO_CPU {
             return 0;
@@ -54,21 +50,6 @@ pub(crate) unsafe extern "sysv64" fn tail_call(
         (*run).tail_calls += 1;
         program.entry
     }
-}
-
-/// The id in slot `index` of a program array.
-///
-/// # Safety
-///
-/// The handle is validated, `index` is below its `max_entries`.
-unsafe fn program_id(map: &MapHandle, index: u32) -> Option<u32> {
-    let offset = u64::from(index).wrapping_mul(map.stride);
-    if map.stride < 4 || offset.wrapping_add(DATA_OFFSET + 4) > map.mapped_len {
-        return None;
-    }
-    // SAFETY: within the mapping; other processes write it, so it is read as an atomic.
-    let id = unsafe { (*((map.data + offset) as *const AtomicU32)).load(Acquire) };
-    (id != 0).then_some(id)
 }
 
 /// The program with this id in the process's table, which is in order of ids.
@@ -120,6 +101,29 @@ pub(crate) unsafe extern "sysv64" fn bpf_loop(
     i
 }
 
+/// `long bpf_for_each_map_elem(struct bpf_map *map, void *callback_fn, void *callback_ctx, u64 flags)`: elements visited;
+/// the callback ends it by returning non-zero.
+///
+/// Errors: `-EINVAL` for flags, `-EOPNOTSUPP` for a map without elements to visit.
+pub(crate) unsafe extern "sysv64" fn for_each_map_elem(
+    map: u64,
+    function: u64,
+    context: u64,
+    flags: u64,
+    _: u64,
+    run: *mut RunContext,
+) -> u64 {
+    // SAFETY: the linker gave the program a validated handle, the verifier proved the callback. The access is a copy: the
+    // callback may renew the run's.
+    unsafe {
+        let access = *identity::access(run);
+        let function = callback(function);
+        for_each::for_each(&*(map as *const MapHandle), &access, flags, &mut |key, value| {
+            function(map, key as u64, value as u64, context, 0, run) == 0
+        }) as u64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,13 +166,13 @@ mod tests {
         let programs =
             [(3, 0x300), (7, 0x700), (9, 0x900)].map(|(id, entry)| ProgramRuntime { id, flags: 0, entry });
         // SAFETY: all fields may be zero.
-        let mut block = unsafe { Box::<ProcessBlock>::new_zeroed().assume_init() };
+        let mut block = unsafe { Box::new(core::mem::zeroed::<ProcessBlock>()) };
         block.programs = programs.as_ptr() as u64;
         block.program_count = 3;
         let mut map = MapHandle {
             data: data.as_ptr() as u64,
             stride: 8,
-            mapped_len: DATA_OFFSET + 32,
+            mapped_len: 4096 + 32,
             ..MapHandle::default()
         };
         map.shape.map_type = MapType::PROG_ARRAY;

@@ -17,6 +17,7 @@
 extern crate std;
 
 pub mod control;
+pub mod event;
 pub mod format;
 pub mod identity;
 pub mod map;

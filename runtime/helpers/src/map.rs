@@ -53,3 +53,16 @@ pub(crate) unsafe extern "sysv64" fn map_delete_elem(
         ops::delete(&*(map as *const MapHandle), access, key as *const u8) as u64
     }
 }
+
+/// `void *bpf_map_lookup_percpu_elem(struct bpf_map *map, const void *key, u32 cpu)`: the address of that CPU's value, or 0.
+pub(crate) unsafe extern "sysv64" fn map_lookup_percpu_elem(
+    map: u64,
+    key: u64,
+    cpu: u64,
+    _: u64,
+    _: u64,
+    _: *mut RunContext,
+) -> u64 {
+    // SAFETY: as in `map_lookup_elem`.
+    unsafe { ops::lookup_percpu_elem(&*(map as *const MapHandle), key as *const u8, cpu as u32) as u64 }
+}

@@ -5,14 +5,16 @@
 //!
 //! *Differs*: there is no kernel part of a stack: asking for it gives `-EFAULT`. Build ids are refused with `-EINVAL`.
 
-use crate::{error, process, read};
+use crate::{error, identity, process, read};
 use beeline_abi::PAGE_SIZE;
 use beeline_abi::errno::{EFAULT, EINVAL};
 use beeline_abi::link::LinkRuntime;
+use beeline_abi::map::MapHandle;
 use beeline_abi::process::SiteRuntime;
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
+use beeline_maps::stack_trace;
 use core::mem::{MaybeUninit, offset_of};
 
 /// `BPF_F_SKIP_FIELD_MASK`.
@@ -189,6 +191,35 @@ pub(crate) unsafe extern "sysv64" fn get_stack(
     // SAFETY: `written <= size`.
     unsafe { core::ptr::write_bytes(buffer.add(written), 0, size - written) };
     result.map_or_else(error, |bytes| bytes as u64)
+}
+
+/// `long bpf_get_stackid(void *ctx, struct bpf_map *map, u64 flags)`: id of the user stack in the map.
+///
+/// Errors: `-EFAULT` for a kernel stack or when nothing is left after skipping, others as `stack_trace::store`.
+pub(crate) unsafe extern "sysv64" fn get_stackid(
+    context: u64,
+    map: u64,
+    flags: u64,
+    _: u64,
+    _: u64,
+    run: *mut RunContext,
+) -> u64 {
+    let mut addresses = MaybeUninit::<[u64; DEPTH_MAX]>::uninit();
+    let addresses = addresses.as_mut_ptr().cast::<u64>();
+    // SAFETY: the linker gave the program a validated handle; `depth` fits; the verifier proved the context.
+    unsafe {
+        let map = &*(map as *const MapHandle);
+        let access = identity::access(run);
+        if flags & USER_STACK == 0 {
+            // What is wrong with the flags is said first, as by the kernel.
+            let refused = stack_trace::store(map, access, addresses, 0, flags);
+            return refused as u64;
+        }
+        let skip = (flags & SKIP_MASK) as usize;
+        let depth = (map.shape.value_size as usize / 8).saturating_add(skip).min(DEPTH_MAX);
+        let count = walk(run, registers(run, context), addresses, depth);
+        stack_trace::store(map, access, addresses, count as u32, flags) as u64
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@
 
 use crate::proto::MemAccess::{Read, Write};
 use crate::proto::{ArgKind, HelperProto, ProgramSet, RetKind, args};
-use crate::{control, format, identity, map, number, probe, read, signal, stack, system, task, time, trace};
+use crate::{
+    control, event, format, identity, map, number, probe, read, signal, stack, system, task, time, trace,
+};
 use ArgKind::{Anything, ConstMapPtr, ConstStr, Func, MapKey, MapValue, Size, SizeOrZero, StackOrNull};
 use beeline_abi::run::RunContext;
 
@@ -38,6 +40,9 @@ const OUTPUT: ArgKind = ArgKind::Mem { access: Write, nullable: false };
 const OUTPUT_OR_NULL: ArgKind = ArgKind::Mem { access: Write, nullable: true };
 /// A word that the helper writes.
 const OUTPUT_WORD: ArgKind = ArgKind::FixedMem { access: Write, size: 8, aligned: true };
+
+/// A ring-buffer record that the helper takes.
+const RECORD: ArgKind = ArgKind::RingbufMem { release: true };
 
 /// Tracing programs, and those that `BPF_PROG_TEST_RUN` alone runs.
 const TRACING: ProgramSet = ProgramSet::TRACING.union(ProgramSet::SYSCALL);
@@ -94,6 +99,8 @@ pub const HELPERS: &[Helper] = &[
     number(14, "bpf_get_current_pid_tgid", [], identity::get_current_pid_tgid),
     number(15, "bpf_get_current_uid_gid", [], identity::get_current_uid_gid),
     number(16, "bpf_get_current_comm", [OUTPUT, Size], identity::get_current_comm),
+    number(25, "bpf_perf_event_output", [CTX, ConstMapPtr, Anything, INPUT, SizeOrZero], event::perf_event_output).gpl(),
+    number(27, "bpf_get_stackid", [CTX, ConstMapPtr, Anything], stack::get_stackid).gpl().only(TRACING),
     number(35, "bpf_get_current_task", [], task::get_current_task).gpl(),
     number(36, "bpf_probe_write_user", [Anything, INPUT, Size], read::probe_write_user).gpl().only(TRACING),
     number(42, "bpf_get_numa_node_id", [], system::get_numa_node_id),
@@ -111,9 +118,15 @@ pub const HELPERS: &[Helper] = &[
     number(118, "bpf_jiffies64", [], time::jiffies64),
     number(120, "bpf_get_ns_current_pid_tgid", [Anything, Anything, OUTPUT, Size], identity::get_ns_current_pid_tgid),
     number(125, "bpf_ktime_get_boot_ns", [], time::ktime_get_boot_ns),
+    number(130, "bpf_ringbuf_output", [ConstMapPtr, INPUT, SizeOrZero, Anything], event::ringbuf_output),
+    row(131, "bpf_ringbuf_reserve", [ConstMapPtr, ArgKind::AllocSize, Anything], RetKind::RingbufMemOrNull, event::ringbuf_reserve),
+    row(132, "bpf_ringbuf_submit", [RECORD, Anything], RetKind::Void, event::ringbuf_submit),
+    row(133, "bpf_ringbuf_discard", [RECORD, Anything], RetKind::Void, event::ringbuf_discard),
+    number(134, "bpf_ringbuf_query", [ConstMapPtr, Anything], event::ringbuf_query),
     number(148, "bpf_copy_from_user", [OUTPUT, SizeOrZero, Anything], read::probe_read).sleeps(),
     row(158, "bpf_get_current_task_btf", [], RetKind::Btf("task_struct"), task::get_current_task).gpl(),
     number(160, "bpf_ktime_get_coarse_ns", [], time::ktime_get_coarse_ns).only(NOT_TRACING),
+    number(164, "bpf_for_each_map_elem", [ConstMapPtr, Func, StackOrNull, Anything], control::for_each_map_elem),
     number(165, "bpf_snprintf", [OUTPUT_OR_NULL, SizeOrZero, ConstStr, INPUT_OR_NULL, SizeOrZero], format::snprintf).gpl(),
     number(173, "bpf_get_func_ip", [CTX], probe::get_func_ip).gpl().only(TRACING),
     number(174, "bpf_get_attach_cookie", [CTX], probe::get_attach_cookie).only(ProgramSet::TRACING),
@@ -123,6 +136,7 @@ pub const HELPERS: &[Helper] = &[
     number(183, "bpf_get_func_arg", [CTX, Anything, OUTPUT_WORD], probe::get_func_arg).only(ProgramSet::FENTRY),
     number(184, "bpf_get_func_ret", [CTX, OUTPUT_WORD], probe::get_func_ret).only(ProgramSet::FENTRY),
     number(185, "bpf_get_func_arg_cnt", [CTX], probe::get_func_arg_cnt).only(ProgramSet::FENTRY),
+    row(195, "bpf_map_lookup_percpu_elem", [ConstMapPtr, MapKey, Anything], RetKind::MapValueOrNull, map::map_lookup_percpu_elem),
     number(208, "bpf_ktime_get_tai_ns", [], time::ktime_get_tai_ns),
 ];
 

@@ -260,7 +260,7 @@ mod tests {
     fn world() -> World {
         // SAFETY: all fields may be zero.
         let (mut block, page) = unsafe {
-            (Box::<ProcessBlock>::new_zeroed().assume_init(), Box::<ForkPage>::new_zeroed().assume_init())
+            (Box::new(core::mem::zeroed::<ProcessBlock>()), Box::new(core::mem::zeroed::<ForkPage>()))
         };
         let task = vec![0u64; LAYOUT.memory_len() as usize / 8];
         block.fork_page = &raw const *page as u64;

@@ -102,7 +102,7 @@ mod tests {
     fn with_log(test: impl FnOnce(&mut RunContext, &[u64])) {
         let log = vec![0u64; TRACE_FILE_LEN as usize / 8];
         // SAFETY: all fields may be zero.
-        let mut block = unsafe { Box::<ProcessBlock>::new_zeroed().assume_init() };
+        let mut block = unsafe { Box::new(core::mem::zeroed::<ProcessBlock>()) };
         block.trace = log.as_ptr() as u64;
         let mut run =
             RunContext { process: &raw const *block as u64, access: NO_CPU, ..RunContext::default() };

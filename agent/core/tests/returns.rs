@@ -1,0 +1,210 @@
+//! Return stacks: order, `longjmp`, tail calls, other stacks, other threads, depth.
+
+mod world;
+
+use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, ThreadSlot};
+use beeline_agent_core::returns;
+use world::World;
+
+const TRAMPOLINE: u64 = 0x7100_0000;
+
+/// A stack of the target: word `i` lies at `at(i)`.
+struct Stack(Box<[u64]>);
+
+impl Stack {
+    fn new() -> Stack {
+        Stack(vec![0; 1024].into())
+    }
+
+    fn at(&self, word: usize) -> u64 {
+        &raw const self.0[word] as u64
+    }
+
+    /// What a stub does at the entry of a function whose return address lies in this word; false when it is missed.
+    fn enter(&self, slot: *mut ThreadSlot, word: usize, return_address: u64) -> bool {
+        let sp = self.at(word);
+        // SAFETY: the slot is the test's own.
+        unsafe {
+            let top = (*slot).returns_top;
+            let in_order = top == (*slot).returns_base || (*((top - 32) as *const ReturnSlot)).sp > sp;
+            if (top == (*slot).returns_end || !in_order) && returns::room(slot, sp) == 0 {
+                return false;
+            }
+            let entry = (*slot).returns_top as *mut ReturnSlot;
+            entry.write(ReturnSlot { return_address, sp, site: 0, trampoline: TRAMPOLINE });
+            (*slot).returns_top += 32;
+            (sp as *mut u64).write_volatile(TRAMPOLINE);
+        }
+        true
+    }
+
+    /// What a stub does when the function returns: the address that it returns to. The word is reused afterwards.
+    fn leave(&self, slot: *mut ThreadSlot, word: usize) -> Option<u64> {
+        let sp = self.at(word);
+        // SAFETY: the slot is the test's own.
+        unsafe {
+            let entry = returns::find(slot, sp).as_ref()?;
+            assert_eq!((*slot).returns_top, &raw const *entry as u64 + 32, "it is the top one");
+            (*slot).returns_top -= 32;
+            (sp as *mut u64).write_volatile(0);
+            Some(entry.return_address)
+        }
+    }
+}
+
+fn depth(slot: *mut ThreadSlot) -> u64 {
+    // SAFETY: the slot is the test's own.
+    unsafe { ((*slot).returns_top - (*slot).returns_base) / 32 }
+}
+
+#[test]
+fn calls_nest() {
+    let (world, stack) = (World::new(), Stack::new());
+    let slot = world.slot();
+    for level in 0..10 {
+        assert!(stack.enter(slot, 900 - level, level as u64));
+    }
+    for level in (0..10).rev() {
+        assert_eq!(stack.leave(slot, 900 - level), Some(level as u64));
+    }
+    assert_eq!(depth(slot), 0);
+    assert_eq!(stack.leave(slot, 900), None);
+}
+
+#[test]
+fn longjmp_leaves_entries_that_go_later() {
+    let (world, stack) = (World::new(), Stack::new());
+    let slot = world.slot();
+    assert!(stack.enter(slot, 900, 1));
+    assert!(stack.enter(slot, 800, 2));
+    assert!(stack.enter(slot, 700, 3));
+    // Both inner frames are left; the outer function calls again, from where the old words are not overwritten yet.
+    assert!(stack.enter(slot, 850, 4));
+    assert_eq!(stack.leave(slot, 850), Some(4));
+    // Now they are.
+    // SAFETY: words of the stack.
+    unsafe {
+        (stack.at(800) as *mut u64).write_volatile(0);
+        (stack.at(700) as *mut u64).write_volatile(0);
+    }
+    assert!(stack.enter(slot, 850, 5));
+    assert_eq!(depth(slot), 2);
+    assert_eq!(stack.leave(slot, 850), Some(5));
+    assert_eq!(stack.leave(slot, 900), Some(1));
+}
+
+#[test]
+fn the_same_word_again_after_longjmp() {
+    let (world, stack) = (World::new(), Stack::new());
+    let slot = world.slot();
+    assert!(stack.enter(slot, 900, 1));
+    assert!(stack.enter(slot, 800, 2));
+    // `longjmp` to the outer one, whose next call pushes its return address to the same word.
+    // SAFETY: a word of the stack.
+    unsafe { (stack.at(800) as *mut u64).write_volatile(0xca11) };
+    assert!(stack.enter(slot, 800, 3));
+    assert_eq!(depth(slot), 2);
+    assert_eq!(stack.leave(slot, 800), Some(3));
+    assert_eq!(stack.leave(slot, 900), Some(1));
+}
+
+#[test]
+fn a_tail_call_puts_two_entries_on_one_word() {
+    let (world, stack) = (World::new(), Stack::new());
+    let slot = world.slot();
+    assert!(stack.enter(slot, 900, 1));
+    // The probed function jumps to another probed one, whose return address is our trampoline.
+    assert!(stack.enter(slot, 900, TRAMPOLINE));
+    assert_eq!(depth(slot), 2);
+    assert_eq!(stack.leave(slot, 900), Some(TRAMPOLINE));
+    assert_eq!(stack.leave(slot, 900), Some(1));
+}
+
+#[test]
+fn frames_on_another_stack_are_kept() {
+    let (world, low, high) = (World::new(), Stack::new(), Stack::new());
+    let slot = world.slot();
+    let (low, high) = if low.at(0) < high.at(0) { (low, high) } else { (high, low) };
+    assert!(low.enter(slot, 900, 1));
+    assert!(high.enter(slot, 900, 2), "a coroutine on a stack that lies higher");
+    assert!(high.enter(slot, 800, 3));
+    assert_eq!(high.leave(slot, 800), Some(3));
+    assert_eq!(high.leave(slot, 900), Some(2));
+    assert_eq!(low.leave(slot, 900), Some(1));
+}
+
+#[test]
+fn too_deep_a_recursion_is_missed() {
+    let (world, stack) = (World::new(), Stack::new());
+    let slot = world.slot();
+    for level in 0..RETURN_SLOTS as usize {
+        assert!(stack.enter(slot, 1000 - level, level as u64));
+    }
+    assert!(!stack.enter(slot, 400, 0));
+    assert_eq!(depth(slot), RETURN_SLOTS);
+    for level in (0..RETURN_SLOTS as usize).rev() {
+        assert_eq!(stack.leave(slot, 1000 - level), Some(level as u64));
+    }
+}
+
+#[test]
+fn a_full_stack_of_dead_entries_is_swept() {
+    let (world, stack) = (World::new(), Stack::new());
+    let slot = world.slot();
+    for level in 0..RETURN_SLOTS as usize {
+        assert!(stack.enter(slot, 1000 - level, level as u64));
+    }
+    // All frames but the outermost are gone, and their words overwritten except for some.
+    for level in 1..RETURN_SLOTS as usize {
+        if level % 100 != 0 {
+            // SAFETY: words of the stack.
+            unsafe { (stack.at(1000 - level) as *mut u64).write_volatile(0) };
+        }
+    }
+    // The newest entry looks alive, so only the sweep of a full stack finds the others.
+    // SAFETY: a word of the stack.
+    unsafe { (stack.at(1000 - 511) as *mut u64).write_volatile(TRAMPOLINE) };
+    assert!(stack.enter(slot, 999, 7));
+    assert_eq!(depth(slot), 1 + 5 + 1 + 1);
+    assert_eq!(stack.leave(slot, 999), Some(7));
+    assert_eq!(stack.leave(slot, 1000), Some(0));
+}
+
+#[test]
+fn entries_of_an_unmapped_stack_are_dead() {
+    let (world, stack) = (World::new(), Stack::new());
+    let slot = world.slot();
+    assert!(stack.enter(slot, 900, 1));
+    // SAFETY: the slot is the test's own; the entry is that of a stack that is gone.
+    unsafe {
+        let entry = (*slot).returns_top as *mut ReturnSlot;
+        entry.write(ReturnSlot { return_address: 9, sp: 64, site: 0, trampoline: 0 });
+        (*slot).returns_top += 32;
+    }
+    assert!(stack.enter(slot, 800, 2));
+    assert_eq!(depth(slot), 2);
+}
+
+#[test]
+fn a_coroutine_returns_on_another_thread() {
+    let (world, stack) = (World::new(), Stack::new());
+    std::thread::scope(|scope| {
+        let (world, stack) = (&world, &stack);
+        let entered = scope.spawn(move || {
+            let slot = world.slot();
+            assert!(stack.enter(slot, 900, 42));
+            slot as u64
+        });
+        let other = entered.join().unwrap();
+        let slot = world.slot();
+        // SAFETY: the slot is the test's own; a full return stack has one spare place.
+        unsafe {
+            if other == slot as u64 {
+                return;
+            }
+            (*slot).returns_top = (*slot).returns_end;
+            assert_eq!(stack.leave(slot, 900), Some(42));
+            assert_eq!(stack.leave(slot, 900), None, "it was moved, not copied");
+        }
+    });
+}
