@@ -3,11 +3,14 @@
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// Values of `CONFIG_*` by name, as text: `y`, `m`, `n`, a number, or a quoted string.
 #[derive(Clone, Debug, Default)]
 pub struct Kconfig {
-    values: HashMap<String, String>,
+    /// Empty until the machine's own is first asked for.
+    values: OnceLock<HashMap<String, String>>,
+    of_this_machine: bool,
 }
 
 impl Kconfig {
@@ -22,7 +25,7 @@ impl Kconfig {
                 values.entry(name.to_owned()).or_insert_with(|| value.to_owned());
             }
         }
-        Kconfig { values }
+        Kconfig { values: values.into(), of_this_machine: false }
     }
 
     /// Reads a configuration file, gzipped or plain.
@@ -37,30 +40,41 @@ impl Kconfig {
         Ok(Kconfig::parse(&String::from_utf8_lossy(&text)))
     }
 
-    /// The running kernel's: `/boot/config-RELEASE`, else `/proc/config.gz`. Empty when there is neither.
+    /// The running kernel's: `/boot/config-RELEASE`, else `/proc/config.gz`, read when first asked for a value. Empty
+    /// when there is neither.
     pub fn of_this_machine() -> Kconfig {
-        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let boot = format!("/boot/config-{}", release.trim());
-        [boot.as_str(), "/proc/config.gz"]
-            .iter()
-            .find_map(|path| Kconfig::load(Path::new(path)).ok())
-            .unwrap_or_default()
+        Kconfig { values: OnceLock::new(), of_this_machine: true }
+    }
+
+    fn values(&self) -> &HashMap<String, String> {
+        self.values.get_or_init(|| if self.of_this_machine { machine_values() } else { HashMap::new() })
     }
 
     /// The value of `CONFIG_X`.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.values.get(name).map(String::as_str)
+        self.values().get(name).map(String::as_str)
     }
 
     /// Sets a value; replaces what was there.
     pub fn set(&mut self, name: &str, value: &str) {
-        self.values.insert(name.to_owned(), value.to_owned());
+        self.values();
+        if let Some(values) = self.values.get_mut() {
+            values.insert(name.to_owned(), value.to_owned());
+        }
     }
 
     /// True when nothing is configured.
     pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
+        self.values().is_empty()
     }
+}
+
+fn machine_values() -> HashMap<String, String> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let boot = format!("/boot/config-{}", release.trim());
+    let found =
+        [boot.as_str(), "/proc/config.gz"].iter().find_map(|path| Kconfig::load(Path::new(path)).ok());
+    found.and_then(|kconfig| kconfig.values.into_inner()).unwrap_or_default()
 }
 
 #[cfg(test)]

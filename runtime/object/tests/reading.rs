@@ -310,3 +310,49 @@ SEC("kprobe") int p(void *ctx) { return all.i + lone; }
     let value = btf.format_value(map.btf_value_type_id, contents(&object, ".rodata")).expect("a value");
     assert_eq!(value.to_string(), expected);
 }
+
+/// The definitions in what `bpftool btf dump file FILE format c` writes.
+fn definitions_by_bpftool(file: &Path) -> Option<Vec<String>> {
+    let dump = std::process::Command::new("bpftool")
+        .args(["btf", "dump", "file"])
+        .arg(file)
+        .args(["format", "c"])
+        .output();
+    let dump = dump.ok().filter(|dump| dump.status.success())?;
+    let text = String::from_utf8_lossy(&dump.stdout).into_owned();
+    let is_definition = |block: &&str| {
+        ["struct ", "union ", "enum "].iter().any(|kind| block.starts_with(kind)) && block.contains(" {\n")
+    };
+    Some(text.split("\n\n").filter(is_definition).map(str::to_owned).collect())
+}
+
+/// Without what we leave out: padding written as nameless members, and type tags. Qualifiers in our order.
+fn plain(definition: &str) -> String {
+    let lines = definition.lines().filter(|line| !line.trim_start().starts_with("long: "));
+    let text = lines.collect::<Vec<_>>().join("\n");
+    text.replace("__attribute__((btf_type_tag(\"user\"))) ", "").replace("volatile const", "const volatile")
+}
+
+#[test]
+fn definitions_are_those_that_bpftool_writes() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut compared = 0;
+    for fixture in support::fixtures() {
+        let path = dir.path().join("object.bpf.o");
+        std::fs::write(&path, &fixture.bytes).expect("temporary file");
+        let Some(definitions) = definitions_by_bpftool(&path) else {
+            println!("skipped: bpftool is needed");
+            return;
+        };
+        let btf = Btf::load(&path).expect("types");
+        for definition in definitions {
+            let head = definition.lines().next().unwrap_or_default();
+            let name = head.split(' ').nth(1).unwrap_or_default();
+            let Some(ty) = btf.find_any(name) else { continue };
+            let ours = btf.define(ty.id());
+            assert_eq!(ours, plain(&definition), "{}", fixture.name);
+            compared += 1;
+        }
+    }
+    assert!(support::fixtures().is_empty() || compared > 50, "only {compared} definitions");
+}

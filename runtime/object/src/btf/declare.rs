@@ -119,6 +119,9 @@ impl Btf {
         if !ty.name().is_empty() {
             _ = write!(out, " {}", ty.name());
         }
+        if ty.vlen() == 0 {
+            return out.push_str(" {}");
+        }
         out.push_str(" {\n");
         for member in ty.members() {
             if out.len() > LEN_MAX {

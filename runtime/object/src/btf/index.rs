@@ -16,11 +16,11 @@ impl NameIndex {
         let buckets = (btf.len() as usize).next_power_of_two();
         let mut index = NameIndex { heads: vec![0; buckets], next: vec![0; btf.len() as usize] };
         for id in (1..btf.len()).rev() {
-            let name = btf.type_or_void(id).name();
-            if name.is_empty() {
+            let offset = btf.type_or_void(id).name_offset();
+            if offset == 0 {
                 continue;
             }
-            let bucket = index.bucket(essential_name(name));
+            let bucket = index.bucket(btf.hash_string(offset));
             index.next[id as usize] = index.heads[bucket];
             index.heads[bucket] = id;
         }
@@ -29,16 +29,40 @@ impl NameIndex {
 
     /// Ids whose essential name may be `essential`, in order.
     pub(super) fn candidates(&self, essential: &str) -> impl Iterator<Item = u32> + use<'_> {
-        let first = self.heads[self.bucket(essential)];
+        let first = self.heads[self.bucket(hash(essential.as_bytes()))];
         std::iter::successors(Some(first), |&id| self.next.get(id as usize).copied())
             .take_while(|&id| id != 0)
     }
 
-    /// FNV-1a, folded to the table.
-    fn bucket(&self, name: &str) -> usize {
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-        });
+    /// Folds a hash to the table.
+    fn bucket(&self, hash: u64) -> usize {
         (hash ^ hash >> 29) as usize & (self.heads.len() - 1)
     }
+}
+
+impl Btf {
+    /// Hash of the essential name at `offset`. Most names have no flavour: those are read once, byte by byte.
+    fn hash_string(&self, offset: u32) -> u64 {
+        let bytes = self.strings.get(offset as usize..).unwrap_or_default();
+        let (mut state, mut underscores) = (BASIS, 0);
+        for &byte in bytes.iter().take_while(|&&byte| byte != 0) {
+            underscores = if byte == b'_' { underscores + 1 } else { 0 };
+            if underscores == 3 {
+                return hash(essential_name(self.string(offset)).as_bytes());
+            }
+            state = step(state, byte);
+        }
+        state
+    }
+}
+
+const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a.
+fn step(state: u64, byte: u8) -> u64 {
+    (state ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(BASIS, |state, &byte| step(state, byte))
 }
