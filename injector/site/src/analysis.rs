@@ -98,9 +98,10 @@ impl Analysis {
         if binary.is_fixed() {
             analysis.read_words(binary);
         }
-        for &target in binary.dynamic().targets.iter().chain([&binary.entry()]) {
+        for &(_, target) in &binary.dynamic().stored {
             analysis.take_address(target);
         }
+        analysis.take_address(binary.entry());
         for &pad in binary.unwind().landing_pads() {
             analysis.targets.insert(pad);
         }

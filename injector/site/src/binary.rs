@@ -97,6 +97,7 @@ pub struct Binary {
     dynamic: OnceLock<Dynamic>,
     unwind: OnceLock<Unwind>,
     analysis: OnceLock<Analysis>,
+    restartable: OnceLock<Vec<Range<u64>>>,
 }
 
 impl std::fmt::Debug for Binary {
@@ -163,6 +164,7 @@ impl Binary {
             dynamic: OnceLock::new(),
             unwind: OnceLock::new(),
             analysis: OnceLock::new(),
+            restartable: OnceLock::new(),
         })
     }
 
@@ -329,6 +331,11 @@ impl Binary {
 
     pub(crate) fn analysis(&self) -> &Analysis {
         self.analysis.get_or_init(|| Analysis::of(self))
+    }
+
+    /// Code that belongs to restartable sequences.
+    pub(crate) fn restartable(&self) -> &[Range<u64>] {
+        self.restartable.get_or_init(|| crate::rseq::read(self))
     }
 
     /// Where the program header of this type says that its bytes lie in the file.

@@ -24,8 +24,8 @@ pub(crate) struct Dynamic {
     pub(crate) needed: Vec<String>,
     pub(crate) soname: Option<String>,
     pub(crate) is_pie: bool,
-    /// Addresses inside the object that the loader stores somewhere.
-    pub(crate) targets: Vec<u64>,
+    /// Where the loader stores addresses inside the object, and which; in order of place.
+    pub(crate) stored: Vec<(u64, u64)>,
     /// Executable places that the loader writes to, in order.
     pub(crate) written: Vec<u64>,
 }
@@ -54,7 +54,14 @@ impl Dynamic {
         }
         dynamic.read_relr(binary, tags.relr);
         dynamic.written.sort_unstable();
+        dynamic.stored.sort_unstable();
         dynamic
+    }
+
+    /// The address that the loader stores at `place`.
+    pub(crate) fn stored_at(&self, place: u64) -> Option<u64> {
+        let found = self.stored.binary_search_by_key(&place, |s| s.0).ok()?;
+        Some(self.stored[found].1)
     }
 
     fn read_rela(&mut self, binary: &Binary, table: Option<u64>, len: u64) {
@@ -64,7 +71,7 @@ impl Dynamic {
             let (place, info, addend) = (word(entry, 0), word(entry, 8), word(entry, 16));
             self.wrote(binary, place);
             if matches!(info as u32, R_X86_64_RELATIVE | R_X86_64_IRELATIVE) {
-                self.targets.push(addend);
+                self.stored.push((place, addend));
             }
         }
     }
@@ -92,7 +99,7 @@ impl Dynamic {
     fn relative_at(&mut self, binary: &Binary, place: u64) {
         self.wrote(binary, place);
         if let Some(bytes) = binary.bytes_from(place).filter(|b| b.len() >= 8) {
-            self.targets.push(word(bytes, 0));
+            self.stored.push((place, word(bytes, 0)));
         }
     }
 
@@ -126,6 +133,6 @@ fn read_tags(bytes: &[u8]) -> Tags {
 }
 
 /// The little-endian word at `at`; 0 behind the end.
-fn word(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn word(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }

@@ -203,6 +203,12 @@ pub enum Refusal {
         /// The place.
         vaddr: u64,
     },
+    /// A restartable sequence: the kernel looks whether a thread is inside it by its address.
+    #[error("{vaddr:#x} is in a restartable sequence, which the kernel knows by its address")]
+    RestartableSequence {
+        /// The place.
+        vaddr: u64,
+    },
     /// The dynamic loader's own entry, which runs before it has relocated itself, or a debugger's hook.
     #[error("`{name}` is a fixed point between the loader and debuggers")]
     LoaderHook {

@@ -19,6 +19,7 @@ mod library;
 mod plan;
 mod resolve;
 mod returns;
+mod rseq;
 mod symbols;
 mod unwind;
 

@@ -94,6 +94,9 @@ pub fn plan(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
         return Err(Refusal::BranchInside { target });
     }
     refuse_written(binary, vaddr..range.end)?;
+    if crate::rseq::touches(binary, vaddr..range.end) {
+        return Err(Refusal::RestartableSequence { vaddr });
+    }
     refuse_signal_return(binary, vaddr..range.end)?;
     Ok(SitePlan {
         file_offset,

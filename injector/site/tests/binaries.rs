@@ -338,6 +338,30 @@ fn targets_of_jump_tables_are_known() {
     }
 }
 
+/// A restartable sequence as librseq and tcmalloc describe theirs.
+const SEQUENCE: &str = r#"
+asm(".text\n.globl sequence\nsequence:\nmov (%rdi), %rax\nadd $1, %rax\nmov %rax, (%rdi)\n"
+    ".Lend:\nxor %eax, %eax\nret\n.long 0x53053053\n.globl aborted\naborted:\nmov $1, %eax\nret\n"
+    ".section __rseq_cs,\"aw\"\n.balign 32\n.long 0, 0\n.quad sequence, .Lend-sequence, aborted\n.text\n");
+int main(void) { return 0; }
+"#;
+
+#[test]
+fn restartable_sequences_are_left_alone() {
+    for arguments in [&["-pie", "-fPIE"][..], &["-no-pie", "-fno-pie"]] {
+        let directory = scratch();
+        std::fs::write(directory.path().join("a.c"), SEQUENCE).unwrap();
+        let Some(path) = build(directory.path(), "gcc", arguments) else { return };
+        let binary = Binary::open(&path).unwrap();
+        let sequence = binary.symbols().named("sequence").pop().unwrap().vaddr;
+        let aborted = binary.symbols().named("aborted").pop().unwrap().vaddr;
+        for vaddr in [sequence, sequence + 3] {
+            assert_eq!(plan(&binary, vaddr), Err(Refusal::RestartableSequence { vaddr }), "{arguments:?}");
+        }
+        assert!(plan(&binary, aborted).is_ok());
+    }
+}
+
 #[test]
 fn garbage_is_an_error() {
     assert!(matches!(Binary::from_bytes(Vec::new()), Err(OpenError::NotElf)));
