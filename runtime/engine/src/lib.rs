@@ -1,1 +1,41 @@
-//! The public API: load objects, manage the store, prepare attachments.
+//! The public API: load objects, manage the store, prepare attachments. Embed it.
+//!
+//! ```text
+//! Engine::load    file ─▶ beeline-object ─▶ translate ─▶ beeline-verifier ─▶ beeline-jit ─▶ beeline-store
+//! Engine::attach_plan                                     plain data and descriptors for an injector ◀─┘
+//! ```
+//!
+//! The engine never prints, and never touches another process. `testrun` is the only module with `unsafe`.
+#![deny(unsafe_code)]
+
+mod attach_spec;
+mod dump;
+mod engine;
+mod error;
+mod load;
+mod map_types;
+mod plan;
+mod targets;
+#[expect(unsafe_code, reason = "runs machine code")]
+mod testrun;
+mod translate;
+mod types;
+mod verify;
+
+pub use attach_spec::{AttachSpec, AttachSpecError, Place};
+pub use beeline_object::btf::value::Value as TypedValue;
+pub use beeline_store::{
+    Entry, Event, EventReader, Link, LinkFile, MapEntry, MapFile, MapList, ObjectInfo, ProbeKind, Program,
+    Store, StoreError, StoreName, Target, TraceEvent, TraceLine, TraceReader, VerifierStats,
+};
+pub use dump::{JitedLine, XlatedLine};
+pub use engine::{Engine, LinkEntry, Listing, ProgramEntry};
+pub use error::EngineError;
+pub use load::{
+    LoadOptions, Loaded, LoadedMap, LoadedProgram, default_name, map_type_name, program_type_name,
+};
+pub use map_types::MapTypes;
+pub use plan::{AttachPlan, LeftOut, PlanFilter, PlannedMap, PlannedProbe, PlannedProgram};
+pub use testrun::{RunOptions, RunResult};
+pub use types::{EncodeError, Literal, Types, integer as encode_integer, parse_integer};
+pub use verify::{Verdict, verify};

@@ -151,6 +151,6 @@ impl Store {
     /// # Errors
     /// When the object is not there, or cannot be read.
     pub fn links_of(&self, object: &str) -> Result<Vec<Result<LinkFile, StoreError>>, StoreError> {
-        self.files_of(object, "links", |directory, name| LinkFile::open(directory, name))
+        self.files_of(object, "links", LinkFile::open)
     }
 }

@@ -140,5 +140,6 @@ impl TraceReader {
     }
 }
 
-const _: () = assert!(SLOT_LEN % 8 == 0 && TEXT_OFFSET % 8 == 0 && TEXT_MAX % 8 == 0);
-const _: () = assert!(offset_of!(TraceSlot, comm) % 8 == 0);
+const _: () =
+    assert!(SLOT_LEN.is_multiple_of(8) && TEXT_OFFSET.is_multiple_of(8) && TEXT_MAX.is_multiple_of(8));
+const _: () = assert!(offset_of!(TraceSlot, comm).is_multiple_of(8));

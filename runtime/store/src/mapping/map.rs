@@ -5,7 +5,7 @@ use crate::StoreError;
 use crate::directory::{Directory, allocate};
 use beeline_abi::map::{MapHandle, MapHeader, MapShape};
 use beeline_maps::create::Identity;
-use beeline_maps::layout::{self, Layout};
+use beeline_maps::layout;
 use rustix::io::Errno;
 use std::fs::File;
 use std::mem::offset_of;
@@ -25,9 +25,8 @@ pub(crate) struct MapParameters<'a> {
 /// An open map.
 #[derive(Debug)]
 pub struct MapFile {
-    pub(super) mapping: Mapping,
-    pub(super) handle: MapHandle,
-    pub(super) layout: Layout,
+    mapping: Mapping,
+    handle: MapHandle,
     file: File,
 }
 
@@ -130,7 +129,7 @@ impl MapFile {
         if handle.shape != claimed.shape {
             return Err(corrupt(&"it changes while it is being opened"));
         }
-        Ok(MapFile { mapping, handle, layout, file })
+        Ok(MapFile { mapping, handle, file })
     }
 
     fn half(&self, offset: usize) -> u32 {

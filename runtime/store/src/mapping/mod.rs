@@ -92,12 +92,12 @@ impl Mapping {
 
     /// The word at a byte offset; `None` outside of the mapping or when not aligned.
     pub fn word(&self, offset: usize) -> Option<&AtomicU64> {
-        (offset % 8 == 0).then(|| self.words().get(offset / 8)).flatten()
+        offset.is_multiple_of(8).then(|| self.words().get(offset / 8)).flatten()
     }
 
     /// The 32-bit word at a byte offset; `None` outside of the mapping or when not aligned.
     pub fn half_word(&self, offset: usize) -> Option<&AtomicU32> {
-        (offset % 4 == 0).then(|| self.half_words().get(offset / 4)).flatten()
+        offset.is_multiple_of(4).then(|| self.half_words().get(offset / 4)).flatten()
     }
 }
 

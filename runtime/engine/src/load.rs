@@ -1,0 +1,451 @@
+//! From an object file to programs, maps and links in the store: all of them, or nothing.
+
+use crate::attach_spec::{AttachSpec, Place};
+use crate::targets::Targets;
+use crate::{Engine, EngineError, translate};
+use beeline_jit::{CodeImage, CompileOptions};
+use beeline_object::btf::Btf;
+use beeline_object::section_table::prog_type;
+use beeline_object::{MapDef, MapKind, Object, Options, ProgramDef, Target as Named};
+use beeline_store::{
+    Function, InitialValue, NewLink, NewMap, NewObject, NewProgram, ProbeKind, Program, Published, Target,
+    VerifierStats, check_name,
+};
+use beeline_verifier::Verified;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What a user can say about a load.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Name in the store; by default the file's name without `.bpf.o` or `.o`.
+    pub name: Option<String>,
+    /// A file with the BTF to relocate against; by default the running kernel's.
+    pub btf: Option<PathBuf>,
+    /// Where programs go; for a program named here, the target in its `SEC()` does not count.
+    pub attach: Vec<AttachSpec>,
+    /// Links only apply in this process.
+    pub pid: Option<u32>,
+    /// `bpf_get_attach_cookie` of the links.
+    pub cookie: u64,
+}
+
+/// What was put into the store.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// Name of the object.
+    pub name: String,
+    /// Its id.
+    pub id: u32,
+    /// Its maps.
+    pub maps: Vec<LoadedMap>,
+    /// Its programs.
+    pub programs: Vec<LoadedProgram>,
+    /// Programs of the file that were left out: `SEC("?...")`.
+    pub skipped: Vec<String>,
+}
+
+/// A map that was made or taken over.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LoadedMap {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: u32,
+    /// Name of its type.
+    pub type_name: &'static str,
+    /// It was pinned, and is shared with other objects.
+    pub reused: bool,
+}
+
+/// A program that was verified and compiled.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LoadedProgram {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: u32,
+    /// Its section.
+    pub section: String,
+    /// Instructions.
+    pub insns: usize,
+    /// Bytes of machine code.
+    pub code_len: usize,
+    /// What the verifier did.
+    pub verified: VerifierStats,
+    /// Its links: id, kind, target.
+    pub links: Vec<(u32, ProbeKind, Target)>,
+    /// Why it has none.
+    pub unattached: Option<String>,
+}
+
+/// A program on its way: proven, compiled.
+struct Compiled {
+    verified: Verified,
+    image: CodeImage,
+    stats: VerifierStats,
+}
+
+impl Engine {
+    /// Reads an object file, verifies and compiles its programs, and puts everything into the store.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file, its programs, the places that they go to or the store. Nothing of the object is
+    /// in the store then.
+    pub fn load(&self, path: &Path, options: &LoadOptions) -> Result<Loaded, EngineError> {
+        let bytes = std::fs::read(path).map_err(|source| EngineError::Read { path: path.into(), source })?;
+        self.load_bytes(&bytes, path, options)
+    }
+
+    /// As [`Engine::load`], of bytes that were read already; `path` names the object and is for messages.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    pub fn load_bytes(
+        &self,
+        bytes: &[u8],
+        path: &Path,
+        options: &LoadOptions,
+    ) -> Result<Loaded, EngineError> {
+        let name = options.name.clone().unwrap_or_else(|| default_name(path));
+        check_name("an object", &name)?;
+        let (object, target_btf) = parse(bytes, path, options.btf.as_deref())?;
+        let (wanted, skipped): (Vec<_>, Vec<_>) =
+            object.programs.iter().partition(|program| program.autoload);
+        for map in &object.maps {
+            supported_type(map)?;
+        }
+        let (links, unattached) = self.places(&object, &wanted, options)?;
+        let mut compiled = Vec::with_capacity(wanted.len());
+        for def in &wanted {
+            compiled.push(prove_and_compile(&object, def, self.store().cpus())?);
+        }
+        let mut new = NewObject {
+            name: name.clone(),
+            source: path.canonicalize().unwrap_or_else(|_| path.into()).display().to_string(),
+            license: object.license.clone(),
+            btf: object.btf.as_deref().map(Btf::to_bytes).unwrap_or_default(),
+            loaded_at: now(),
+            task_layout: target_btf.task_layout(),
+            maps: Vec::new(),
+            programs: Vec::new(),
+            links,
+        };
+        for map in &object.maps {
+            new.maps.push(new_map(map, &wanted)?);
+        }
+        for (def, compiled) in wanted.iter().zip(&compiled) {
+            new.programs.push(new_program(&object, def, compiled));
+        }
+        let published = self.store().publish(&new)?;
+        let skipped = skipped.into_iter().map(|def| def.name.clone()).collect();
+        Ok(report(&new, &published, unattached, skipped))
+    }
+
+    /// The links to make, and for each program without one, why.
+    fn places(
+        &self,
+        object: &Object,
+        programs: &[&ProgramDef],
+        options: &LoadOptions,
+    ) -> Result<(Vec<NewLink>, Vec<Option<String>>), EngineError> {
+        let mut targets = Targets::default();
+        let mut links = Vec::new();
+        let link = |program, kind, target| NewLink {
+            program,
+            kind,
+            target,
+            cookie: options.cookie,
+            pid: options.pid,
+        };
+        for spec in &options.attach {
+            let Some(index) = programs.iter().position(|def| def.name == spec.program) else {
+                return Err(EngineError::NoSuchProgram {
+                    program: spec.program.clone(),
+                    object: object.name.clone(),
+                    known: programs.iter().map(|def| def.name.clone()).collect(),
+                });
+            };
+            attachable(programs[index])?;
+            let target = targets.find(&spec.program, &spec.path, &spec.place)?;
+            links.push(link(index, spec.kind, target));
+        }
+        let mut unattached = Vec::new();
+        for (index, def) in programs.iter().enumerate() {
+            let explicit = options.attach.iter().any(|spec| spec.program == def.name);
+            match own_place(def) {
+                _ if explicit => unattached.push(None),
+                Ok((kind, path, place)) => {
+                    let target = targets.find(&def.name, &path, &place)?;
+                    links.push(link(index, kind, target));
+                    unattached.push(None);
+                }
+                Err(reason) => unattached.push(Some(reason)),
+            }
+        }
+        Ok((links, unattached))
+    }
+}
+
+/// Reads an object against this machine, or against a given BTF; with what it was relocated against.
+pub(crate) fn parse(
+    bytes: &[u8],
+    path: &Path,
+    btf: Option<&Path>,
+) -> Result<(Object, Arc<Btf>), EngineError> {
+    let mut options = Options::of_this_machine().named_after(path);
+    if let Some(btf) = btf {
+        let loaded = Btf::load(btf)
+            .map_err(|source| EngineError::Btf { path: btf.into(), source: Box::new(source) })?;
+        options.target_btf = Some(Arc::new(loaded));
+    }
+    let object = Object::parse(bytes, &options).map_err(|source| EngineError::Object {
+        file: path.display().to_string(),
+        source: Box::new(source),
+    })?;
+    Ok((object, options.target()))
+}
+
+/// The verifier's verdict on one program.
+pub(crate) fn prove(
+    object: &Object,
+    def: &ProgramDef,
+    cpus: u32,
+    options: &beeline_verifier::Options,
+) -> Result<(Verified, VerifierStats), EngineError> {
+    let start = Instant::now();
+    let verified =
+        beeline_verifier::verify(translate::program(object, def, cpus), options).map_err(|rejection| {
+            EngineError::Rejected { program: def.name.clone(), rejection: Box::new(rejection) }
+        })?;
+    let stats = VerifierStats {
+        insns_processed: u64::from(verified.stats().insns_processed),
+        states: u64::from(verified.stats().states),
+        time_ns: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
+    };
+    Ok((verified, stats))
+}
+
+fn prove_and_compile(object: &Object, def: &ProgramDef, cpus: u32) -> Result<Compiled, EngineError> {
+    let (verified, stats) = prove(object, def, cpus, &beeline_verifier::Options::default())?;
+    let image = beeline_jit::compile(&verified, &CompileOptions::default())
+        .map_err(|source| EngineError::Compile { program: def.name.clone(), source: Box::new(source) })?;
+    Ok(Compiled { verified, image, stats })
+}
+
+/// The name in the store of an object that is given none: `malloc.bpf.o` is `malloc`.
+pub fn default_name(path: &Path) -> String {
+    let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = file.strip_suffix(".bpf.o").or_else(|| file.strip_suffix(".o")).unwrap_or(&file);
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "_-+@.".contains(c) { c } else { '_' };
+    stem.chars().map(plain).collect::<String>().trim_start_matches('.').to_owned()
+}
+
+/// Where a program's `SEC()` sends it; or why nowhere.
+fn own_place(def: &ProgramDef) -> Result<(ProbeKind, String, Place), String> {
+    let Some(spec) = &def.spec else { return Err("its section says nothing".into()) };
+    let section = spec.def.name;
+    let give = |flag: &str| {
+        format!("its section names no place; give one: --attach {}={flag}:PATH:SYMBOL", def.name)
+    };
+    let kind = if spec.is_return() { ProbeKind::Return } else { ProbeKind::Entry };
+    match &spec.target {
+        _ if spec.is_usdt() => Err("attaching to USDT probes is not supported yet".into()),
+        _ if spec.is_multi() => Err(format!("attaching {section} is not supported yet")),
+        Named::User { path, symbol, offset } => {
+            // libbpf takes a number in place of the symbol for an offset in the file.
+            let place = match symbol.parse::<Place>() {
+                Ok(Place::FileOffset(at)) => Place::FileOffset(at.wrapping_add(*offset)),
+                _ => Place::Symbol { name: symbol.clone(), offset: *offset },
+            };
+            Ok((kind, path.clone(), place))
+        }
+        Named::Malformed { reason } => Err(reason.clone()),
+        Named::None if spec.is_user() => Err(give(if spec.is_return() { "uretprobe" } else { "uprobe" })),
+        _ if def.prog_type == prog_type::KPROBE => {
+            let flag = if spec.is_return() { "uretprobe" } else { "uprobe" };
+            Err(format!(
+                "{section} is for functions of the kernel; to use it on a program: --attach {}={flag}:PATH:SYMBOL",
+                def.name
+            ))
+        }
+        _ => Err(format!("attaching {section} programs is not supported yet")),
+    }
+}
+
+/// A program can be put at a place in user space when its context is `struct pt_regs`.
+fn attachable(def: &ProgramDef) -> Result<(), EngineError> {
+    if def.prog_type == prog_type::KPROBE {
+        return Ok(());
+    }
+    Err(EngineError::CannotAttach {
+        program: def.name.clone(),
+        section: def.section.clone(),
+        reason: format!("attaching {} programs is not supported yet", program_type_name(def.prog_type)),
+    })
+}
+
+/// `BPF_PROG_TYPE_*` in lower case.
+pub fn program_type_name(prog_type: u32) -> &'static str {
+    beeline_object::section_table::prog_type_name(prog_type)
+}
+
+/// `BPF_MAP_TYPE_*` as bpftool prints it, or its number.
+pub fn map_type_name(map_type: u32) -> String {
+    KERNEL_MAP_TYPES.get(map_type as usize).map_or_else(|| map_type.to_string(), |name| (*name).to_owned())
+}
+
+/// The name of a map's type, when there is an implementation of it.
+fn supported_type(map: &MapDef) -> Result<&'static str, EngineError> {
+    match beeline_maps::types::find(map.map_type) {
+        Some(kind) => Ok(kind.name),
+        None => Err(EngineError::MapType {
+            map: map.name.clone(),
+            map_type: map.map_type,
+            name: KERNEL_MAP_TYPES.get(map.map_type as usize).copied(),
+        }),
+    }
+}
+
+/// Names of `enum bpf_map_type`, for types without an implementation.
+const KERNEL_MAP_TYPES: [&str; 34] = [
+    "unspec",
+    "hash",
+    "array",
+    "prog_array",
+    "perf_event_array",
+    "percpu_hash",
+    "percpu_array",
+    "stack_trace",
+    "cgroup_array",
+    "lru_hash",
+    "lru_percpu_hash",
+    "lpm_trie",
+    "array_of_maps",
+    "hash_of_maps",
+    "devmap",
+    "sockmap",
+    "cpumap",
+    "xskmap",
+    "sockhash",
+    "cgroup_storage",
+    "reuseport_sockarray",
+    "percpu_cgroup_storage",
+    "queue",
+    "stack",
+    "sk_storage",
+    "devmap_hash",
+    "struct_ops",
+    "ringbuf",
+    "inode_storage",
+    "task_storage",
+    "bloom_filter",
+    "user_ringbuf",
+    "cgrp_storage",
+    "arena",
+];
+
+fn new_map(def: &MapDef, programs: &[&ProgramDef]) -> Result<NewMap, EngineError> {
+    let mut initial = Vec::new();
+    if let MapKind::Data { contents, .. } = &def.kind {
+        initial.push((0u32.to_ne_bytes().to_vec(), InitialValue::Bytes(contents.clone())));
+    }
+    for (index, value) in &def.initial {
+        let program = match value {
+            beeline_object::InitialValue::Program(name) => programs.iter().position(|def| def.name == *name),
+            beeline_object::InitialValue::Map(_) => None,
+        };
+        let Some(program) = program else {
+            let unsupported =
+                EngineError::MapType { map: def.name.clone(), map_type: def.map_type, name: None };
+            match value {
+                // A program that is not loaded leaves its place empty, as libbpf does.
+                beeline_object::InitialValue::Program(_) => continue,
+                beeline_object::InitialValue::Map(_) => return Err(unsupported),
+            }
+        };
+        initial.push((index.to_ne_bytes().to_vec(), InitialValue::Program(program)));
+    }
+    Ok(NewMap {
+        name: def.name.clone(),
+        shape: translate::shape(def, 0),
+        btf_key_type_id: def.btf_key_type_id,
+        btf_value_type_id: def.btf_value_type_id,
+        initial,
+        frozen: def.frozen,
+        pinned: def.pinned_by_name,
+    })
+}
+
+fn new_program(object: &Object, def: &ProgramDef, compiled: &Compiled) -> NewProgram {
+    let image = compiled.image.image();
+    let insns = compiled.verified.insns().to_vec();
+    let function =
+        |it: &beeline_jit::Function| Function { name: it.name.clone(), offset: it.offset, len: it.len };
+    let program = Program {
+        id: 0,
+        name: def.name.clone(),
+        section: def.section.clone(),
+        prog_type: def.prog_type,
+        expected_attach_type: def.expected_attach_type,
+        tag: beeline_store::tag(&insns),
+        license: object.license.clone(),
+        insns,
+        code: image.code.clone(),
+        relocs: image.relocs.clone(),
+        functions: image.functions.iter().map(function).collect(),
+        code_offsets: image.places.iter().map(|place| (place.pc, place.offset)).collect(),
+        needs: compiled.verified.needs(),
+        map_ids: Vec::new(),
+        subprograms: def.subprograms.iter().map(|it| (it.offset, it.name.clone())).collect(),
+        lines: translate::lines(object, def),
+        verified: compiled.stats,
+        loaded_at: now(),
+        uid: rustix::process::geteuid().as_raw(),
+        sleepable: def.sleepable,
+    };
+    NewProgram { program, maps: def.map_refs.iter().map(|&index| index as usize).collect() }
+}
+
+fn report(
+    new: &NewObject,
+    published: &Published,
+    unattached: Vec<Option<String>>,
+    skipped: Vec<String>,
+) -> Loaded {
+    let maps = new.maps.iter().zip(&published.maps).zip(&published.reused);
+    let maps = maps.map(|((map, &id), &reused)| LoadedMap {
+        name: map.name.clone(),
+        id,
+        type_name: beeline_maps::types::find(map.shape.map_type).map_or("unknown", |kind| kind.name),
+        reused,
+    });
+    let links_of = |index| {
+        let links = new.links.iter().zip(&published.links).filter(move |(link, _)| link.program == index);
+        links.map(|(link, &id)| (id, link.kind, link.target.clone())).collect()
+    };
+    let programs = new.programs.iter().zip(&published.programs).zip(unattached).enumerate();
+    let programs = programs.map(|(index, ((new, &id), unattached))| LoadedProgram {
+        name: new.program.name.clone(),
+        id,
+        section: new.program.section.clone(),
+        insns: new.program.insns.len(),
+        code_len: new.program.code.len(),
+        verified: new.program.verified,
+        links: links_of(index),
+        unattached,
+    });
+    Loaded {
+        name: new.name.clone(),
+        id: published.id,
+        maps: maps.collect(),
+        programs: programs.collect(),
+        skipped,
+    }
+}
+
+/// CLOCK_REALTIME seconds.
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
