@@ -11,14 +11,33 @@
 //! **Invariant.** The order of operations leaves the target harmless at every point: if the injector is killed, the
 //! kernel lets the target's threads go on, and each of them finds its way back by itself. What is left over then is
 //! recognised by the next attach or detach.
-
 #![forbid(unsafe_code)]
 
+mod agent;
+mod attach;
+mod detach;
 mod error;
+mod existing;
+mod files;
+mod generation;
+mod image;
+mod inspect;
+mod maps;
 mod report;
 mod request;
+mod sites;
+mod space;
+mod start;
+mod target;
+mod tracer;
+mod wire;
 
+pub use attach::attach;
 pub use beeline_site::Location;
+pub use detach::{DetachOptions, detach};
 pub use error::TargetRefused;
+pub use image::AGENT_IMAGE;
+pub use inspect::{attached_processes, inspect};
 pub use report::{AttachReport, Attached, AttachedSite, DetachReport, ProbeOutcome, ProbeState};
 pub use request::{FileIdentity, MapRequest, ProbeKind, ProbeRequest, ProgramRequest, Request};
+pub use start::{Ended, StartCommand, Started, start};

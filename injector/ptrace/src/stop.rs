@@ -182,23 +182,52 @@ impl StoppedProcess {
     /// thread ends, because a thread that does not stop cannot be detached earlier.
     pub fn stop(pid: Tid, options: StopOptions) -> Result<StoppedProcess, StopError> {
         let status = check(pid)?;
-        let mut process = StoppedProcess { pid: status.tgid, threads: Vec::new(), begin: Instant::now() };
-        let mut seen = HashSet::new();
+        let process = StoppedProcess { pid: status.tgid, threads: Vec::new(), begin: Instant::now() };
+        process.stop_others(HashSet::new(), options)
+    }
+
+    /// What can be said of a process before anything is touched: its status.
+    ///
+    /// # Errors
+    /// As for [`StoppedProcess::stop`], but for what only trying shows.
+    pub fn check(pid: Tid) -> Result<Status, StopError> {
+        check(pid)
+    }
+
+    /// Why the kernel does not let us look into process `pid`.
+    pub fn refusal(pid: Tid) -> StopError {
+        match read_status(pid) {
+            Ok(status) => refused(pid, &status),
+            Err(_) => StopError::NoSuchProcess { pid },
+        }
+    }
+
+    /// The process of a thread that stands still already; its other threads, if there are any, are stopped.
+    ///
+    /// # Errors
+    /// As for [`StoppedProcess::stop`].
+    pub fn around(thread: Stopped, options: StopOptions) -> Result<StoppedProcess, StopError> {
+        let tid = thread.tid();
+        let pid = read_status(tid).map_or(tid, |status| status.tgid);
+        let process = StoppedProcess { pid, threads: vec![thread], begin: Instant::now() };
+        process.stop_others(HashSet::from([tid]), options)
+    }
+
+    fn stop_others(
+        mut self,
+        mut seen: HashSet<Tid>,
+        options: StopOptions,
+    ) -> Result<StoppedProcess, StopError> {
         for _ in 0..ROUNDS_MAX {
-            if process.stop_new_threads(&mut seen, options)? == 0 {
-                return if process.threads.is_empty() {
-                    Err(StopError::Died { pid: process.pid, how: None })
+            if self.stop_new_threads(&mut seen, options)? == 0 {
+                return if self.threads.is_empty() {
+                    Err(StopError::Died { pid: self.pid, how: None })
                 } else {
-                    Ok(process)
+                    Ok(self)
                 };
             }
         }
-        Err(StopError::TooManyThreads { pid: process.pid })
-    }
-
-    /// A process of which the only thread is stopped already.
-    pub fn from_single(thread: Stopped) -> StoppedProcess {
-        StoppedProcess { pid: thread.tid(), threads: vec![thread], begin: Instant::now() }
+        Err(StopError::TooManyThreads { pid: self.pid })
     }
 
     /// Stops the threads that are not in `seen`; tells how many there were.

@@ -193,17 +193,32 @@ impl<'p> Borrowed<'p> {
     /// # Errors
     /// `EEXIST` when something is mapped there, `ENOMEM` when a limit of the process is reached.
     pub fn map_anonymous(&mut self, address: u64, len: u64, what: &'static str) -> Result<(), RemoteError> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | FIXED_NOREPLACE;
         self.map(what, address, len, libc::PROT_READ | libc::PROT_WRITE, flags, u64::MAX, 0)
     }
 
-    /// Maps an open file of the process at exactly `address`.
+    /// Maps zeroed private memory over a part of a mapping of ours.
+    ///
+    /// # Errors
+    /// `ENOMEM` when a limit of the process is reached.
+    pub fn replace_anonymous(
+        &mut self,
+        address: u64,
+        len: u64,
+        what: &'static str,
+    ) -> Result<(), RemoteError> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        self.map(what, address, len, libc::PROT_READ | libc::PROT_WRITE, flags, u64::MAX, 0)
+    }
+
+    /// Maps an open file of the process at exactly the given address.
     ///
     /// # Errors
     /// `EEXIST` when something is mapped there, `ENOMEM` when a limit of the process is reached.
     pub fn map_file(&mut self, file: &FileMapping, what: &'static str) -> Result<(), RemoteError> {
         let kind = if file.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
-        self.map(what, file.address, file.len, file.protection, kind, file.descriptor, file.offset)
+        let place = if file.replace { libc::MAP_FIXED } else { FIXED_NOREPLACE };
+        self.map(what, file.address, file.len, file.protection, kind | place, file.descriptor, file.offset)
     }
 
     #[expect(clippy::too_many_arguments, reason = "they are mmap's")]
@@ -217,8 +232,7 @@ impl<'p> Borrowed<'p> {
         descriptor: u64,
         offset: u64,
     ) -> Result<(), RemoteError> {
-        let flags = (flags | FIXED_NOREPLACE) as u64;
-        let arguments = [address, len, protection as u64, flags, descriptor, offset];
+        let arguments = [address, len, protection as u64, flags as u64, descriptor, offset];
         let mapped = self.system_call(what, libc::SYS_mmap, arguments)?;
         if mapped == address {
             return Ok(());
@@ -346,6 +360,8 @@ pub struct FileMapping {
     pub protection: i32,
     /// Writes reach the file.
     pub shared: bool,
+    /// What is mapped there is replaced: it is a part of a mapping of ours.
+    pub replace: bool,
     /// Descriptor in the process.
     pub descriptor: u64,
     /// Where in the file.

@@ -185,6 +185,7 @@ fn files_and_functions() {
             len: 4096,
             protection: libc::PROT_READ | libc::PROT_EXEC,
             shared: false,
+            replace: false,
             descriptor: received[199],
             offset: 0,
         };

@@ -1,0 +1,545 @@
+//! Puts probes into a process.
+//!
+//! ```text
+//! prepare    plan sites, choose addresses, link programs, make stubs          the process runs
+//! apply      check that all of it still holds                                 stopped
+//!            map everything, beeline_init                                     by a borrowed thread
+//!            move threads out of windows, write the jumps
+//! ```
+//!
+//! Until the first jump is written nothing of ours can run. A jump is written as a whole, its stub is complete before,
+//! and the block names what stood there before that.
+
+use crate::agent::AgentImage;
+use crate::detach;
+use crate::error::TargetRefused;
+use crate::existing::{Existing, Found, find, is_ours};
+use crate::files::MappedFiles;
+use crate::generation::{Area, Generation, Ingredients, Patch, agent_base};
+use crate::image::AGENT_IMAGE;
+use crate::report::AttachReport;
+use crate::request::Request;
+use crate::sites::PlannedSites;
+use crate::target::{self, Facts, remote};
+use crate::tracer;
+use crate::wire::{BlockHead, HEAD_LEN, Wire, region_offset};
+use beeline_abi::process::ProcessBlock;
+use beeline_ptrace::{Registers, StopOptions, StoppedProcess};
+use beeline_remote::{Borrowed, FileMapping, Mappings, Process, RemoteError};
+use beeline_site::Binary;
+use beeline_stub::ThreadKey;
+use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+/// How often an attempt is made again because the process changed under it.
+const ATTEMPTS_MAX: usize = 200;
+/// How long the process gets before the next attempt.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Bytes of a stack that are searched for program counters that signal handlers will return to.
+const STACK_SEARCH_MAX: u64 = 1 << 20;
+
+/// Puts the request's probes into process `pid`.
+///
+/// Attaching again adds what is new and leaves what is in force alone. A process in which an earlier attach or detach
+/// was interrupted is cleaned first.
+///
+/// # Errors
+/// [`TargetRefused`]; the process is then as it was before.
+pub fn attach(pid: i32, request: &Request) -> Result<AttachReport, TargetRefused> {
+    tracer::run(|| {
+        let mut key = None;
+        for _ in 0..ATTEMPTS_MAX {
+            let process = clean(pid)?;
+            let prepared = Prepared::new(&process, request, key)?;
+            let mut planned = prepared.plan();
+            if prepared.is_empty(&planned) {
+                return Ok(prepared.report(&planned, 0, Duration::ZERO));
+            }
+            let generation = Generation::build(prepared.ingredients(), &mut planned)?;
+            let mut stopped = StoppedProcess::stop(pid, StopOptions::default())?;
+            let threads = stopped.threads().len();
+            let result = prepared.apply(&mut planned, generation, &mut stopped);
+            let time = stopped.release();
+            match result {
+                Ok(()) => return Ok(prepared.report(&planned, threads, time)),
+                Err(Failure::OtherKey(other)) => key = Some(other),
+                Err(Failure::Again) => std::thread::sleep(PAUSE),
+                Err(Failure::Refused(reason)) => {
+                    // The reason is what counts, also when nothing can be done any more.
+                    let _ = clean(pid);
+                    return Err(reason);
+                }
+            }
+        }
+        Err(TargetRefused::NoRoom {
+            pid,
+            what: "our mappings: the process changes its own all the time".to_owned(),
+        })
+    })
+}
+
+/// Opens the process, and takes out what an interrupted attach or detach has left in it.
+fn clean(pid: i32) -> Result<Process, TargetRefused> {
+    let process = target::open(pid)?;
+    target::check_seccomp(&process)?;
+    let maps = process.maps().map_err(|error| remote(pid, error))?;
+    let leftover = match find(&process, &maps)? {
+        Found::Nothing => false,
+        Found::Remains => true,
+        Found::Agent(existing) => existing.is_unfinished(),
+    };
+    if leftover {
+        detach::clean(process.pid())?;
+    }
+    Ok(process)
+}
+
+/// Why an attempt did not succeed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The process changed meanwhile, or is busy with an earlier attempt.
+    Again,
+    /// Threads are not found this way.
+    OtherKey(ThreadKey),
+    /// For good.
+    Refused(TargetRefused),
+}
+
+impl From<TargetRefused> for Failure {
+    fn from(reason: TargetRefused) -> Failure {
+        Failure::Refused(reason)
+    }
+}
+
+/// An attach, before anything is decided that needs the process to stand still.
+#[derive(Debug)]
+pub(crate) struct Prepared<'a> {
+    process: &'a Process,
+    request: &'a Request,
+    maps: Mappings,
+    files: MappedFiles,
+    existing: Option<Box<Existing>>,
+    libc_rseq: Option<i64>,
+    image: AgentImage,
+    key: ThreadKey,
+    small_stacks: bool,
+}
+
+impl<'a> Prepared<'a> {
+    /// Looks at the process. `key` overrides how stubs find their thread.
+    pub(crate) fn new(
+        process: &'a Process,
+        request: &'a Request,
+        key: Option<ThreadKey>,
+    ) -> Result<Prepared<'a>, TargetRefused> {
+        let pid = process.pid();
+        let maps = process.maps().map_err(|error| remote(pid, error))?;
+        let image = AgentImage::parse(AGENT_IMAGE).map_err(|what| TargetRefused::BadRequest { what })?;
+        let existing = match find(process, &maps)? {
+            Found::Agent(existing) => Some(existing),
+            Found::Nothing | Found::Remains => None,
+        };
+        if let Some(existing) = &existing {
+            check_existing(process, existing, request, &image)?;
+        }
+        let files = MappedFiles::of(&maps);
+        let executable = target::executable(process, &maps, &files);
+        let key = match &existing {
+            Some(existing) => ThreadKey::from_locator(existing.head.locator),
+            None => key.or_else(|| Some(target::likely_thread_key(executable))),
+        };
+        let key = key.ok_or_else(|| foreign(pid, "its block is damaged"))?;
+        if key == ThreadKey::FsBase && !target::has_rdfsbase(process) {
+            let what = "finding its threads: this kernel does not allow rdfsbase".to_owned();
+            return Err(TargetRefused::NoRoom { pid, what });
+        }
+        let small_stacks = match &existing {
+            Some(existing) => existing.head.flags & ProcessBlock::FLAG_SMALL_STACKS != 0,
+            None => executable.is_some_and(Binary::is_go),
+        };
+        let libc_rseq = target::libc_rseq_offset(process, &files);
+        Ok(Prepared { process, request, maps, files, existing, libc_rseq, image, key, small_stacks })
+    }
+
+    /// What a generation is made from.
+    pub(crate) fn ingredients(&self) -> Ingredients<'_> {
+        Ingredients {
+            process: self.process,
+            maps: &self.maps,
+            request: self.request,
+            existing: self.existing.as_deref(),
+            image: &self.image,
+            thread_key: self.key,
+            small_stacks: self.small_stacks,
+        }
+    }
+
+    /// Decides where each probe goes.
+    pub(crate) fn plan(&self) -> PlannedSites {
+        let given = self.ingredients();
+        PlannedSites::plan(self.process, &self.files, self.request, given.existing, |id| given.unusable(id))
+    }
+
+    /// There is nothing to be put into the process.
+    pub(crate) fn is_empty(&self, planned: &PlannedSites) -> bool {
+        let Some(existing) = &self.existing else { return planned.sites.is_empty() };
+        let known = |id| existing.programs.iter().any(|program| program.id == id);
+        planned.sites.is_empty() && self.request.programs.iter().all(|program| known(program.id))
+    }
+
+    /// What was done.
+    pub(crate) fn report(&self, planned: &PlannedSites, threads: usize, stopped: Duration) -> AttachReport {
+        AttachReport {
+            pid: self.process.pid(),
+            first: self.existing.is_none(),
+            probes: planned.outcomes(self.request),
+            threads,
+            stopped,
+        }
+    }
+
+    /// Does it. The process stands still.
+    pub(crate) fn apply(
+        &self,
+        planned: &mut PlannedSites,
+        mut generation: Generation<'_>,
+        stopped: &mut StoppedProcess,
+    ) -> Result<(), Failure> {
+        let fresh = self.check_unchanged()?;
+        let facts = Facts::of(self.process, stopped, self.libc_rseq)?;
+        if self.existing.is_none() && self.key == ThreadKey::FsSelf && !facts.self_pointer {
+            return Err(Failure::OtherKey(ThreadKey::FsBase));
+        }
+        for (address, reason) in self.unusable_sites(&generation, stopped)? {
+            generation.give_up(address)?;
+            planned.refuse(address, &reason);
+        }
+        let head = self.final_head(&generation, &facts, fresh.as_ref());
+        self.put_in(&generation, &head, fresh.as_ref(), stopped)?;
+        let result = self.put_in_force(&generation, &head, stopped);
+        if result.is_err() {
+            self.take_back(&generation, stopped);
+        }
+        result.map_err(Failure::Refused)
+    }
+
+    /// The agent is the one that was prepared for; its head as it is now.
+    fn check_unchanged(&self) -> Result<Option<BlockHead>, Failure> {
+        let maps = self.process.maps().map_err(|error| self.failed(error))?;
+        match (find(self.process, &maps)?, &self.existing) {
+            (Found::Nothing, None) => Ok(None),
+            (Found::Agent(now), Some(then)) => {
+                let same = now.block == then.block
+                    && now.head.sites == then.head.sites
+                    && now.head.flags == then.head.flags;
+                if same { Ok(Some(now.head)) } else { Err(Failure::Again) }
+            }
+            _ => Err(Failure::Again),
+        }
+    }
+
+    /// Sites at which other bytes stand than were planned for, or into whose windows a signal handler will return.
+    fn unusable_sites(
+        &self,
+        generation: &Generation<'_>,
+        stopped: &StoppedProcess,
+    ) -> Result<Vec<(u64, String)>, TargetRefused> {
+        let mut unusable = Vec::new();
+        let mut inner = HashMap::new();
+        for patch in &generation.patches {
+            let now = self.process.memory().read_vec(patch.address, patch.expected.len());
+            if now.map_err(|error| self.failed(error))? != patch.expected {
+                let reason = format!("the bytes at {:#x} in memory are not those of the file", patch.address);
+                unusable.push((patch.address, reason));
+            }
+            inner.extend(patch.inner.iter().map(|&at| (patch.address + u64::from(at), patch.address)));
+        }
+        for address in self.saved_inside(&inner, stopped)? {
+            let reason = format!(
+                "a signal handler is about to return into the instructions at {address:#x}; try again"
+            );
+            unusable.push((address, reason));
+        }
+        Ok(unusable)
+    }
+
+    /// The sites of which an address in `inner` stands on a stack.
+    fn saved_inside(
+        &self,
+        inner: &HashMap<u64, u64>,
+        stopped: &StoppedProcess,
+    ) -> Result<Vec<u64>, TargetRefused> {
+        let mut found = Vec::new();
+        if inner.is_empty() {
+            return Ok(found);
+        }
+        for thread in stopped.threads() {
+            let sp = thread.registers().map_err(|error| self.failed(error.into()))?.rsp & !7;
+            let Some(stack) = self.maps.at(sp) else { continue };
+            let len = (stack.end - sp).min(STACK_SEARCH_MAX);
+            let Ok(bytes) = self.process.memory().read_vec(sp, len as usize) else { continue };
+            found.extend(bytes.chunks_exact(8).filter_map(|word| inner.get(&u64::get(word))));
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    fn final_head(&self, generation: &Generation<'_>, facts: &Facts, fresh: Option<&BlockHead>) -> BlockHead {
+        let head = generation.head.clone();
+        match fresh {
+            // What the agent changes by itself stays as it is now.
+            Some(fresh) => BlockHead {
+                pool: fresh.pool,
+                region_count: fresh.region_count + generation.regions.len() as u32,
+                ..head
+            },
+            None => BlockHead {
+                flags: head.flags | facts.flags,
+                tid_offset: facts.tid_offset,
+                rseq_offset: facts.rseq_offset,
+                vdso_clock_gettime: facts.vdso_clock_gettime,
+                ..head
+            },
+        }
+    }
+
+    /// Maps everything and starts the agent. On failure everything is out again.
+    fn put_in(
+        &self,
+        generation: &Generation<'_>,
+        head: &BlockHead,
+        fresh: Option<&BlockHead>,
+        stopped: &mut StoppedProcess,
+    ) -> Result<(), Failure> {
+        if let Some(fresh) = fresh {
+            self.announce(generation, fresh)?;
+        }
+        let mut borrowed = match Borrowed::begin(self.process, stopped, 0) {
+            Ok(borrowed) => borrowed,
+            Err(RemoteError::Busy { .. }) => return Err(Failure::Again),
+            Err(error) => return Err(self.failed(error).into()),
+        };
+        let result = self.fill(&mut borrowed, generation, head);
+        if result.is_err() {
+            for area in &generation.areas {
+                // What was not mapped is not there to be unmapped; what is there is ours: the name tells.
+                unmap_ours(&mut borrowed, area);
+            }
+        }
+        let ended = borrowed.end(stopped).map_err(|error| self.failed(error));
+        if let (Err(_), Some(fresh)) = (&result, fresh) {
+            self.write_head(fresh)?;
+        }
+        result?;
+        Ok(ended?)
+    }
+
+    /// Enters the regions of a later attach before they are mapped.
+    fn announce(&self, generation: &Generation<'_>, fresh: &BlockHead) -> Result<(), TargetRefused> {
+        let bytes: Vec<u8> = generation.regions.iter().flat_map(Wire::to_bytes).collect();
+        let at = generation.block + region_offset(fresh.region_count as usize);
+        self.process.memory().write(at, &bytes).map_err(|error| self.failed(error))?;
+        let region_count = fresh.region_count + generation.regions.len() as u32;
+        let flags = fresh.flags | ProcessBlock::FLAG_UNFINISHED;
+        self.write_head_at(generation.block, &BlockHead { region_count, flags, ..fresh.clone() })
+    }
+
+    fn fill(
+        &self,
+        borrowed: &mut Borrowed<'_>,
+        generation: &Generation<'_>,
+        head: &BlockHead,
+    ) -> Result<(), Failure> {
+        let mut files: Vec<BorrowedFd<'_>> = vec![generation.memory.descriptor()];
+        files.extend(generation.shared.iter().map(|file| file.file));
+        let descriptors = borrowed.receive(&files).map_err(|error| self.failed(error))?;
+        let mapped = map_everything(borrowed, generation, &descriptors);
+        for &descriptor in &descriptors {
+            borrowed.close(descriptor).map_err(|error| self.failed(error))?;
+        }
+        match mapped {
+            Ok(()) => {}
+            Err(RemoteError::SystemCall { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => {
+                return Err(Failure::Again);
+            }
+            Err(error) => return Err(self.failed(error).into()),
+        }
+        let unfinished = BlockHead { flags: head.flags | ProcessBlock::FLAG_UNFINISHED, ..head.clone() };
+        if self.existing.is_none() {
+            self.write_head_at(generation.block, &unfinished)?;
+        }
+        let result =
+            borrowed.call(generation.init, [generation.block, 0, 0]).map_err(|error| self.failed(error))?;
+        match result as i64 {
+            0 => Ok(()),
+            errno => Err(TargetRefused::AgentFailed { pid: self.process.pid(), errno: -errno }.into()),
+        }
+    }
+
+    /// Makes the tables current, moves threads out of the way, writes the jumps.
+    fn put_in_force(
+        &self,
+        generation: &Generation<'_>,
+        head: &BlockHead,
+        stopped: &StoppedProcess,
+    ) -> Result<(), TargetRefused> {
+        // The agent may have changed its block when it was started.
+        let fork_page = self.read_fork_page(generation.block)?;
+        let head = BlockHead { fork_page, flags: head.flags | ProcessBlock::FLAG_UNFINISHED, ..head.clone() };
+        self.write_head_at(generation.block, &head)?;
+        for thread in stopped.threads() {
+            let registers = thread.registers().map_err(|error| self.failed(error.into()))?;
+            if let Some(rip) = moved(generation, registers.rip) {
+                let registers = Registers { rip, ..registers };
+                thread.set_registers(&registers).map_err(|error| self.failed(error.into()))?;
+            }
+        }
+        for patch in &generation.patches {
+            self.process.memory().write(patch.address, &patch.jump).map_err(|error| self.failed(error))?;
+        }
+        let flags = head.flags & !ProcessBlock::FLAG_UNFINISHED;
+        self.write_head_at(generation.block, &BlockHead { flags, ..head })
+    }
+
+    /// Undoes the jumps of an attempt that failed in the middle of writing them. Its mappings stay, as the block says:
+    /// the next attach or detach takes them out.
+    fn take_back(&self, generation: &Generation<'_>, stopped: &StoppedProcess) {
+        for patch in &generation.patches {
+            // Whoever cannot be written now could not be before; nothing else is left to try.
+            let _ = self.process.memory().write(patch.address, &patch.expected[..patch.jump.len()]);
+        }
+        for thread in stopped.threads() {
+            let Ok(registers) = thread.registers() else { continue };
+            let back = generation.patches.iter().find_map(|patch| patch.stub.pc_in_original(registers.rip));
+            if let Some(rip) = back {
+                let _ = thread.set_registers(&Registers { rip, ..registers });
+            }
+        }
+    }
+
+    fn read_fork_page(&self, block: u64) -> Result<u64, TargetRefused> {
+        let bytes =
+            self.process.memory().read_array::<HEAD_LEN>(block).map_err(|error| self.failed(error))?;
+        let head =
+            BlockHead::from_bytes(&bytes).map_err(|_| foreign(self.process.pid(), "its block is damaged"))?;
+        Ok(head.fork_page)
+    }
+
+    fn write_head(&self, head: &BlockHead) -> Result<(), TargetRefused> {
+        let block = self.existing.as_ref().map_or(0, |existing| existing.block);
+        self.write_head_at(block, head)
+    }
+
+    fn write_head_at(&self, block: u64, head: &BlockHead) -> Result<(), TargetRefused> {
+        self.process.memory().write(block, &head.to_bytes()).map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: RemoteError) -> TargetRefused {
+        remote(self.process.pid(), error)
+    }
+}
+
+/// Maps all areas and files of a generation.
+fn map_everything(
+    borrowed: &mut Borrowed<'_>,
+    generation: &Generation<'_>,
+    descriptors: &[u64],
+) -> Result<(), RemoteError> {
+    let memory = descriptors.first().copied().unwrap_or(u64::MAX);
+    for area in &generation.areas {
+        let whole = FileMapping {
+            address: area.region.start,
+            len: area.region.len,
+            protection: libc::PROT_NONE,
+            shared: false,
+            replace: false,
+            descriptor: memory,
+            offset: area.offset,
+        };
+        if let [piece] = area.pieces[..]
+            && piece.len == area.region.len
+        {
+            borrowed
+                .map_file(&FileMapping { protection: piece.protection, ..whole }, "mmap of probe code")?;
+            continue;
+        }
+        borrowed.map_file(&whole, "mmap of a range for the agent")?;
+        for piece in &area.pieces {
+            let mapping = FileMapping {
+                address: piece.address,
+                len: piece.len,
+                protection: piece.protection,
+                replace: true,
+                offset: piece.offset,
+                ..whole
+            };
+            borrowed.map_file(&mapping, "mmap of the agent")?;
+        }
+    }
+    if let Some(fork_page) = generation.fork_page {
+        borrowed.replace_anonymous(fork_page, beeline_abi::PAGE_SIZE, "mmap of the agent's fork page")?;
+    }
+    for (file, &descriptor) in generation.shared.iter().zip(&descriptors[1..]) {
+        let mapping = FileMapping {
+            address: file.address,
+            len: file.len,
+            protection: libc::PROT_READ | libc::PROT_WRITE,
+            shared: true,
+            replace: true,
+            descriptor,
+            offset: 0,
+        };
+        borrowed.map_file(&mapping, file.what)?;
+        if file.again_from != 0 {
+            let (address, len) = (file.address + file.len, file.len - file.again_from);
+            borrowed
+                .map_file(&FileMapping { address, len, offset: file.again_from, ..mapping }, file.what)?;
+        }
+    }
+    Ok(())
+}
+
+/// Unmaps an area of an attempt that failed, if it got as far as being mapped.
+fn unmap_ours(borrowed: &mut Borrowed<'_>, area: &Area) {
+    let maps = borrowed.process().maps().unwrap_or_default();
+    if maps.at(area.region.start).is_some_and(is_ours) {
+        // If even this fails, the next attach or detach finds it by its name.
+        let _ = borrowed.unmap(area.region.start, area.region.len);
+    }
+}
+
+/// Where a thread has to go on whose program counter is inside of a window.
+fn moved(generation: &Generation<'_>, pc: u64) -> Option<u64> {
+    let inside = |patch: &&Patch| patch.inner.iter().any(|&at| patch.address + u64::from(at) == pc);
+    let patch = generation.patches.iter().find(inside)?;
+    patch.stub.pc_in_stub(pc)
+}
+
+/// The agent that is there can be added to.
+fn check_existing(
+    process: &Process,
+    existing: &Existing,
+    request: &Request,
+    image: &AgentImage,
+) -> Result<(), TargetRefused> {
+    let pid = process.pid();
+    if existing.head.store_uuid != request.store_uuid {
+        return Err(TargetRefused::OtherStore { pid });
+    }
+    let base = agent_base(image, existing);
+    let linked = image.at(base);
+    for segment in image.segments().iter().filter(|segment| segment.protection & libc::PROT_WRITE == 0) {
+        let ours = &linked.bytes[segment.start as usize..(segment.start + segment.len) as usize];
+        let theirs = process.memory().read_vec(base.wrapping_add(segment.start), ours.len());
+        if theirs.ok().as_deref() != Some(ours) {
+            return Err(foreign(pid, "it was made by another build of beeline; detach and attach again"));
+        }
+    }
+    Ok(())
+}
+
+fn foreign(pid: i32, reason: &str) -> TargetRefused {
+    TargetRefused::ForeignAgent { pid, reason: reason.to_owned() }
+}

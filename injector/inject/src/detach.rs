@@ -1,0 +1,392 @@
+//! Takes probes and agent out of a process.
+//!
+//! ```text
+//! stop:   put the original bytes back where a jump of ours stands
+//!         put return addresses back on the stacks
+//!         is a thread in our code, or will one come back to it?  ─ yes ─▶ let it run for a moment, stop again
+//!         unmap everything, the block last
+//! ```
+//!
+//! From the first write on the block says that this is under way; whoever comes after a killed detach goes on with it.
+//! A thread *will come back* when its guard word says that a program runs, or when a signal handler will return there.
+
+use crate::error::TargetRefused;
+use crate::existing::{Existing, Found, find, is_ours};
+use crate::report::DetachReport;
+use crate::target::{self, remote};
+use crate::tracer;
+use crate::wire::{BlockHead, Wire, region_offset};
+use beeline_abi::process::{ProcessBlock, Region, SiteRuntime};
+use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
+use beeline_ptrace::{Registers, StopError, StopOptions, Stopped, StoppedProcess};
+use beeline_remote::{Borrowed, Mapping, Mappings, Process, RemoteError};
+use std::mem::offset_of;
+use std::time::{Duration, Instant};
+
+/// `RSEQ_FLAG_UNREGISTER`.
+const RSEQ_FLAG_UNREGISTER: u64 = 1;
+/// Bytes of a stack that are searched for frames of signal handlers.
+const STACK_SEARCH_MAX: u64 = 1 << 20;
+
+/// How patiently a process is detached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DetachOptions {
+    /// How long threads get to leave our code. They do so within microseconds, unless they wait in it.
+    pub timeout: Duration,
+}
+
+impl Default for DetachOptions {
+    fn default() -> DetachOptions {
+        DetachOptions { timeout: Duration::from_secs(5) }
+    }
+}
+
+/// Takes all probes and the agent out of process `pid`; what an interrupted attach or detach has left, too.
+///
+/// # Errors
+/// [`TargetRefused`]: [`TargetRefused::NotAttached`] when it carries nothing of ours.
+pub fn detach(pid: i32, options: &DetachOptions) -> Result<DetachReport, TargetRefused> {
+    tracer::run(|| {
+        let process = target::open(pid)?;
+        let maps = process.maps().map_err(|error| remote(pid, error))?;
+        if let Found::Nothing = find(&process, &maps)? {
+            return Err(TargetRefused::NotAttached { pid });
+        }
+        take_out(&process, options)
+    })
+}
+
+/// Takes everything out before something else is done to the process.
+pub(crate) fn clean(pid: i32) -> Result<(), TargetRefused> {
+    let report = take_out(&target::open(pid)?, &DetachOptions::default())?;
+    match report.left {
+        None => Ok(()),
+        Some(reason) => {
+            Err(TargetRefused::ForeignAgent { pid, reason: format!("it cannot be taken out: {reason}") })
+        }
+    }
+}
+
+fn take_out(process: &Process, options: &DetachOptions) -> Result<DetachReport, TargetRefused> {
+    let mut report = DetachReport {
+        pid: process.pid(),
+        restored: 0,
+        foreign: Vec::new(),
+        returns: 0,
+        stopped: Duration::ZERO,
+        rounds: 0,
+        left: None,
+    };
+    let begin = Instant::now();
+    let mut pause = Duration::from_micros(200);
+    loop {
+        let mut stopped = match StoppedProcess::stop(process.pid(), StopOptions::default()) {
+            // It ended while its threads were leaving our code: then it is out.
+            Err(StopError::Died { .. } | StopError::Zombie { .. } | StopError::NoSuchProcess { .. })
+                if report.rounds > 0 =>
+            {
+                return Ok(report);
+            }
+            other => other?,
+        };
+        report.rounds += 1;
+        let state = Round { process, stopped: &mut stopped }.run(&mut report);
+        report.stopped += stopped.release();
+        match state? {
+            State::Out => return Ok(report),
+            State::Kept(reason) => {
+                report.left = Some(reason);
+                return Ok(report);
+            }
+            State::Busy(reason) if begin.elapsed() > options.timeout => {
+                report.left = Some(reason);
+                return Ok(report);
+            }
+            State::Busy(_) => std::thread::sleep(pause),
+        }
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+/// How far a round has got.
+enum State {
+    /// Everything is out.
+    Out,
+    /// A thread is not out of our code yet.
+    Busy(String),
+    /// It has to stay.
+    Kept(String),
+}
+
+/// One stop.
+struct Round<'a> {
+    process: &'a Process,
+    stopped: &'a mut StoppedProcess,
+}
+
+impl<'a> Round<'a> {
+    fn run(&mut self, report: &mut DetachReport) -> Result<State, TargetRefused> {
+        let maps = self.maps()?;
+        let existing = match find(self.process, &maps)? {
+            Found::Nothing => return Ok(State::Out),
+            Found::Remains => return self.unmap(&maps, None),
+            Found::Agent(existing) => existing,
+        };
+        self.mark(&existing)?;
+        self.restore_sites(&existing, report)?;
+        let slots = Slots::read(self.process, &existing)?;
+        report.returns += self.restore_returns(&existing, &slots);
+        for thread in self.stopped.threads() {
+            if let Some(why) = self.occupied(thread, &existing, &slots, &maps)? {
+                return Ok(State::Busy(format!("thread {} {why}", thread.tid())));
+            }
+        }
+        if let Some(address) = report.foreign.first() {
+            let reason = format!("somebody else has changed the code at {address:#x} on top of a probe");
+            return Ok(State::Kept(reason));
+        }
+        if let Some(state) = self.leave_rseq(&existing)? {
+            return Ok(state);
+        }
+        self.unmap(&maps, Some(&existing))
+    }
+
+    /// Says in the block that detaching is under way.
+    fn mark(&self, existing: &Existing) -> Result<(), TargetRefused> {
+        let flags = existing.head.flags | ProcessBlock::FLAG_UNFINISHED;
+        let head = BlockHead { flags, ..existing.head.clone() };
+        self.process.memory().write(existing.block, &head.to_bytes()).map_err(|error| self.failed(error))
+    }
+
+    /// Puts original bytes back where a jump of ours stands.
+    fn restore_sites(&self, existing: &Existing, report: &mut DetachReport) -> Result<(), TargetRefused> {
+        report.foreign.clear();
+        for site in existing.sites.iter().filter(|site| site.link_count != 0) {
+            let len = site.len as usize;
+            if existing.is_in_place(self.process, site) {
+                let write = self.process.memory().write(site.address, &site.original[..len]);
+                write.map_err(|error| self.failed(error))?;
+                report.restored += 1;
+            } else if self.is_hooked(site) {
+                report.foreign.push(site.address);
+            }
+        }
+        Ok(())
+    }
+
+    /// Something jumps away from where our jump was. A library that was unloaded since shows other code, or nothing.
+    fn is_hooked(&self, site: &SiteRuntime) -> bool {
+        const JUMPS: [u8; 5] = [0xe9, 0xcc, 0xeb, 0xff, 0xe8];
+        let bytes = self.process.memory().read_vec(site.address, site.len as usize);
+        bytes.is_ok_and(|bytes| bytes != site.original[..bytes.len()] && JUMPS.contains(&bytes[0]))
+    }
+
+    /// Puts return addresses back on the stacks; tells how many.
+    fn restore_returns(&self, existing: &Existing, slots: &Slots) -> usize {
+        let memory = self.process.memory();
+        let mut count = 0;
+        for slot in &slots.0 {
+            // The newest entry first: an older one of the same stack word is stale, and does not match any more then.
+            for entry in slot.returns(self.process).iter().rev() {
+                let stands = memory.read_u64(entry.sp).is_ok_and(|word| word == entry.trampoline);
+                if stands && existing.owns(entry.trampoline) {
+                    count += usize::from(memory.write_u64(entry.sp, entry.return_address).is_ok());
+                }
+            }
+        }
+        count
+    }
+
+    /// Why a thread still needs our code; none when it does not.
+    fn occupied(
+        &self,
+        thread: &Stopped,
+        existing: &Existing,
+        slots: &Slots,
+        maps: &Mappings,
+    ) -> Result<Option<&'static str>, TargetRefused> {
+        let registers = thread.registers().map_err(|error| self.failed(error.into()))?;
+        if existing.owns(registers.rip) {
+            return Ok(Some("is in a probe"));
+        }
+        if existing.owns(registers.rsp) {
+            return Ok(Some("is on the stack of a probe"));
+        }
+        let stack = maps.at(registers.rsp);
+        if slots.runs_program(&registers, stack) {
+            return Ok(Some("runs a program"));
+        }
+        let returns = stack.is_some_and(|stack| self.handler_returns(&registers, stack, existing));
+        Ok(returns.then_some("will return from a signal handler into a probe"))
+    }
+
+    /// A signal frame on the stack has its program counter in our code: in `ucontext`, flags and segment registers follow.
+    fn handler_returns(&self, registers: &Registers, stack: &Mapping, existing: &Existing) -> bool {
+        const USER_CODE_SEGMENT: u64 = 0x33;
+        let start = registers.rsp & !7;
+        let len = (stack.end - start).min(STACK_SEARCH_MAX);
+        let Ok(bytes) = self.process.memory().read_vec(start, len as usize) else { return false };
+        let words: Vec<u64> = bytes.chunks_exact(8).map(u64::get).collect();
+        words.windows(3).any(|words| words[2] & 0xffff == USER_CODE_SEGMENT && existing.owns(words[0]))
+    }
+
+    /// No thread's `struct rseq` lies in our memory or refers to it.
+    fn leave_rseq(&mut self, existing: &Existing) -> Result<Option<State>, TargetRefused> {
+        let mut ours = Vec::new();
+        for thread in self.stopped.threads() {
+            let Some(rseq) = thread.rseq().map_err(|error| self.failed(error.into()))? else { continue };
+            // After cpu_id_start and cpu_id: the address of the critical section that was entered last.
+            let section = rseq.address + 8;
+            if self.process.memory().read_u64(section).is_ok_and(|word| existing.owns(word)) {
+                self.process.memory().write_u64(section, 0).map_err(|error| self.failed(error))?;
+            }
+            if existing.owns(rseq.address) {
+                ours.push((thread.tid(), rseq));
+            }
+        }
+        for (tid, rseq) in ours {
+            let Some(index) = self.stopped.threads().iter().position(|thread| thread.tid() == tid) else {
+                continue;
+            };
+            let arguments =
+                [rseq.address, rseq.size.into(), RSEQ_FLAG_UNREGISTER, rseq.signature.into(), 0, 0];
+            let Some(mut borrowed) = self.borrow(index)? else { return Ok(Some(busy_borrower())) };
+            let result = borrowed.system_call("rseq (unregister)", libc::SYS_rseq, arguments);
+            borrowed.end(self.stopped).map_err(|error| remote(self.process.pid(), error))?;
+            result.map_err(|error| self.failed(error))?;
+        }
+        Ok(None)
+    }
+
+    /// Unmaps all that is ours.
+    fn unmap(&mut self, maps: &Mappings, existing: Option<&Existing>) -> Result<State, TargetRefused> {
+        let Some(mut borrowed) = self.borrow(0)? else { return Ok(busy_borrower()) };
+        let result = unmap_all(&mut borrowed, maps, existing);
+        borrowed.end(self.stopped).map_err(|error| remote(self.process.pid(), error))?;
+        result.map_err(|error| self.failed(error))?;
+        Ok(State::Out)
+    }
+
+    /// Borrows a thread; none when one is still busy for a borrower that was killed.
+    fn borrow(&mut self, index: usize) -> Result<Option<Borrowed<'a>>, TargetRefused> {
+        match Borrowed::begin(self.process, self.stopped, index) {
+            Ok(borrowed) => Ok(Some(borrowed)),
+            Err(RemoteError::Busy { .. }) => Ok(None),
+            Err(error) => Err(remote(self.process.pid(), error)),
+        }
+    }
+
+    fn maps(&self) -> Result<Mappings, TargetRefused> {
+        self.process.maps().map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: RemoteError) -> TargetRefused {
+        remote(self.process.pid(), error)
+    }
+}
+
+fn busy_borrower() -> State {
+    State::Busy("still works for an attempt that was interrupted".to_owned())
+}
+
+/// Unmaps every region that can be told for ours, the one with the block last, then what has our name.
+fn unmap_all(
+    borrowed: &mut Borrowed<'_>,
+    maps: &Mappings,
+    existing: Option<&Existing>,
+) -> Result<(), RemoteError> {
+    if let Some(existing) = existing {
+        let holds_block = |region: &Region| existing.block.wrapping_sub(region.start) < region.len;
+        for (index, region) in existing.regions.iter().enumerate().filter(|(_, region)| !holds_block(region))
+        {
+            let Some(mapping) = maps.at(region.start) else { continue };
+            if !is_ours(mapping) {
+                if !is_chunk(mapping, region) {
+                    continue;
+                }
+                // Memory of the agent's own has no name. If we are killed here it stays; what is mapped in its place
+                // later must not be taken for it.
+                let entry = existing.block + region_offset(index);
+                borrowed.process().memory().write(entry, &Region::default().to_bytes())?;
+            }
+            borrowed.unmap(region.start, region.len)?;
+        }
+        if let Some(home) = existing.regions.iter().find(|region| holds_block(region)) {
+            borrowed.unmap(home.start, home.len)?;
+        }
+    }
+    let rest = borrowed.process().maps()?;
+    for mapping in rest.iter().filter(|mapping| is_ours(mapping)) {
+        borrowed.unmap(mapping.start, mapping.len())?;
+    }
+    Ok(())
+}
+
+/// The mapping can be memory that the agent took for its threads: neighbours of the same kind are merged with it.
+fn is_chunk(mapping: &Mapping, region: &Region) -> bool {
+    mapping.name.is_empty()
+        && mapping.write
+        && !mapping.execute
+        && !mapping.shared
+        && region.start.is_multiple_of(region.len.max(1))
+        && region.start + region.len <= mapping.end
+}
+
+/// A thread's slot, as far as it matters here.
+#[derive(Debug)]
+struct Slot {
+    key: u64,
+    guard: u64,
+    returns_base: u64,
+    returns_top: u64,
+}
+
+impl Slot {
+    fn read(bytes: &[u8]) -> Slot {
+        let word = |offset: usize| u64::get(&bytes[offset..]);
+        Slot {
+            key: word(offset_of!(ThreadSlot, key)),
+            guard: word(offset_of!(ThreadSlot, guard)),
+            returns_base: word(offset_of!(ThreadSlot, returns_base)),
+            returns_top: word(offset_of!(ThreadSlot, returns_top)),
+        }
+    }
+
+    /// Its outstanding returns.
+    fn returns(&self, process: &Process) -> Vec<ReturnSlot> {
+        let len = self.returns_top.wrapping_sub(self.returns_base) / ReturnSlot::LEN as u64;
+        if self.returns_base == 0 || len > RETURN_SLOTS + 1 {
+            return Vec::new();
+        }
+        let bytes = process.memory().read_vec(self.returns_base, len as usize * ReturnSlot::LEN);
+        bytes.unwrap_or_default().chunks_exact(ReturnSlot::LEN).map(ReturnSlot::get).collect()
+    }
+}
+
+/// The slots that were ever used.
+#[derive(Debug)]
+struct Slots(Vec<Slot>);
+
+impl Slots {
+    fn read(process: &Process, existing: &Existing) -> Result<Slots, TargetRefused> {
+        let len = size_of::<ThreadSlot>();
+        let bytes = process
+            .memory()
+            .read_vec(existing.head.threads, THREAD_SLOTS as usize * len)
+            .map_err(|error| remote(process.pid(), error))?;
+        Ok(Slots(bytes.chunks_exact(len).map(Slot::read).filter(|slot| slot.key != 0).collect()))
+    }
+
+    /// The thread is below the frame of a program that has not ended. A guard word below the stack pointer, on the same
+    /// stack, was left by a run that was abandoned.
+    fn runs_program(&self, registers: &Registers, stack: Option<&Mapping>) -> bool {
+        let Some(slot) = self.0.iter().find(|slot| slot.key & !1 == registers.fs_base) else { return false };
+        let same_stack = stack.is_some_and(|stack| stack.holds(slot.guard));
+        slot.guard != 0 && !(same_stack && registers.rsp > slot.guard)
+    }
+}
+
+/// The number of slots in use.
+pub(crate) fn threads_seen(process: &Process, existing: &Existing) -> usize {
+    Slots::read(process, existing).map_or(0, |slots| slots.0.len())
+}

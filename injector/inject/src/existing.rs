@@ -1,0 +1,127 @@
+//! What a process carries of ours already. It is that process's word: everything is checked before use.
+
+use crate::error::TargetRefused;
+use crate::wire::{BlockHead, HEAD_LEN, NoBlock, Wire, region_offset};
+use beeline_abi::link::LinkRuntime;
+use beeline_abi::map::MapHandle;
+use beeline_abi::process::{ProcessBlock, ProgramRuntime, Region, SiteRuntime};
+use beeline_remote::{Mapping, Mappings, Process};
+
+/// Name of the memory file that all private mappings of ours are made of, as `/proc/PID/maps` shows it.
+pub(crate) const MEMORY_NAME: &str = "beeline-agent";
+const MAPPING_NAME: &str = "/memfd:beeline-agent (deleted)";
+
+/// Entries of a table that are believed.
+const TABLE_MAX: u32 = 1 << 20;
+/// Links of one site that are believed.
+const LINKS_MAX: u32 = 1 << 14;
+
+/// True for a mapping of ours.
+pub(crate) fn is_ours(mapping: &Mapping) -> bool {
+    mapping.name == MAPPING_NAME
+}
+
+/// An agent in a process, with its bookkeeping.
+#[derive(Debug)]
+pub(crate) struct Existing {
+    pub(crate) block: u64,
+    pub(crate) head: BlockHead,
+    pub(crate) regions: Vec<Region>,
+    pub(crate) sites: Vec<SiteRuntime>,
+    /// The links of each site.
+    pub(crate) links: Vec<Vec<LinkRuntime>>,
+    pub(crate) programs: Vec<ProgramRuntime>,
+    pub(crate) maps: Vec<MapHandle>,
+}
+
+/// What is found in a process.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// Nothing of ours.
+    Nothing,
+    /// Mappings of ours without a block: somebody was killed before it was there, or after it was gone.
+    Remains,
+    /// An agent.
+    Agent(Box<Existing>),
+}
+
+/// Looks for an agent in a process.
+pub(crate) fn find(process: &Process, maps: &Mappings) -> Result<Found, TargetRefused> {
+    let mut found = Found::Nothing;
+    for mapping in maps.iter().filter(|mapping| is_ours(mapping)) {
+        found = Found::Remains;
+        if !mapping.write {
+            continue;
+        }
+        // Which piece this mapping begins with is not known, nor whether the kernel merged it with a neighbour.
+        let Ok(bytes) = process.memory().read_array::<HEAD_LEN>(mapping.start) else { continue };
+        match BlockHead::from_bytes(&bytes) {
+            Err(NoBlock::NotOne) => {}
+            Err(NoBlock::Version(version)) => {
+                let reason = format!("it has layout version {version}");
+                return Err(TargetRefused::ForeignAgent { pid: process.pid(), reason });
+            }
+            Err(NoBlock::Damaged) => return Err(damaged(process, "its block")),
+            Ok(head) => return Ok(Found::Agent(Box::new(Existing::read(process, mapping.start, head)?))),
+        }
+    }
+    Ok(found)
+}
+
+impl Existing {
+    fn read(process: &Process, block: u64, head: BlockHead) -> Result<Existing, TargetRefused> {
+        let regions: Vec<Region> =
+            table(process, block + region_offset(0), head.region_count, "its list of regions")?;
+        let valid = |region: &Region| region.start.checked_add(region.len).is_some_and(|end| end < 1 << 56);
+        if !regions.iter().all(valid) {
+            return Err(damaged(process, "its list of regions"));
+        }
+        let sites: Vec<SiteRuntime> = table(process, head.sites, head.site_count, "its list of sites")?;
+        let mut links = Vec::with_capacity(sites.len());
+        for site in &sites {
+            if site.len as usize > site.original.len() || site.link_count > LINKS_MAX {
+                return Err(damaged(process, "a site"));
+            }
+            links.push(table(process, site.links, site.link_count, "the links of a site")?);
+        }
+        let programs = table(process, head.programs, head.program_count, "its list of programs")?;
+        let maps = table(process, head.maps, head.map_count, "its list of maps")?;
+        Ok(Existing { block, head, regions, sites, links, programs, maps })
+    }
+
+    /// Attaching or detaching did not come to its end.
+    pub(crate) fn is_unfinished(&self) -> bool {
+        self.head.flags & ProcessBlock::FLAG_UNFINISHED != 0
+    }
+
+    /// The address lies in a region of ours.
+    pub(crate) fn owns(&self, address: u64) -> bool {
+        self.regions.iter().any(|region| address.wrapping_sub(region.start) < region.len)
+    }
+
+    /// A jump of ours stands at the site: what was written there, or an earlier jump into our code.
+    pub(crate) fn is_in_place(&self, process: &Process, site: &SiteRuntime) -> bool {
+        let Ok(bytes) = process.memory().read_vec(site.address, site.len as usize) else { return false };
+        bytes == site.patched[..site.len as usize] || self.is_our_jump(site.address, &bytes)
+    }
+
+    fn is_our_jump(&self, address: u64, bytes: &[u8]) -> bool {
+        let [0xe9, a, b, c, d, ..] = *bytes else { return false };
+        let distance = i64::from(i32::from_le_bytes([a, b, c, d]));
+        self.owns(address.wrapping_add(5).wrapping_add_signed(distance))
+    }
+}
+
+/// Reads a table of another process.
+fn table<T: Wire>(process: &Process, address: u64, count: u32, what: &str) -> Result<Vec<T>, TargetRefused> {
+    if count > TABLE_MAX {
+        return Err(damaged(process, what));
+    }
+    let bytes = process.memory().read_vec(address, count as usize * T::LEN);
+    let bytes = if count == 0 { Vec::new() } else { bytes.map_err(|_| damaged(process, what))? };
+    Ok(bytes.chunks_exact(T::LEN).map(T::get).collect())
+}
+
+fn damaged(process: &Process, what: &str) -> TargetRefused {
+    TargetRefused::ForeignAgent { pid: process.pid(), reason: format!("{what} is damaged") }
+}

@@ -1,0 +1,750 @@
+//! Everything that one attach adds to a process, made outside of it: addresses, contents, patches.
+//!
+//! ```text
+//! home area (first attach):    image text | image data | gap | block, threads, task, tables | fork page
+//! table area (later attach):   tables
+//! arena area, for each group of sites within reach:   programs | stubs | jump slots
+//! shared area:   guard page | CPU slots, trace (first attach) | maps | links
+//!
+//! tables:   map handles | programs | sites | links
+//! ```
+//!
+//! The tables of a later attach hold everything, old and new, and replace the earlier ones by one write of the block's
+//! head. Earlier tables stay: programs hold addresses of map handles, stubs those of links.
+
+use crate::agent::{AgentImage, AgentSegment, LinkedAgent};
+use crate::error::TargetRefused;
+use crate::existing::Existing;
+use crate::maps::{SharedFile, map_handle};
+use crate::request::{MapRequest, ProbeKind, ProgramRequest, Request};
+use crate::sites::{PlannedSite, PlannedSites};
+use crate::space::{MemoryFile, Space};
+use crate::wire::{BLOCK_LEN, BlockHead, Wire, region_offset};
+use beeline_abi::code::{ContextUse, ProgramNeeds, Symbol};
+use beeline_abi::link::{LinkRuntime, LinkShared};
+use beeline_abi::map::MapHandle;
+use beeline_abi::process::{ProcessBlock, ProgramRuntime, REGIONS_MAX, Region, SiteRuntime};
+use beeline_abi::thread::{THREAD_SLOTS, ThreadSlot};
+use beeline_remote::{Mappings, Process, reach};
+use beeline_site::WINDOW_MIN;
+use beeline_stub::{Arena, Environment, LinkCode, SiteCode, Stub, ThreadKey, patch_bytes, stub_len_max};
+use std::collections::HashMap;
+use std::mem::offset_of;
+use std::ops::Range;
+
+const PAGE: u64 = beeline_abi::PAGE_SIZE;
+
+/// Sites this far apart share an arena.
+const GROUP_SPAN: u64 = 1 << 30;
+/// Room for the jump slots of an arena.
+const SLOTS_LEN: u64 = 4096;
+/// A page without rights between image and block: a mapping begins with the block, where it is looked for.
+const GAP: u64 = PAGE;
+
+/// A part of our memory file, mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) address: u64,
+    pub(crate) len: u64,
+    /// `PROT_*`.
+    pub(crate) protection: i32,
+    /// Where in the memory file.
+    pub(crate) offset: u64,
+}
+
+/// A range of addresses of ours.
+#[derive(Debug)]
+pub(crate) struct Area {
+    pub(crate) region: Region,
+    /// Where in the memory file the whole range begins.
+    pub(crate) offset: u64,
+    /// What stands in it, but for shared files and the fork page.
+    pub(crate) pieces: Vec<Piece>,
+}
+
+/// A jump to be written.
+#[derive(Debug)]
+pub(crate) struct Patch {
+    pub(crate) address: u64,
+    /// What has to stand there now: the whole window, or the earlier jump.
+    pub(crate) expected: Vec<u8>,
+    pub(crate) jump: [u8; WINDOW_MIN],
+    pub(crate) stub: Stub,
+    /// Offsets of instructions that a thread may be at in the bytes that change.
+    pub(crate) inner: Vec<u8>,
+    /// Where the site's entry lies in the memory file, and what stands there when the patch is given up.
+    entry: (u64, SiteRuntime),
+}
+
+/// What an attach adds.
+#[derive(Debug)]
+pub(crate) struct Generation<'a> {
+    pub(crate) memory: MemoryFile,
+    pub(crate) areas: Vec<Area>,
+    pub(crate) shared: Vec<SharedFile<'a>>,
+    /// Where the fork page is, on the first attach.
+    pub(crate) fork_page: Option<u64>,
+    pub(crate) block: u64,
+    /// The block's head when everything is in place.
+    pub(crate) head: BlockHead,
+    /// Regions that this attach adds, to be entered from `existing.region_count` on.
+    pub(crate) regions: Vec<Region>,
+    pub(crate) init: u64,
+    pub(crate) patches: Vec<Patch>,
+}
+
+/// What a generation is made from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ingredients<'a> {
+    pub(crate) process: &'a Process,
+    pub(crate) maps: &'a Mappings,
+    pub(crate) request: &'a Request,
+    pub(crate) existing: Option<&'a Existing>,
+    pub(crate) image: &'a AgentImage,
+    pub(crate) thread_key: ThreadKey,
+    pub(crate) small_stacks: bool,
+}
+
+/// Addresses in the tables.
+#[derive(Debug, Default)]
+struct Tables {
+    maps: u64,
+    programs: u64,
+    sites: u64,
+    links: u64,
+    len: u64,
+}
+
+impl Tables {
+    fn at(start: u64, maps: usize, programs: usize, sites: usize, links: usize) -> Tables {
+        let mut end = start;
+        let mut take = |count: usize, len: usize| {
+            let at = end.next_multiple_of(64);
+            end = at + (count * len) as u64;
+            at
+        };
+        let mut tables = Tables {
+            maps: take(maps, MapHandle::LEN),
+            programs: take(programs, ProgramRuntime::LEN),
+            sites: take(sites, SiteRuntime::LEN),
+            links: take(links, LinkRuntime::LEN),
+            len: 0,
+        };
+        tables.len = end - start;
+        tables
+    }
+}
+
+/// The addresses of a first attach's block and what goes with it, by offset in its piece.
+const THREADS: u64 = BLOCK_LEN.next_multiple_of(64);
+const TASK: u64 = THREADS + THREAD_SLOTS * size_of::<ThreadSlot>() as u64;
+
+/// Sites that one arena serves.
+struct Group {
+    sites: Range<usize>,
+    reach: Range<u64>,
+    region: Region,
+}
+
+impl<'a> Generation<'a> {
+    /// Leaves a patch out. Possible until the memory file is mapped.
+    pub(crate) fn give_up(&mut self, address: u64) -> Result<(), TargetRefused> {
+        let Some(index) = self.patches.iter().position(|patch| patch.address == address) else {
+            return Ok(());
+        };
+        let (offset, site) = self.patches.swap_remove(index).entry;
+        self.memory.write(offset, &site.to_bytes())
+    }
+
+    /// Makes the generation; sites that cannot be served are refused in `planned`.
+    pub(crate) fn build(
+        ingredients: Ingredients<'a>,
+        planned: &mut PlannedSites,
+    ) -> Result<Generation<'a>, TargetRefused> {
+        Builder::new(ingredients, planned)?.build(planned)
+    }
+}
+
+struct Builder<'a> {
+    given: Ingredients<'a>,
+    memory: MemoryFile,
+    areas: Vec<Area>,
+    groups: Vec<Group>,
+    shared: Vec<SharedFile<'a>>,
+    agent: LinkedAgent,
+    block: u64,
+    fork_page: Option<u64>,
+    /// Where the tables' bytes go: their address, and the offset of that address in the memory file.
+    tables: Tables,
+    tables_offset: u64,
+    handles: Vec<MapHandle>,
+    programs: Vec<ProgramRuntime>,
+    links_used: usize,
+    link_bytes: Vec<u8>,
+    sites: Vec<SiteRuntime>,
+    cpu_slots: u64,
+    trace: u64,
+    link_pages: HashMap<u32, u64>,
+}
+
+impl<'a> Builder<'a> {
+    /// Chooses all addresses.
+    fn new(given: Ingredients<'a>, planned: &PlannedSites) -> Result<Builder<'a>, TargetRefused> {
+        let mut space = Space::new(given.process, given.maps);
+        let mut memory = MemoryFile::new()?;
+        let mut areas = Vec::new();
+        let mut groups = groups(&given, &planned.sites);
+        if groups.is_empty() {
+            // Programs alone, for tail calls: anywhere near the agent.
+            let near = given.existing.map_or(0x7000_0000_0000, |existing| existing.block);
+            groups.push(Group {
+                sites: 0..0,
+                reach: reach::around(near, 1 << 30),
+                region: Region::default(),
+            });
+        }
+        for group in &mut groups {
+            let links = planned.sites[group.sites.clone()].iter().map(|site| given.link_count(site));
+            let stubs: u64 = links.map(stub_len_max).sum();
+            let len = given.programs_len() + stubs + SLOTS_LEN;
+            group.region = space.take(len, group.reach.clone(), "probe code")?;
+            let offset = memory.add(group.region.len)?;
+            areas.push(whole(group.region, offset, libc::PROT_READ | libc::PROT_EXEC));
+        }
+        let near = reach::serving(groups[0].region.start..groups[0].region.start + groups[0].region.len);
+        let map_count = given.map_count();
+        let program_count = given.program_count();
+        let site_count = given.site_count(planned);
+        let link_count: usize = planned.sites.iter().map(|site| given.link_count(site)).sum();
+        let tables_len = Tables::at(0, map_count, program_count, site_count, link_count).len;
+        let mut builder = Builder {
+            given,
+            memory,
+            areas,
+            groups,
+            shared: Vec::new(),
+            agent: given.image.at(0),
+            block: 0,
+            fork_page: None,
+            tables: Tables::default(),
+            tables_offset: 0,
+            handles: Vec::new(),
+            programs: Vec::new(),
+            links_used: 0,
+            link_bytes: Vec::new(),
+            sites: Vec::new(),
+            cpu_slots: 0,
+            trace: 0,
+            link_pages: HashMap::new(),
+        };
+        let start = match given.existing {
+            None => builder.place_home(&mut space, near, tables_len)?,
+            Some(existing) => builder.place_tables(&mut space, near, tables_len, existing)?,
+        };
+        builder.tables = Tables::at(start, map_count, program_count, site_count, link_count);
+        builder.place_shared(&mut space, planned)?;
+        Ok(builder)
+    }
+
+    /// Image, block, threads, task, tables, fork page. Returns where the tables begin.
+    fn place_home(
+        &mut self,
+        space: &mut Space<'_>,
+        near: Range<u64>,
+        tables_len: u64,
+    ) -> Result<u64, TargetRefused> {
+        let image = self.given.image;
+        let tables = (TASK + self.given.request.task_layout.memory_len()).next_multiple_of(64);
+        let data_len = (tables + tables_len).next_multiple_of(PAGE);
+        let region = space.take(image.len() + GAP + data_len + PAGE, near, "the agent")?;
+        let offset = self.memory.add(region.len)?;
+        let piece = |segment: &AgentSegment| Piece {
+            address: region.start + segment.start,
+            len: segment.len,
+            protection: segment.protection,
+            offset: offset + segment.start,
+        };
+        let mut pieces: Vec<Piece> = image.segments().iter().map(piece).collect();
+        self.block = region.start + image.len() + GAP;
+        let data_offset = offset + image.len() + GAP;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        pieces.push(Piece { address: self.block, len: data_len, protection, offset: data_offset });
+        self.fork_page = Some(self.block + data_len);
+        self.agent = image.at(region.start);
+        self.memory.write(offset, &self.agent.bytes)?;
+        self.tables_offset = data_offset + tables;
+        self.areas.push(Area { region, offset, pieces });
+        Ok(self.block + tables)
+    }
+
+    /// The tables of a later attach. Returns where they begin.
+    fn place_tables(
+        &mut self,
+        space: &mut Space<'_>,
+        near: Range<u64>,
+        tables_len: u64,
+        existing: &Existing,
+    ) -> Result<u64, TargetRefused> {
+        let region = space.take(tables_len.max(1), near, "tables")?;
+        self.tables_offset = self.memory.add(region.len)?;
+        self.areas.push(whole(region, self.tables_offset, libc::PROT_READ | libc::PROT_WRITE));
+        self.block = existing.block;
+        self.agent = self.given.image.at(agent_base(self.given.image, existing));
+        Ok(region.start)
+    }
+
+    /// Files of the store.
+    fn place_shared(&mut self, space: &mut Space<'_>, planned: &PlannedSites) -> Result<(), TargetRefused> {
+        let request = self.given.request;
+        let mut files = Vec::new();
+        let mut len = PAGE;
+        let mut add = |mut file: SharedFile<'a>| {
+            file.address = len;
+            len += file.mapped_len();
+            files.push(file);
+        };
+        let first = self.given.existing.is_none();
+        if first {
+            add(SharedFile::cpu_slots(request)?);
+            add(SharedFile::trace(request)?);
+        }
+        for map in self.given.new_maps() {
+            add(SharedFile::map(map)?);
+        }
+        let mut placed: Vec<usize> =
+            planned.sites.iter().flat_map(|site| site.probes.iter().copied()).collect();
+        placed.sort_unstable();
+        placed.dedup();
+        let placed = || placed.iter().map(|&index| &request.probes[index]);
+        for probe in placed() {
+            add(SharedFile::link(probe)?);
+        }
+        let region = space.take(len, 1 << 32..0x7fff_0000_0000, "the store's maps")?;
+        let offset = self.memory.add(PAGE)?;
+        for file in &mut files {
+            file.address += region.start;
+        }
+        let mut addresses = files.iter().map(|file| file.address);
+        if first {
+            self.cpu_slots = addresses.next().unwrap_or(0);
+            self.trace = addresses.next().unwrap_or(0);
+        }
+        let handle = |map| map_handle(map, addresses.next().unwrap_or(0));
+        let mut handles: Vec<MapHandle> = self.given.new_maps().map(handle).collect::<Result<_, _>>()?;
+        self.link_pages = placed().map(|probe| probe.link_id).zip(addresses).collect();
+        handles.extend(self.given.existing.iter().flat_map(|existing| existing.maps.iter().copied()));
+        handles.sort_unstable_by_key(|handle| handle.id);
+        self.handles = handles;
+        self.shared = files;
+        self.areas.push(Area { region, offset, pieces: Vec::new() });
+        Ok(())
+    }
+
+    /// Fills everything in.
+    fn build(mut self, planned: &mut PlannedSites) -> Result<Generation<'a>, TargetRefused> {
+        self.programs = self.given.existing.map_or_else(Vec::new, |existing| existing.programs.clone());
+        self.sites = self.given.existing.map_or_else(Vec::new, |existing| existing.sites.clone());
+        let mut patches = Vec::new();
+        let mut refusals = Vec::new();
+        for index in 0..self.groups.len() {
+            let mut arena = Arena::new(self.groups[index].region.start, self.groups[index].region.len);
+            let mut entries = HashMap::new();
+            if index == 0 {
+                // Programs that only tail calls reach need one place each.
+                for program in self.given.new_programs() {
+                    self.link_program(&mut arena, program, &mut entries)?;
+                }
+            }
+            for site in &planned.sites[self.groups[index].sites.clone()] {
+                match self.add_site(&mut arena, site, &mut entries)? {
+                    Ok(patch) => patches.push(patch),
+                    Err(reason) => refusals.push((site.address, reason)),
+                }
+            }
+            self.memory.write(self.areas[index].offset, arena.bytes())?;
+        }
+        for (address, reason) in refusals {
+            planned.refuse(address, &reason);
+        }
+        self.finish(patches)
+    }
+
+    /// Stub, links and table entry of a site. The inner error is the reason why this one cannot be served.
+    fn add_site(
+        &mut self,
+        arena: &mut Arena,
+        site: &PlannedSite,
+        entries: &mut HashMap<u32, u64>,
+    ) -> Result<Result<Patch, String>, TargetRefused> {
+        let (links, codes) = self.links_of(arena, site, entries)?;
+        let index = site.existing.unwrap_or(self.sites.len());
+        let code = SiteCode {
+            plan: &site.plan,
+            address: site.address,
+            site_runtime: self.tables.sites + (index * SiteRuntime::LEN) as u64,
+            links: &codes,
+        };
+        let stub = match arena.add_stub(&self.environment(), &code) {
+            Ok(stub) => stub,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let entry = stub.address + u64::from(stub.entry);
+        let bytes = match patch_bytes(&site.plan, site.address, entry) {
+            Ok(bytes) => bytes,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let window = |bytes: &[u8]| std::array::from_fn(|at| bytes.get(at).copied().unwrap_or(0));
+        let (jump, original): ([u8; WINDOW_MIN], [u8; WINDOW_MIN]) =
+            (window(&bytes), window(&site.plan.original));
+        let runtime = SiteRuntime {
+            address: site.address,
+            stub: stub.address,
+            stub_len: stub.bytes.len() as u32,
+            len: WINDOW_MIN as u32,
+            original: padded(&original),
+            patched: padded(&jump),
+            links: self.tables.links + (self.links_used * LinkRuntime::LEN) as u64,
+            link_count: links.len() as u32,
+            flags: 0,
+        };
+        let expected = match site.existing {
+            Some(index) => self.sites[index].patched[..WINDOW_MIN].to_vec(),
+            None => site.plan.original.clone(),
+        };
+        // An entry without links is no site.
+        let given_up = site.existing.map_or(SiteRuntime::default(), |index| self.sites[index]);
+        match site.existing {
+            Some(index) => self.sites[index] = runtime,
+            None => self.sites.push(runtime),
+        }
+        let entry_offset = self.tables_offset + (code.site_runtime - self.tables.maps);
+        self.links_used += links.len();
+        self.link_bytes.extend(links.iter().flat_map(Wire::to_bytes));
+        let inner = site.plan.boundaries.iter().copied().filter(|&at| at > 0 && usize::from(at) < WINDOW_MIN);
+        // A site that is patched already has one instruction in these bytes: the jump.
+        let inner = if site.existing.is_some() { Vec::new() } else { inner.collect() };
+        let entry = (entry_offset, given_up);
+        Ok(Ok(Patch { address: site.address, expected, jump, stub, inner, entry }))
+    }
+
+    /// The links of a site, those in force first.
+    fn links_of(
+        &mut self,
+        arena: &mut Arena,
+        site: &PlannedSite,
+        entries: &mut HashMap<u32, u64>,
+    ) -> Result<(Vec<LinkRuntime>, Vec<LinkCode>), TargetRefused> {
+        let given = self.given;
+        let mut links = match (given.existing, site.existing) {
+            (Some(existing), Some(index)) => existing.links[index].clone(),
+            _ => Vec::new(),
+        };
+        let mut needs: Vec<ProgramNeeds> = links.iter().map(|link| given.needs_of(link)).collect();
+        for probe in site.probes.iter().map(|&index| &given.request.probes[index]) {
+            let program = given.program(probe.program_id)?;
+            let entry = self.link_program(arena, program, entries)?;
+            let returns = if probe.kind == ProbeKind::Return { LinkRuntime::RETURN } else { 0 };
+            links.push(LinkRuntime {
+                shared: self.link_pages.get(&probe.link_id).copied().unwrap_or(0),
+                cookie: probe.cookie,
+                func_ip: site.address,
+                entry,
+                link_id: probe.link_id,
+                prog_id: probe.program_id,
+                flags: returns | cpu_flag(&program.needs),
+                reserved: 0,
+            });
+            needs.push(program.needs);
+        }
+        let first = self.tables.links + (self.links_used * LinkRuntime::LEN) as u64;
+        let code = |(index, (link, needs)): (usize, (&LinkRuntime, &ProgramNeeds))| LinkCode {
+            runtime: first + (index * LinkRuntime::LEN) as u64,
+            enabled: link.shared + offset_of!(LinkShared, enabled) as u64,
+            entry: link.entry,
+            needs: *needs,
+            is_return: link.flags & LinkRuntime::RETURN != 0,
+        };
+        let codes = links.iter().zip(&needs).enumerate().map(code).collect();
+        Ok((links, codes))
+    }
+
+    /// The address of a program's entry for code in `arena`: a copy there, unless an earlier one is in reach.
+    fn link_program(
+        &mut self,
+        arena: &mut Arena,
+        program: &ProgramRequest,
+        entries: &mut HashMap<u32, u64>,
+    ) -> Result<u64, TargetRefused> {
+        if let Some(&entry) = entries.get(&program.id) {
+            return Ok(entry);
+        }
+        let known = self.programs.iter().find(|known| known.id == program.id).map(|known| known.entry);
+        if let Some(entry) = known.filter(|entry| entry.abs_diff(arena.base()) < reach::REACH) {
+            entries.insert(program.id, entry);
+            return Ok(entry);
+        }
+        let resolve = |symbol| match symbol {
+            Symbol::MapHandle(index) => Some(self.handle_of(program, index)?.0),
+            Symbol::MapData(index) => Some(self.handle_of(program, index)?.1.data),
+            Symbol::Helper(id) => self.agent.helper(id),
+            Symbol::Image => None,
+        };
+        let entry = arena.add_program(&program.code, &program.relocs, resolve).map_err(|error| {
+            TargetRefused::BadRequest { what: format!("program {} cannot be linked: {error}", program.name) }
+        })?;
+        entries.insert(program.id, entry);
+        if known.is_none() {
+            self.programs.push(ProgramRuntime { id: program.id, flags: cpu_flag(&program.needs), entry });
+        }
+        Ok(entry)
+    }
+
+    /// The handle of a map of a program: its address and contents.
+    fn handle_of(&self, program: &ProgramRequest, index: u32) -> Option<(u64, &MapHandle)> {
+        let id = *program.maps.get(index as usize)?;
+        let at = self.handles.iter().position(|handle| handle.id == id)?;
+        Some((self.tables.maps + (at * MapHandle::LEN) as u64, &self.handles[at]))
+    }
+
+    fn environment(&self) -> Environment {
+        let threads = self.given.existing.map_or(self.block + THREADS, |existing| existing.head.threads);
+        Environment {
+            block: self.block,
+            threads,
+            thread_key: self.given.thread_key,
+            agent: self.agent.symbols,
+            small_stacks: self.given.small_stacks,
+        }
+    }
+
+    /// Writes the tables and the block.
+    fn finish(mut self, patches: Vec<Patch>) -> Result<Generation<'a>, TargetRefused> {
+        self.programs.sort_unstable_by_key(|program| program.id);
+        let tables = &self.tables;
+        let offset = |address: u64| self.tables_offset + (address - tables_start(tables));
+        self.memory.write(offset(tables.maps), &bytes_of(&self.handles))?;
+        self.memory.write(offset(tables.programs), &bytes_of(&self.programs))?;
+        self.memory.write(offset(tables.sites), &bytes_of(&self.sites))?;
+        self.memory.write(offset(tables.links), &self.link_bytes)?;
+        let regions: Vec<Region> = self.areas.iter().map(|area| area.region).collect();
+        let known = self.given.existing.map_or(0, |existing| existing.regions.len());
+        if known + regions.len() > REGIONS_MAX {
+            let what = "more mappings of ours; detach and attach again".to_owned();
+            return Err(TargetRefused::NoRoom { pid: self.given.process.pid(), what });
+        }
+        let head = self.head(known + regions.len());
+        if self.given.existing.is_none() {
+            self.write_block(&head, &regions)?;
+        }
+        Ok(Generation {
+            memory: self.memory,
+            areas: self.areas,
+            shared: self.shared,
+            fork_page: self.fork_page,
+            block: self.block,
+            head,
+            regions,
+            init: self.agent.init,
+            patches,
+        })
+    }
+
+    fn head(&self, region_count: usize) -> BlockHead {
+        let tables = &self.tables;
+        let request = self.given.request;
+        let base = match self.given.existing {
+            Some(existing) => existing.head.clone(),
+            None => BlockHead {
+                locator: match self.given.thread_key {
+                    ThreadKey::FsSelf => beeline_abi::process::Locator::FS_SELF,
+                    ThreadKey::FsBase => beeline_abi::process::Locator::FS_BASE,
+                },
+                store_uuid: request.store_uuid,
+                flags: if self.given.small_stacks { ProcessBlock::FLAG_SMALL_STACKS } else { 0 },
+                cpus: request.cpus,
+                cpu_slots: self.cpu_slots,
+                threads: self.block + THREADS,
+                trace: self.trace,
+                fork_page: self.fork_page.unwrap_or(0),
+                task: self.block + TASK,
+                task_len: request.task_layout.memory_len() as u32,
+                task_layout: request.task_layout,
+                vdso_clock_gettime: 0,
+                rseq_offset: 0,
+                tid_offset: 0,
+                map_count: 0,
+                maps: 0,
+                programs: 0,
+                program_count: 0,
+                site_count: 0,
+                sites: 0,
+                region_count: 0,
+                pool: 0,
+            },
+        };
+        BlockHead {
+            maps: tables.maps,
+            map_count: self.handles.len() as u32,
+            programs: tables.programs,
+            program_count: self.programs.len() as u32,
+            sites: tables.sites,
+            site_count: self.sites.len() as u32,
+            region_count: region_count as u32,
+            ..base
+        }
+    }
+
+    /// The block as it stands in the memory file: unfinished, but with every region in it.
+    fn write_block(&self, head: &BlockHead, regions: &[Region]) -> Result<(), TargetRefused> {
+        let home = &self.areas[self.groups.len()];
+        let offset = home.offset + (self.block - home.region.start);
+        let unfinished = BlockHead { flags: head.flags | ProcessBlock::FLAG_UNFINISHED, ..head.clone() };
+        self.memory.write(offset, &unfinished.to_bytes())?;
+        self.memory.write(offset + region_offset(0), &bytes_of(regions))
+    }
+}
+
+impl<'a> Ingredients<'a> {
+    fn new_maps(&self) -> impl Iterator<Item = &'a MapRequest> + use<'a> {
+        let known: Vec<u32> =
+            self.existing.iter().flat_map(|existing| &existing.maps).map(|map| map.id).collect();
+        self.request.maps.iter().filter(move |map| !known.contains(&map.id))
+    }
+
+    fn new_programs(&self) -> impl Iterator<Item = &'a ProgramRequest> + use<'a> {
+        let known: Vec<u32> =
+            self.existing.iter().flat_map(|e| &e.programs).map(|program| program.id).collect();
+        let given = *self;
+        let usable = move |program: &&ProgramRequest| given.unusable(program.id).is_none();
+        self.request.programs.iter().filter(move |program| !known.contains(&program.id)).filter(usable)
+    }
+
+    /// Why a program cannot be linked into the process.
+    pub(crate) fn unusable(&self, id: u32) -> Option<String> {
+        let Ok(program) = self.program(id) else { return Some(format!("its program {id} is not there")) };
+        let has_map = |id: u32| {
+            self.request.maps.iter().any(|map| map.id == id)
+                || self.existing.is_some_and(|existing| existing.maps.iter().any(|map| map.id == id))
+        };
+        let name = &program.name;
+        program.relocs.iter().find_map(|reloc| match reloc.symbol {
+            Symbol::Helper(id) if !self.image.has_helper(id) => {
+                Some(format!("program {name} uses helper {id}, which the agent does not have"))
+            }
+            Symbol::MapHandle(index) | Symbol::MapData(index) => match program.maps.get(index as usize) {
+                Some(&id) if has_map(id) => None,
+                _ => Some(format!("program {name} uses a map with index {index}, which is not there")),
+            },
+            _ => None,
+        })
+    }
+
+    fn map_count(&self) -> usize {
+        self.request.maps.len() + self.existing.map_or(0, |existing| existing.maps.len())
+    }
+
+    fn program_count(&self) -> usize {
+        self.request.programs.len() + self.existing.map_or(0, |existing| existing.programs.len())
+    }
+
+    fn site_count(&self, planned: &PlannedSites) -> usize {
+        let new = planned.sites.iter().filter(|site| site.existing.is_none()).count();
+        new + self.existing.map_or(0, |existing| existing.sites.len())
+    }
+
+    fn link_count(&self, site: &PlannedSite) -> usize {
+        let old = match (self.existing, site.existing) {
+            (Some(existing), Some(index)) => existing.links[index].len(),
+            _ => 0,
+        };
+        old + site.probes.len()
+    }
+
+    /// Bytes that all programs of the request take.
+    fn programs_len(&self) -> u64 {
+        self.request.programs.iter().map(|program| program.code.len() as u64 + 16 + slots_len(program)).sum()
+    }
+
+    fn program(&self, id: u32) -> Result<&'a ProgramRequest, TargetRefused> {
+        self.request.programs.iter().find(|program| program.id == id).ok_or_else(|| {
+            TargetRefused::BadRequest { what: format!("a probe refers to program {id}, which is not there") }
+        })
+    }
+
+    /// What a program that is linked already needs; everything when nothing is known of it any more.
+    fn needs_of(&self, link: &LinkRuntime) -> ProgramNeeds {
+        match self.program(link.prog_id) {
+            Ok(program) => program.needs,
+            Err(_) => ProgramNeeds {
+                context: ContextUse::ALL,
+                cpu: link.flags & LinkRuntime::NEEDS_CPU != 0,
+                stack_bytes: 512,
+                tail_calls: true,
+            },
+        }
+    }
+}
+
+/// Bytes of the jump slots that a program can want.
+fn slots_len(program: &ProgramRequest) -> u64 {
+    16 * program.relocs.iter().filter(|reloc| matches!(reloc.symbol, Symbol::Helper(_))).count() as u64
+}
+
+/// Neighbouring sites that one arena can serve.
+fn groups(given: &Ingredients<'_>, sites: &[PlannedSite]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for (index, site) in sites.iter().enumerate() {
+        let first = groups.last().map(|group| sites[group.sites.start].address);
+        match (groups.last_mut(), first) {
+            (Some(group), Some(first)) if site.address - first < GROUP_SPAN => {
+                group.sites.end = index + 1;
+                group.reach = reach::serving(reach_of(given, first).start..reach_of(given, site.address).end);
+            }
+            _ => groups.push(Group {
+                sites: index..index + 1,
+                reach: reach::serving(reach_of(given, site.address)),
+                region: Region::default(),
+            }),
+        }
+    }
+    groups
+}
+
+/// What the displaced instructions of a site may refer to: the object that it belongs to, code and data.
+fn reach_of(given: &Ingredients<'_>, address: u64) -> Range<u64> {
+    let Some(mapping) = given.maps.at(address) else { return address..address + PAGE };
+    let same = given.maps.iter().filter(|other| {
+        (other.device, other.inode) == (mapping.device, mapping.inode)
+            && other.start.abs_diff(mapping.start) < GROUP_SPAN
+    });
+    same.fold(mapping.start..mapping.end, |range, other| {
+        range.start.min(other.start)..range.end.max(other.end)
+    })
+}
+
+/// An area that is one piece.
+fn whole(region: Region, offset: u64, protection: i32) -> Area {
+    let piece = Piece { address: region.start, len: region.len, protection, offset };
+    Area { region, offset, pieces: vec![piece] }
+}
+
+/// Where the image of an existing agent begins: its block lies right behind.
+pub(crate) fn agent_base(image: &AgentImage, existing: &Existing) -> u64 {
+    existing.block.wrapping_sub(image.len() + GAP)
+}
+
+fn tables_start(tables: &Tables) -> u64 {
+    tables.maps
+}
+
+fn cpu_flag(needs: &ProgramNeeds) -> u32 {
+    if needs.cpu { LinkRuntime::NEEDS_CPU } else { 0 }
+}
+
+fn padded(bytes: &[u8; WINDOW_MIN]) -> [u8; 16] {
+    std::array::from_fn(|at| bytes.get(at).copied().unwrap_or(0))
+}
+
+fn bytes_of<T: Wire>(items: &[T]) -> Vec<u8> {
+    items.iter().flat_map(Wire::to_bytes).collect()
+}

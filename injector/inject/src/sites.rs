@@ -1,0 +1,157 @@
+//! Where the probes of a request go in one process: decided before it is stopped.
+
+use crate::existing::Existing;
+use crate::files::{MappedFile, MappedFiles};
+use crate::report::{ProbeOutcome, ProbeState};
+use crate::request::{ProbeKind, ProbeRequest, Request};
+use beeline_remote::Process;
+use beeline_site::{SitePlan, WINDOW_MIN, plan, plan_return, resolve};
+use std::collections::{BTreeMap, HashSet};
+
+/// A place, and the probes that go there.
+#[derive(Debug)]
+pub(crate) struct PlannedSite {
+    pub(crate) address: u64,
+    pub(crate) plan: SitePlan,
+    /// Indexes of the new probes in the request.
+    pub(crate) probes: Vec<usize>,
+    /// Index of the site in the process's list, when it is patched already.
+    pub(crate) existing: Option<usize>,
+}
+
+/// The probes of a request, sorted out.
+#[derive(Debug)]
+pub(crate) struct PlannedSites {
+    /// In the order of their addresses.
+    pub(crate) sites: Vec<PlannedSite>,
+    /// What became of each probe so far; `Placed` with no address means that nothing is known against it.
+    states: Vec<ProbeState>,
+}
+
+impl PlannedSites {
+    /// Looks at every probe. `unusable` tells why a program cannot be linked.
+    pub(crate) fn plan(
+        process: &Process,
+        files: &MappedFiles,
+        request: &Request,
+        existing: Option<&Existing>,
+        unusable: impl Fn(u32) -> Option<String>,
+    ) -> PlannedSites {
+        let in_force: HashSet<u32> =
+            existing.iter().flat_map(|e| e.links.iter().flatten()).map(|link| link.link_id).collect();
+        let mut sites: BTreeMap<u64, PlannedSite> = BTreeMap::new();
+        let mut states = Vec::with_capacity(request.probes.len());
+        for (index, probe) in request.probes.iter().enumerate() {
+            let state = if in_force.contains(&probe.link_id) {
+                ProbeState::AlreadyInForce
+            } else if let Some(reason) = unusable(probe.program_id) {
+                ProbeState::Refused { reason }
+            } else {
+                match places(process, files, probe) {
+                    Ok(places) => enter(&mut sites, places, index),
+                    Err(state) => state,
+                }
+            };
+            states.push(state);
+        }
+        let mut planned = PlannedSites { sites: sites.into_values().collect(), states };
+        planned.find_existing(existing);
+        planned
+    }
+
+    fn find_existing(&mut self, existing: Option<&Existing>) {
+        let Some(existing) = existing else { return };
+        for site in &mut self.sites {
+            site.existing = existing
+                .sites
+                .iter()
+                .position(|known| known.address == site.address && known.link_count != 0);
+        }
+    }
+
+    /// Gives a site up.
+    pub(crate) fn refuse(&mut self, address: u64, reason: &str) {
+        let states = &mut self.states;
+        self.sites.retain(|site| {
+            if site.address == address {
+                for &probe in &site.probes {
+                    states[probe] = ProbeState::Refused { reason: reason.to_owned() };
+                }
+            }
+            site.address != address
+        });
+    }
+
+    /// What became of each probe, when all sites that are left are patched.
+    pub(crate) fn outcomes(&self, request: &Request) -> Vec<ProbeOutcome> {
+        let outcome = |(index, probe): (usize, &ProbeRequest)| {
+            let here = self.sites.iter().filter(|site| site.probes.contains(&index));
+            let addresses: Vec<u64> = here.map(|site| site.address).collect();
+            // A probe that is placed once and refused elsewhere is in force.
+            let state = if addresses.is_empty() {
+                self.states[index].clone()
+            } else {
+                ProbeState::Placed { addresses }
+            };
+            ProbeOutcome { link_id: probe.link_id, state }
+        };
+        request.probes.iter().enumerate().map(outcome).collect()
+    }
+}
+
+fn enter(sites: &mut BTreeMap<u64, PlannedSite>, places: Vec<(u64, SitePlan)>, probe: usize) -> ProbeState {
+    let mut state = ProbeState::Placed { addresses: Vec::new() };
+    for (address, plan) in places {
+        if let Some(reason) = unreachable_window(address) {
+            state = ProbeState::Refused { reason };
+            continue;
+        }
+        let new = PlannedSite { address, plan, probes: Vec::new(), existing: None };
+        sites.entry(address).or_insert(new).probes.push(probe);
+    }
+    state
+}
+
+/// The jump must change as a whole even if we are killed in the middle of writing it, so it lies in one page.
+fn unreachable_window(address: u64) -> Option<String> {
+    let crosses = address % beeline_abi::PAGE_SIZE + WINDOW_MIN as u64 > beeline_abi::PAGE_SIZE;
+    crosses.then(|| {
+        format!("the jump at {address:#x} would cross a page boundary and could not be written at once")
+    })
+}
+
+/// The addresses of a probe in the process, each with the plan of its window.
+fn places(
+    process: &Process,
+    files: &MappedFiles,
+    probe: &ProbeRequest,
+) -> Result<Vec<(u64, SitePlan)>, ProbeState> {
+    let matching = files.matching(&probe.file, process);
+    if matching.is_empty() {
+        return Err(ProbeState::NotMapped { file: probe.file.path.clone() });
+    }
+    let mut all = Vec::new();
+    for file in matching {
+        all.extend(places_in(process, file, probe).map_err(|reason| ProbeState::Refused { reason })?);
+    }
+    if all.is_empty() {
+        let reason = "that part of the file is not mapped executable".to_owned();
+        return Err(ProbeState::Refused { reason });
+    }
+    Ok(all)
+}
+
+fn places_in(
+    process: &Process,
+    file: &MappedFile,
+    probe: &ProbeRequest,
+) -> Result<Vec<(u64, SitePlan)>, String> {
+    let binary = file.binary(process)?;
+    let resolved = resolve(binary, &probe.location).map_err(|error| error.to_string())?;
+    let plan = match probe.kind {
+        ProbeKind::Entry => plan(binary, resolved.vaddr),
+        ProbeKind::Return => plan_return(binary, resolved.vaddr),
+    };
+    let plan = plan.map_err(|refusal| refusal.to_string())?;
+    Ok(file.addresses(plan.file_offset).into_iter().map(|address| (address, plan.clone())).collect())
+}

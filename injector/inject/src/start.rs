@@ -1,0 +1,337 @@
+//! Runs a program with probes in it from the beginning.
+//!
+//! ```text
+//! execve ─▶ stopped before the first instruction
+//!   dynamic:  run to the loader's debugger hook, all libraries mapped and relocated, no constructor run
+//!   static:   run to where the C library has set up thread pointers, or to the entry point
+//! ─▶ attach as to any process ─▶ let go
+//! ```
+
+use crate::attach::{Failure, Prepared};
+use crate::error::TargetRefused;
+use crate::files::MappedFiles;
+use crate::generation::Generation;
+use crate::report::AttachReport;
+use crate::request::Request;
+use crate::target::{self, remote};
+use crate::tracer;
+use beeline_ptrace::{
+    Command, Death, PtraceError, Registers, Resume, SpawnError, Stop, StopOptions, Stopped, StoppedProcess,
+    Waited, spawn,
+};
+use beeline_remote::{Process, RemoteError};
+use beeline_site::Binary;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::env;
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a program may take to its first instruction of interest. Libraries come from slow disks.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// How often an attempt is made again.
+const ATTEMPTS_MAX: usize = 8;
+
+/// A program to start.
+#[derive(Clone, Debug)]
+pub struct StartCommand {
+    /// Its file; searched in `PATH` when it has no slash.
+    pub program: PathBuf,
+    /// Its arguments, without its own name.
+    pub arguments: Vec<OsString>,
+    /// Its whole environment; none for ours.
+    pub environment: Option<Vec<(OsString, OsString)>>,
+}
+
+/// A program that runs with probes in it. It is our child and no longer traced.
+#[derive(Debug)]
+pub struct Started {
+    /// Its process id.
+    pub pid: i32,
+    /// What was put into it.
+    pub report: AttachReport,
+}
+
+/// How a program ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// With this exit status.
+    Exited(i32),
+    /// Killed by this signal.
+    Killed(i32),
+}
+
+impl Ended {
+    /// What a shell makes of it: 128 + signal for a killed program.
+    pub fn exit_code(self) -> i32 {
+        match self {
+            Ended::Exited(status) => status,
+            Ended::Killed(signal) => 128 + signal,
+        }
+    }
+}
+
+/// Starts a program with the request's probes in it.
+///
+/// # Errors
+/// [`TargetRefused`]; nothing is left running then.
+pub fn start(command: &StartCommand, request: &Request) -> Result<Started, TargetRefused> {
+    let path = find_program(command)?;
+    refuse_set_id(&path)?;
+    let mut arguments = vec![command.program.clone().into_os_string()];
+    arguments.extend(command.arguments.iter().cloned());
+    let environment = command.environment.clone().unwrap_or_else(|| env::vars_os().collect());
+    let command = Command { path, arguments, environment };
+    tracer::run(|| {
+        let stopped = spawn(&command).map_err(|error| not_started(&command.path, error))?;
+        let pid = stopped.tid();
+        let result = load(&command.path, stopped).and_then(|stopped| put_in(request, stopped));
+        if result.is_err() {
+            // It has done nothing yet, and does not run without what it was started for.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::__WALL));
+        }
+        result.map(|report| Started { pid, report })
+    })
+}
+
+impl Started {
+    /// Waits for the program's end. Signals that are sent to us meanwhile are passed on to it; those from the
+    /// terminal reach it anyway.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn wait(self) -> io::Result<Ended> {
+        let passed_on = [
+            Signal::SIGHUP,
+            Signal::SIGINT,
+            Signal::SIGQUIT,
+            Signal::SIGTERM,
+            Signal::SIGUSR1,
+            Signal::SIGUSR2,
+        ];
+        let mut signals: SigSet = passed_on.into_iter().collect();
+        signals.add(Signal::SIGCHLD);
+        let before = signals.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
+        let result = self.wait_with(&signals);
+        before.thread_set_mask()?;
+        result
+    }
+
+    fn wait_with(&self, signals: &SigSet) -> io::Result<Ended> {
+        /// `si_code` of a signal that the kernel sent, for the terminal.
+        const SI_KERNEL: i32 = 0x80;
+        let pid = Pid::from_raw(self.pid);
+        let descriptor = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC)?;
+        loop {
+            match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(_, status)) => return Ok(Ended::Exited(status)),
+                Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Ended::Killed(signal as i32)),
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let Some(info) = descriptor.read_signal()? else { continue };
+            if info.ssi_signo != Signal::SIGCHLD as u32 && info.ssi_code != SI_KERNEL {
+                // It may just have ended.
+                let _ = kill(pid, Signal::try_from(info.ssi_signo as i32).ok());
+            }
+        }
+    }
+}
+
+/// Attaches to a program that stands still.
+fn put_in(request: &Request, stopped: Stopped) -> Result<AttachReport, TargetRefused> {
+    let mut stopped = StoppedProcess::around(stopped, StopOptions::default())?;
+    let process = target::open_traced(stopped.pid())?;
+    let mut key = None;
+    for _ in 0..ATTEMPTS_MAX {
+        let prepared = Prepared::new(&process, request, key)?;
+        let mut planned = prepared.plan();
+        let threads = stopped.threads().len();
+        if prepared.is_empty(&planned) {
+            return Ok(prepared.report(&planned, threads, stopped.release()));
+        }
+        let generation = Generation::build(prepared.ingredients(), &mut planned)?;
+        match prepared.apply(&mut planned, generation, &mut stopped) {
+            Ok(()) => return Ok(prepared.report(&planned, threads, stopped.release())),
+            Err(Failure::OtherKey(other)) => key = Some(other),
+            Err(Failure::Again) => {}
+            Err(Failure::Refused(reason)) => return Err(reason),
+        }
+    }
+    Err(TargetRefused::NoRoom { pid: process.pid(), what: "our mappings".to_owned() })
+}
+
+/// Runs a new program to where its libraries are there and nothing of its own has run.
+fn load(path: &Path, stopped: Stopped) -> Result<Stopped, TargetRefused> {
+    let process = target::open_traced(stopped.tid())?;
+    let maps = process.maps().map_err(|error| remote(process.pid(), error))?;
+    let files = MappedFiles::of(&maps);
+    let program = target::executable(&process, &maps, &files);
+    let hook = loader_hook(&process, &files);
+    let loading = Loading { process: &process, path };
+    let mut thread = stopped;
+    if let Some(hook) = hook {
+        loop {
+            thread = loading.run_to(thread, hook.address)?;
+            if hook.is_consistent(&process) {
+                return Ok(thread);
+            }
+            thread = loading.finish_function(thread)?;
+        }
+    }
+    let ready = program.and_then(|program| thread_pointers_ready(&process, &files, program));
+    let entry = process.auxiliary(AT_ENTRY).map_err(|error| remote(process.pid(), error))?;
+    match ready.or(entry) {
+        Some(address) => loading.run_to(thread, address),
+        None => Ok(thread),
+    }
+}
+
+/// `AT_BASE`: where the loader is; `AT_ENTRY`: where the program begins.
+const AT_BASE: u64 = 7;
+const AT_ENTRY: u64 = 9;
+
+/// A function that the loader calls when the list of libraries changes.
+struct LoaderHook {
+    address: u64,
+    /// `struct r_debug`, where its address is known.
+    state: Option<u64>,
+}
+
+impl LoaderHook {
+    /// All libraries are there (`RT_CONSISTENT`). musl calls the hook only then.
+    fn is_consistent(&self, process: &Process) -> bool {
+        // r_version, r_map, r_brk, r_state.
+        const R_STATE: u64 = 24;
+        self.state
+            .is_none_or(|debug| process.memory().read_u32(debug + R_STATE).is_ok_and(|state| state == 0))
+    }
+}
+
+fn loader_hook(process: &Process, files: &MappedFiles) -> Option<LoaderHook> {
+    let base = process.auxiliary(AT_BASE).ok()?.filter(|&base| base != 0)?;
+    let file = files
+        .iter()
+        .find(|file| file.mappings.iter().any(|mapping| mapping.start - mapping.offset == base))?;
+    let binary = file.binary(process).ok()?;
+    let symbol = |name: &str| Some(base + binary.symbols().named(name).pop()?.vaddr);
+    let address = ["_dl_debug_state", "dl_debug_state"].into_iter().find_map(symbol)?;
+    Some(LoaderHook { address, state: symbol("_r_debug") })
+}
+
+/// In a static program: the first function of the C library that runs when thread pointers are set up, and before any
+/// constructor.
+fn thread_pointers_ready(process: &Process, files: &MappedFiles, program: &Binary) -> Option<u64> {
+    if program.is_go() || program.interpreter().is_some() {
+        return None;
+    }
+    let entry = process.auxiliary(AT_ENTRY).ok()??;
+    files.at(entry)?;
+    let base = entry.wrapping_sub(program.entry());
+    // glibc, then musl.
+    let symbol = |name: &str| Some(base.wrapping_add(program.symbols().named(name).pop()?.vaddr));
+    ["__libc_init_first", "libc_start_main_stage2", "__libc_start_init"].into_iter().find_map(symbol)
+}
+
+/// A program on its way to its first instruction of interest.
+struct Loading<'a> {
+    process: &'a Process,
+    path: &'a Path,
+}
+
+impl Loading<'_> {
+    /// Runs to `address`.
+    fn run_to(&self, thread: Stopped, address: u64) -> Result<Stopped, TargetRefused> {
+        const BREAKPOINT: [u8; 1] = [0xcc];
+        let memory = self.process.memory();
+        let original = memory.read_array::<1>(address).map_err(|error| self.failed(error))?;
+        memory.write(address, &BREAKPOINT).map_err(|error| self.failed(error))?;
+        let mut thread = thread;
+        loop {
+            let (mut now, stop) = self.go_on(thread)?;
+            let registers = now.registers().map_err(|error| self.failed(error.into()))?;
+            if stop == Stop::Signal(libc::SIGTRAP) && registers.rip == address + 1 {
+                now.take_signal();
+                memory.write(address, &original).map_err(|error| self.failed(error))?;
+                let back = Registers { rip: address, orig_rax: u64::MAX, ..registers };
+                now.set_registers(&back).map_err(|error| self.failed(error.into()))?;
+                return Ok(now);
+            }
+            thread = now;
+        }
+    }
+
+    /// From the first instruction of a function to behind its call.
+    fn finish_function(&self, thread: Stopped) -> Result<Stopped, TargetRefused> {
+        let sp = thread.registers().map_err(|error| self.failed(error.into()))?.rsp;
+        let behind = self.process.memory().read_u64(sp).map_err(|error| self.failed(error))?;
+        self.run_to(thread, behind)
+    }
+
+    /// To the next stop.
+    fn go_on(&self, thread: Stopped) -> Result<(Stopped, Stop), TargetRefused> {
+        let failed = |error: PtraceError| self.failed(error.into());
+        match thread.resume(Resume::Continue).map_err(failed)?.wait(LOAD_TIMEOUT).map_err(failed)? {
+            Waited::Stopped(thread, stop) => Ok((thread, stop)),
+            Waited::Dead(how) => {
+                let how = match how {
+                    Death::Exited(status) => format!("exit status {status}"),
+                    Death::Killed(signal) => format!("signal {signal}"),
+                };
+                Err(TargetRefused::Ended { path: self.path.to_owned(), how })
+            }
+        }
+    }
+
+    fn failed(&self, error: RemoteError) -> TargetRefused {
+        remote(self.process.pid(), error)
+    }
+}
+
+fn find_program(command: &StartCommand) -> Result<PathBuf, TargetRefused> {
+    let name = &command.program;
+    if name.as_os_str().as_encoded_bytes().contains(&b'/') {
+        return Ok(name.clone());
+    }
+    let given = command.environment.as_ref();
+    let path = match given {
+        Some(list) => list.iter().find(|(key, _)| key == "PATH").map(|(_, value)| value.clone()),
+        None => env::var_os("PATH"),
+    };
+    let is_program = |path: &PathBuf| {
+        path.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+    };
+    let folders = path.unwrap_or_else(|| "/bin:/usr/bin".into());
+    env::split_paths(&folders).map(|folder| folder.join(name)).find(is_program).ok_or_else(|| {
+        TargetRefused::NotStarted {
+            path: name.clone(),
+            reason: "there is no such program in PATH".to_owned(),
+        }
+    })
+}
+
+/// A traced program does not get the rights of its owner: it would run as something else than its user thinks.
+fn refuse_set_id(path: &Path) -> Result<(), TargetRefused> {
+    const SET_ID: u32 = 0o6000;
+    let set_id = path.metadata().is_ok_and(|data| data.permissions().mode() & SET_ID != 0);
+    if set_id && !nix::unistd::geteuid().is_root() {
+        let reason =
+            "it is set-user-id or set-group-id, and would not get those rights under trace; start it as root";
+        return Err(TargetRefused::NotStarted { path: path.to_owned(), reason: reason.to_owned() });
+    }
+    Ok(())
+}
+
+fn not_started(path: &Path, error: SpawnError) -> TargetRefused {
+    let reason = match error {
+        SpawnError::Exec { source, .. } => source.to_string(),
+        other => other.to_string(),
+    };
+    TargetRefused::NotStarted { path: path.to_owned(), reason }
+}

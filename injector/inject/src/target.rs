@@ -1,0 +1,139 @@
+//! A process that may be worked on: checked, and facts about its threads.
+
+use crate::error::TargetRefused;
+use crate::files::MappedFiles;
+use beeline_abi::process::ProcessBlock;
+use beeline_ptrace::{RunState, StopError, StoppedProcess, read_status};
+use beeline_remote::{Mappings, Process, RemoteError, thread_pointer, vdso};
+use beeline_site::Binary;
+use beeline_stub::ThreadKey;
+use std::io;
+
+/// `AT_HWCAP2`, and in it `HWCAP2_FSGSBASE`: user mode may execute `rdfsbase`.
+const AT_HWCAP2: u64 = 26;
+const HWCAP2_FSGSBASE: u64 = 1 << 1;
+
+/// Opens a process that we can work on.
+pub(crate) fn open(pid: i32) -> Result<Process, TargetRefused> {
+    let status = match read_status(pid) {
+        Ok(status) => status,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(StopError::NoSuchProcess { pid }.into());
+        }
+        Err(source) => return Err(StopError::Proc { pid, source }.into()),
+    };
+    // What stop() refuses anyway is refused here with its better reason, before files are missed.
+    if status.state == RunState::Zombie || !status.has_memory || status.tracer != 0 {
+        StoppedProcess::check(pid)?;
+    }
+    open_traced(status.tgid)
+}
+
+/// Opens a process that we trace, or that nobody does.
+pub(crate) fn open_traced(pid: i32) -> Result<Process, TargetRefused> {
+    let process = match Process::open(pid, true) {
+        Ok(process) => process,
+        Err(_) => return Err(StoppedProcess::refusal(pid).into()),
+    };
+    if !process.is_x86_64().map_err(|error| remote(pid, error))? {
+        let exe = process.exe().unwrap_or_default();
+        return Err(TargetRefused::WrongArchitecture { pid, exe });
+    }
+    Ok(process)
+}
+
+/// An error of the remote side, with its process.
+pub(crate) fn remote(pid: i32, source: RemoteError) -> TargetRefused {
+    TargetRefused::Remote { pid, source }
+}
+
+/// The process forbids system calls.
+pub(crate) fn check_seccomp(process: &Process) -> Result<(), TargetRefused> {
+    let reason = match process.seccomp().map_err(|error| remote(process.pid(), error))? {
+        0 => return Ok(()),
+        1 => "strict mode allows read, write and exit only",
+        _ => "it has a filter, and what that does to the agent's system calls is not known",
+    };
+    Err(TargetRefused::Seccomp { pid: process.pid(), reason: reason.to_owned() })
+}
+
+/// The process can execute `rdfsbase`.
+pub(crate) fn has_rdfsbase(process: &Process) -> bool {
+    process.auxiliary(AT_HWCAP2).is_ok_and(|word| word.unwrap_or(0) & HWCAP2_FSGSBASE != 0)
+}
+
+/// The file that the process executes.
+pub(crate) fn executable<'a>(
+    process: &Process,
+    maps: &Mappings,
+    files: &'a MappedFiles,
+) -> Option<&'a Binary> {
+    const AT_ENTRY: u64 = 9;
+    let entry = process.auxiliary(AT_ENTRY).ok()??;
+    maps.at(entry)?;
+    files.at(entry)?.binary(process).ok()
+}
+
+/// What the block says of threads and kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub(crate) self_pointer: bool,
+    pub(crate) tid_offset: u32,
+    pub(crate) rseq_offset: i64,
+    pub(crate) vdso_clock_gettime: u64,
+    /// `ProcessBlock::FLAG_RSEQ`, `FLAG_FOREIGN_IDS`.
+    pub(crate) flags: u32,
+}
+
+impl Facts {
+    /// Looks at a process that stands still.
+    pub(crate) fn of(
+        process: &Process,
+        stopped: &StoppedProcess,
+        libc_rseq: Option<i64>,
+    ) -> Result<Facts, TargetRefused> {
+        let failed = |error| remote(process.pid(), error);
+        let threads = thread_pointer::examine(process, stopped).map_err(failed)?;
+        // Only the C library's own area is registered for every thread to come.
+        let rseq = threads.rseq_offset.filter(|&offset| libc_rseq == Some(offset));
+        let mut flags = if rseq.is_some() { ProcessBlock::FLAG_RSEQ } else { 0 };
+        if is_foreign(process) {
+            flags |= ProcessBlock::FLAG_FOREIGN_IDS;
+        }
+        Ok(Facts {
+            self_pointer: threads.self_pointer,
+            tid_offset: threads.tid_offset.unwrap_or(0),
+            rseq_offset: rseq.unwrap_or(0),
+            vdso_clock_gettime: vdso::symbol(process, "__vdso_clock_gettime").map_err(failed)?.unwrap_or(0),
+            flags,
+        })
+    }
+}
+
+/// Its pid or time namespace is not ours.
+fn is_foreign(process: &Process) -> bool {
+    let Ok(ours) = Process::open(std::process::id() as i32, false) else { return false };
+    ["pid", "time"].iter().any(|kind| process.namespace(kind) != ours.namespace(kind))
+}
+
+/// glibc's `__rseq_offset`, where it registers every thread's `struct rseq` (2.35 and later).
+pub(crate) fn libc_rseq_offset(process: &Process, files: &MappedFiles) -> Option<i64> {
+    files.iter().find_map(|file| {
+        let binary = file.binary(process).ok()?;
+        let word = |name: &str| {
+            let symbol = binary.symbols().named(name).pop()?;
+            let segment = binary.segments().iter().find(|segment| segment.executable)?;
+            // From where a byte of its code is mapped to where its data is.
+            let base = file.addresses(segment.file_offset).first()?.wrapping_sub(segment.vaddr);
+            process.memory().read_u64(base.wrapping_add(symbol.vaddr)).ok()
+        };
+        let size = word("__rseq_size")? as u32;
+        let offset = word("__rseq_offset")? as i64;
+        (size != 0).then_some(offset)
+    })
+}
+
+/// How stubs find a thread's slot, as far as the file tells; what holds is seen when the threads stand still.
+pub(crate) fn likely_thread_key(executable: Option<&Binary>) -> ThreadKey {
+    if executable.is_some_and(Binary::is_go) { ThreadKey::FsBase } else { ThreadKey::FsSelf }
+}
