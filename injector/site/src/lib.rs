@@ -28,4 +28,5 @@ pub use error::{OpenError, Refusal, ResolveError};
 pub use library::{LibraryNotFound, find_library};
 pub use plan::{References, SitePlan, WINDOW_MIN, plan, plan_return};
 pub use resolve::{FunctionRange, Location, Resolved, resolve};
+pub use returns::unwinder_entries;
 pub use symbols::{Symbol, SymbolKind, Symbols};

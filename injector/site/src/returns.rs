@@ -2,7 +2,7 @@
 
 use crate::binary::Binary;
 use crate::error::Refusal;
-use crate::plan::{SitePlan, ends_flow, is_call};
+use crate::plan::{SitePlan, ends_flow, is_call, plan};
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
     Register,
@@ -69,6 +69,24 @@ const BY_NAME: &[(&str, &str)] = &[
     ("start_thread", NO_CALLER),
     ("restore_rt", NO_CALLER),
 ];
+
+/// Where walks over the stack begin (Itanium C++ ABI, exception handling, 1.3; used by C++, Rust panics, thread cancellation,
+/// `backtrace`).
+const UNWINDERS: [&str; 4] =
+    ["_Unwind_RaiseException", "_Unwind_ForcedUnwind", "_Unwind_Resume_or_Rethrow", "_Unwind_Backtrace"];
+
+/// Sites at the entries of the unwinder, when `binary` has one.
+///
+/// An unwinder does not know the return points that return probes leave on the stack, and takes the first one for the
+/// end of it: an exception would end the process. Whoever probes returns plants something here that puts the return
+/// addresses back before the walk.
+pub fn unwinder_entries(binary: &Binary) -> Vec<SitePlan> {
+    let mut at: Vec<u64> =
+        UNWINDERS.iter().flat_map(|name| binary.symbols().named(name)).map(|symbol| symbol.vaddr).collect();
+    at.sort_unstable();
+    at.dedup();
+    at.into_iter().filter_map(|vaddr| plan(binary, vaddr).ok()).collect()
+}
 
 /// Refuses what is not a function entry, and functions that depend on their return address.
 pub(crate) fn check(binary: &Binary, plan: &SitePlan) -> Result<(), Refusal> {

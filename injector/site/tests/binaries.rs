@@ -2,7 +2,7 @@
 
 use beeline_site::{
     Binary, Libc, Linkage, Location, OpenError, Refusal, ResolveError, Resolved, find_library, plan,
-    plan_return, resolve,
+    plan_return, resolve, unwinder_entries,
 };
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -266,6 +266,20 @@ fn returns_of_functions_that_look_at_their_caller_are_refused() {
     let inside = plan(&binary, malloc.vaddr).unwrap();
     let next = malloc.vaddr + inside.original.len() as u64;
     assert!(matches!(plan_return(&binary, next), Err(Refusal::NotAnEntry { .. })));
+}
+
+#[test]
+fn unwinders_are_found_where_they_are() {
+    let Ok(path) = find_library("libgcc_s.so.1") else {
+        println!("skipped: no libgcc_s");
+        return;
+    };
+    let binary = Binary::open(path).unwrap();
+    let found = unwinder_entries(&binary);
+    assert_eq!(found.len(), 4);
+    assert!(found.iter().all(|plan| plan.is_entry));
+    let libc = Binary::open(find_library("libc.so.6").unwrap()).unwrap();
+    assert!(unwinder_entries(&libc).is_empty(), "libc only uses it");
 }
 
 #[test]

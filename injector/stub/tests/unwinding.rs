@@ -13,7 +13,7 @@ mod programs;
 use beeline_abi::code::ContextUse;
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::{ReturnSlot, ThreadSlot};
-use beeline_site::{Location, plan, resolve};
+use beeline_site::{find_library, unwinder_entries};
 use harness::{World, in_child, warm_returns};
 use loaded::{Loaded, Sites};
 use programs::counter;
@@ -113,10 +113,8 @@ fn exceptions_pass_return_probes() {
         let unwinding = world.link(restore as *const () as u64, ContextUse::NONE, false);
         world.run();
         warm_returns(&mut world);
-        let unwinder = Loaded::find(Path::new("/lib/x86_64-linux-gnu/libgcc_s.so.1")).unwrap();
-        let raise = Location::Symbol { name: "_Unwind_RaiseException".to_owned(), offset: 0 };
-        let raise = resolve(&unwinder.binary, &raise).unwrap();
-        unwinder.probe(&world, &[unwinding], &[plan(&unwinder.binary, raise.vaddr).unwrap()]);
+        let unwinder = Loaded::find(&find_library("libgcc_s.so.1").unwrap()).unwrap();
+        unwinder.probe(&world, &[unwinding], &unwinder_entries(&unwinder.binary));
         Loaded::find(&path).unwrap().probe_all(&world, &[link], Sites::Returns);
         let mut expected = 0;
         for n in 0..100 {
