@@ -57,7 +57,7 @@ pub enum EngineError {
         name: Option<&'static str>,
     },
     /// The verifier refuses a program.
-    #[error("program {program} is rejected: {}", rejection.reason)]
+    #[error("program {program} is rejected at instruction {}: {}", rejection.pc, rejection.reason)]
     Rejected {
         /// The program.
         program: String,

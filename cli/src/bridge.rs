@@ -1,0 +1,129 @@
+//! The engine's plans as the injector's requests. The two do not know each other; this is all that stands between them.
+
+use crate::context::Context;
+use anyhow::{Result, bail};
+use beeline_engine::{AttachPlan, Engine, PlanFilter, PlannedMap, PlannedProbe, PlannedProgram, ProbeKind};
+use beeline_inject::{FileIdentity, Location, MapRequest, ProbeRequest, ProbeState, ProgramRequest, Request};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A request, and the names of the links in it for reports.
+pub(crate) struct Bridged {
+    /// What the injector is asked for.
+    pub(crate) request: Request,
+    /// `OBJECT/LINK` by id.
+    names: BTreeMap<u32, String>,
+}
+
+impl Bridged {
+    /// The plan for a process (or for one that does not exist yet), as a request.
+    pub(crate) fn plan(context: &Context, engine: &Engine, filter: &PlanFilter) -> Result<Bridged> {
+        let plan = engine.attach_plan(filter)?;
+        for left_out in &plan.left_out {
+            crate::output::warn(format_args!("{} is left out: {}", left_out.link, left_out.reason));
+        }
+        if plan.probes.is_empty() {
+            if engine.store().object_names()?.is_empty() {
+                return Err(context.nothing_loaded());
+            }
+            if !filter.objects.is_empty() {
+                bail!("object {} has no links that apply here", filter.objects.join(", "));
+            }
+            bail!("no loaded program has a place to go to; see `beeline load --attach`");
+        }
+        Ok(Bridged::of(plan))
+    }
+
+    fn of(plan: AttachPlan) -> Bridged {
+        let names = plan.probes.iter().map(|probe| (probe.link_id, probe.name.clone())).collect();
+        let request = Request {
+            store_uuid: plan.store_uuid,
+            cpu_slots: plan.cpu_slots,
+            cpus: plan.cpus,
+            trace: plan.trace,
+            task_layout: plan.task_layout,
+            maps: plan.maps.into_iter().map(map).collect(),
+            programs: plan.programs.into_iter().map(program).collect(),
+            probes: plan.probes.into_iter().map(probe).collect(),
+        };
+        Bridged { request, names }
+    }
+
+    /// Name of a link for a report.
+    pub(crate) fn name(&self, link_id: u32) -> String {
+        self.names.get(&link_id).cloned().unwrap_or_else(|| format!("link {link_id}"))
+    }
+}
+
+fn map(map: PlannedMap) -> MapRequest {
+    MapRequest { id: map.id, name: map.name, file: map.file }
+}
+
+fn program(program: PlannedProgram) -> ProgramRequest {
+    ProgramRequest {
+        id: program.id,
+        name: program.name,
+        code: program.code,
+        relocs: program.relocs,
+        maps: program.map_ids,
+        needs: program.needs,
+    }
+}
+
+fn probe(probe: PlannedProbe) -> ProbeRequest {
+    let target = probe.target;
+    ProbeRequest {
+        link_id: probe.link_id,
+        program_id: probe.prog_id,
+        kind: match probe.kind {
+            ProbeKind::Entry => beeline_inject::ProbeKind::Entry,
+            ProbeKind::Return => beeline_inject::ProbeKind::Return,
+        },
+        file: FileIdentity {
+            path: target.path,
+            device: target.device,
+            inode: target.inode,
+            build_id: (!target.build_id.is_empty()).then_some(target.build_id),
+        },
+        location: Location::FileOffset(target.file_offset),
+        cookie: probe.cookie,
+        shared: probe.shared,
+    }
+}
+
+/// What became of the probes of a request in one process.
+#[derive(Default)]
+pub(crate) struct Placement {
+    /// Placed just now.
+    pub(crate) placed: usize,
+    /// In force before.
+    pub(crate) already: usize,
+    /// Files that the process has not mapped.
+    pub(crate) not_mapped: Vec<PathBuf>,
+    /// Links that were refused: name and reason.
+    pub(crate) refused: Vec<(String, String)>,
+}
+
+impl Placement {
+    /// Counts the outcomes of a report.
+    pub(crate) fn of(bridged: &Bridged, outcomes: &[beeline_inject::ProbeOutcome]) -> Placement {
+        let mut placement = Placement::default();
+        for outcome in outcomes {
+            match &outcome.state {
+                ProbeState::Placed { .. } => placement.placed += 1,
+                ProbeState::AlreadyInForce => placement.already += 1,
+                ProbeState::NotMapped { file } if placement.not_mapped.contains(file) => {}
+                ProbeState::NotMapped { file } => placement.not_mapped.push(file.clone()),
+                ProbeState::Refused { reason } => {
+                    placement.refused.push((bridged.name(outcome.link_id), reason.clone()));
+                }
+            }
+        }
+        placement
+    }
+
+    /// Probes that run at a hit.
+    pub(crate) fn in_force(&self) -> usize {
+        self.placed + self.already
+    }
+}

@@ -1,0 +1,107 @@
+//! `beeline attach`: probes into running processes.
+
+use crate::args::Attach;
+use crate::bridge::{Bridged, Placement};
+use crate::context::Context;
+use crate::output::time::nanoseconds;
+use crate::output::{self, warn};
+use anyhow::{Context as _, Result, anyhow, bail};
+use beeline_engine::{Engine, PlanFilter};
+use beeline_inject::AttachReport;
+use serde_json::{Value, json};
+
+pub(crate) fn run(context: &mut Context, args: &Attach) -> Result<()> {
+    let engine = context.existing()?.ok_or_else(|| context.nothing_loaded())?;
+    let mut reports = Vec::new();
+    let mut failed = Vec::new();
+    for &pid in args.pids.iter().chain(&args.pid_option) {
+        match attach(context, &engine, pid, &args.object) {
+            Ok(report) => reports.push(report),
+            Err(error) => failed.push(error.context(format!("cannot attach to process {pid}"))),
+        }
+    }
+    if context.json {
+        context.out.json(&Value::Array(reports))?;
+    }
+    context.out.flush()?;
+    let Some(last) = failed.pop() else { return Ok(()) };
+    failed.iter().for_each(output::error);
+    Err(last)
+}
+
+fn attach(context: &mut Context, engine: &Engine, pid: u32, objects: &[String]) -> Result<Value> {
+    let target =
+        i32::try_from(pid).ok().filter(|&pid| pid > 0).ok_or_else(|| anyhow!("{pid} is no process id"))?;
+    let filter = PlanFilter { pid: Some(pid), objects: objects.to_vec() };
+    let bridged = Bridged::plan(context, engine, &filter)?;
+    let report = beeline_inject::attach(target, &bridged.request)?;
+    let placement = Placement::of(&bridged, &report.probes);
+    if !context.json {
+        show(context, &report, &placement)?;
+        context.out.flush()?;
+    }
+    for (link, reason) in &placement.refused {
+        warn(format_args!("{link} is not in process {pid}: {reason}"));
+    }
+    if placement.in_force() == 0 {
+        bail!("{}", nothing_placed(&placement));
+    }
+    if !placement.refused.is_empty() {
+        bail!("{} of {} probes were refused", placement.refused.len(), report.probes.len());
+    }
+    Ok(to_json(&report, &placement))
+}
+
+/// Why a process carries no probe now.
+pub(crate) fn nothing_placed(placement: &Placement) -> String {
+    if !placement.refused.is_empty() {
+        return "every probe was refused".into();
+    }
+    let files: Vec<String> = placement.not_mapped.iter().map(|file| file.display().to_string()).collect();
+    format!("it uses none of the probed files: {}", files.join(", "))
+}
+
+fn show(context: &mut Context, report: &AttachReport, placement: &Placement) -> Result<()> {
+    let AttachReport { pid, threads, stopped, .. } = report;
+    let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let mut parts = vec![plural(placement.placed, "probe")];
+    if placement.already > 0 {
+        parts.push(format!("{} were in force", placement.already));
+    }
+    if !placement.not_mapped.is_empty() {
+        parts.push(plural(placement.not_mapped.len(), "probed file") + " not mapped");
+    }
+    let time = nanoseconds(u64::try_from(stopped.as_nanos()).unwrap_or(u64::MAX));
+    context.out.line(format_args!(
+        "attached to {pid}: {}; {} stood still for {time}",
+        parts.join(", "),
+        plural(*threads, "thread")
+    ))?;
+    if context.verbose > 0 {
+        for file in &placement.not_mapped {
+            output::say(&format!("  not mapped: {}", file.display()));
+        }
+    }
+    Ok(())
+}
+
+fn to_json(report: &AttachReport, placement: &Placement) -> Value {
+    json!({
+        "pid": report.pid,
+        "placed": placement.placed,
+        "already_in_force": placement.already,
+        "not_mapped": placement.not_mapped,
+        "refused": placement.refused.iter().map(|(link, reason)| json!({"link": link, "reason": reason})).collect::<Vec<_>>(),
+        "threads": report.threads,
+        "stopped_ns": u64::try_from(report.stopped.as_nanos()).unwrap_or(u64::MAX),
+    })
+}
+
+/// For commands that only need the context of an error.
+pub(crate) fn process_error<T>(
+    result: Result<T, beeline_inject::TargetRefused>,
+    what: &str,
+    pid: i32,
+) -> Result<T> {
+    result.with_context(|| format!("cannot {what} process {pid}"))
+}

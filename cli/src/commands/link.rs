@@ -1,0 +1,116 @@
+//! `beeline link`: list links, turn them on and off.
+
+use super::load::{kind_name, place};
+use crate::args::Link;
+use crate::context::Context;
+use crate::output::table::Table;
+use crate::resolve;
+use anyhow::Result;
+use beeline_engine::LinkEntry;
+use serde_json::{Value, json};
+
+pub(crate) fn run(context: &mut Context, command: &Link) -> Result<()> {
+    match command {
+        Link::List(which) => list(context, &which.which),
+        Link::Show(which) => show(context, &which.which),
+        Link::Enable(one) => set(context, &one.link, true),
+        Link::Disable(one) => set(context, &one.link, false),
+    }
+}
+
+fn found(context: &Context, words: &[String]) -> Result<Vec<LinkEntry>> {
+    match context.existing()? {
+        Some(engine) => resolve::links(context, &engine, words),
+        None if words.is_empty() => Ok(Vec::new()),
+        None => Err(context.nothing_loaded()),
+    }
+}
+
+fn list(context: &mut Context, words: &[String]) -> Result<()> {
+    let links = found(context, words)?;
+    if context.json {
+        return Ok(context.out.json(&links.iter().map(to_json).collect())?);
+    }
+    if links.is_empty() {
+        return context.nothing_to_list("links");
+    }
+    let mut table = Table::new(&["ID>", "NAME", "OBJECT", "TYPE", "ENABLED", "MISSED>", "TARGET"]);
+    for LinkEntry { object, file, .. } in &links {
+        table.row([
+            file.link.id.to_string(),
+            file.link.name.clone(),
+            object.clone(),
+            kind_name(file.link.kind).into(),
+            if file.is_enabled() { "yes" } else { "no" }.into(),
+            file.missed().to_string(),
+            place(&file.link.target),
+        ]);
+    }
+    Ok(context.out.text(&table.text())?)
+}
+
+fn show(context: &mut Context, words: &[String]) -> Result<()> {
+    let links = found(context, words)?;
+    if context.json {
+        return Ok(context.out.json(&links.iter().map(to_json).collect())?);
+    }
+    for LinkEntry { object, program, file } in &links {
+        let (out, link) = (&mut context.out, &file.link);
+        out.line(format_args!(
+            "{}: {}  name {}  prog {} ({program})",
+            link.id,
+            kind_name(link.kind),
+            link.name,
+            link.prog_id
+        ))?;
+        out.line(format_args!("\tobject {object}  target {}", place(&link.target)))?;
+        let build_id = match link.target.build_id.as_slice() {
+            [] => "none".to_owned(),
+            bytes => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        };
+        out.line(format_args!("\tfile offset {:#x}  build-id {build_id}", link.target.file_offset))?;
+        let enabled = if file.is_enabled() { "enabled" } else { "disabled" };
+        let pid = link.pid.map(|pid| format!("  pid {pid}")).unwrap_or_default();
+        out.line(format_args!("\t{enabled}  missed {}  cookie {:#x}{pid}", file.missed(), link.cookie))?;
+    }
+    Ok(())
+}
+
+fn set(context: &mut Context, words: &[String], enabled: bool) -> Result<()> {
+    if words.is_empty() {
+        anyhow::bail!("say which link");
+    }
+    let done = if enabled { "enabled" } else { "disabled" };
+    let links = found(context, words)?;
+    for entry in &links {
+        entry.file.set_enabled(enabled);
+        if !context.json {
+            context.out.line(format_args!("{done} {}/{}", entry.object, entry.file.link.name))?;
+        }
+    }
+    if context.json {
+        context.out.json(&links.iter().map(to_json).collect())?;
+    }
+    Ok(())
+}
+
+fn to_json(entry: &LinkEntry) -> Value {
+    let link = &entry.file.link;
+    json!({
+        "id": link.id,
+        "type": kind_name(link.kind),
+        "name": link.name,
+        "object": entry.object,
+        "prog_id": link.prog_id,
+        "prog": entry.program,
+        "path": link.target.path,
+        "symbol": link.target.symbol,
+        "offset": link.target.offset,
+        "file_offset": link.target.file_offset,
+        "build_id": link.target.build_id.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+        "cookie": link.cookie,
+        "pid": link.pid,
+        "enabled": entry.file.is_enabled(),
+        "missed": entry.file.missed(),
+    })
+}

@@ -1,0 +1,139 @@
+//! `beeline load`: from object files to the store.
+
+use crate::args::Load;
+use crate::context::Context;
+use crate::output::time::nanoseconds;
+use crate::output::{say, warn};
+use anyhow::{Result, bail};
+use beeline_engine::{AttachSpec, Engine, EngineError, LoadOptions, Loaded, LoadedProgram, ProbeKind};
+use serde_json::{Value, json};
+use std::path::Path;
+
+pub(crate) fn run(context: &mut Context, args: &Load) -> Result<()> {
+    if args.files.len() > 1 && (args.name.is_some() || !args.attach.is_empty()) {
+        bail!("--name and --attach are for one file; load the files one by one");
+    }
+    let attach = args.attach.iter().map(|text| text.parse()).collect::<Result<Vec<AttachSpec>, _>>()?;
+    let options = LoadOptions {
+        name: args.name.clone(),
+        btf: args.btf.clone(),
+        attach,
+        pid: args.pid,
+        cookie: args.cookie,
+    };
+    let engine = context.engine()?;
+    let mut reports = Vec::new();
+    for file in &args.files {
+        let loaded = load(context, &engine, file, &options)?;
+        match context.json {
+            true => reports.push(to_json(&loaded)),
+            false => show(context, &loaded)?,
+        }
+        for program in &loaded.programs {
+            if let Some(reason) = &program.unattached {
+                warn(format_args!("{} has no probe: {reason}", program.name));
+            }
+        }
+        // What was loaded is loaded, even if a later file fails.
+        context.out.flush()?;
+    }
+    if context.json {
+        context.out.json(&Value::Array(reports))?;
+    }
+    Ok(())
+}
+
+fn load(context: &Context, engine: &Engine, file: &Path, options: &LoadOptions) -> Result<Loaded> {
+    engine.load(file, options).map_err(|error| {
+        if let EngineError::Rejected { program, rejection } = &error {
+            show_log(context, program, &rejection.log);
+        }
+        anyhow::Error::new(error).context(format!("cannot load {}", file.display()))
+    })
+}
+
+/// The end of the verifier's log, or all of it with `-v`.
+fn show_log(context: &Context, program: &str, log: &str) {
+    const LINES: usize = 12;
+    let lines: Vec<&str> = log.lines().collect();
+    let from = if context.verbose > 0 { 0 } else { lines.len().saturating_sub(LINES) };
+    say(&format!("-- verifier's log of {program} --"));
+    if from > 0 {
+        say(&format!("... ({from} lines before, see them with -v)"));
+    }
+    lines[from..].iter().for_each(|line| say(line));
+    say("--");
+}
+
+fn show(context: &mut Context, loaded: &Loaded) -> Result<()> {
+    let out = &mut context.out;
+    out.line(format_args!("loaded {} (id {})", loaded.name, loaded.id))?;
+    for map in &loaded.maps {
+        let reused = if map.reused { ", pinned: shared with others" } else { "" };
+        out.line(format_args!("  map   {:<6} {}  {}{reused}", map.id, map.name, map.type_name))?;
+    }
+    for program in &loaded.programs {
+        let LoadedProgram { id, name, section, insns, code_len, verified, .. } = program;
+        let time = nanoseconds(verified.time_ns);
+        out.line(format_args!(
+            "  prog  {id:<6} {name}  {section}  {insns} insns, {code_len} bytes, verified in {time}"
+        ))?;
+        for (id, kind, target) in &program.links {
+            out.line(format_args!("  link  {id:<6} {} {}", kind_name(*kind), place(target)))?;
+        }
+    }
+    for skipped in &loaded.skipped {
+        out.line(format_args!("  left out: {skipped} (SEC(\"?...\"))"))?;
+    }
+    Ok(())
+}
+
+/// `uprobe` or `uretprobe`.
+pub(crate) fn kind_name(kind: ProbeKind) -> &'static str {
+    match kind {
+        ProbeKind::Entry => "uprobe",
+        ProbeKind::Return => "uretprobe",
+    }
+}
+
+/// `PATH:SYMBOL+OFFSET`.
+pub(crate) fn place(target: &beeline_engine::Target) -> String {
+    let path = target.path.display();
+    match (&target.symbol, target.offset) {
+        (Some(symbol), 0) => format!("{path}:{symbol}"),
+        (Some(symbol), offset) => format!("{path}:{symbol}+{offset:#x}"),
+        (None, offset) => format!("{path}:{offset:#x}"),
+    }
+}
+
+fn to_json(loaded: &Loaded) -> Value {
+    let map = |map: &beeline_engine::LoadedMap| json!({"id": map.id, "name": map.name, "type": map.type_name, "reused": map.reused});
+    let link = |(id, kind, target): &(u32, ProbeKind, beeline_engine::Target)| {
+        json!({
+            "id": id,
+            "type": kind_name(*kind),
+            "path": target.path,
+            "symbol": target.symbol,
+            "offset": target.offset,
+        })
+    };
+    let program = |program: &LoadedProgram| {
+        json!({
+            "id": program.id,
+            "name": program.name,
+            "section": program.section,
+            "insns": program.insns,
+            "bytes_jited": program.code_len,
+            "verified_insns": program.verified.insns_processed,
+            "links": program.links.iter().map(link).collect::<Vec<_>>(),
+            "unattached": program.unattached,
+        })
+    };
+    json!({
+        "id": loaded.id,
+        "name": loaded.name,
+        "maps": loaded.maps.iter().map(map).collect::<Vec<_>>(),
+        "programs": loaded.programs.iter().map(program).collect::<Vec<_>>(),
+        "skipped": loaded.skipped,
+    })
+}

@@ -1,0 +1,35 @@
+//! `beeline start`: a command with the probes in it from its first instruction on.
+
+use super::attach::nothing_placed;
+use crate::args::Start;
+use crate::bridge::{Bridged, Placement};
+use crate::context::Context;
+use crate::output::{say, warn};
+use anyhow::{Context as _, Result, anyhow};
+use beeline_engine::PlanFilter;
+use beeline_inject::StartCommand;
+use std::process::ExitCode;
+
+/// Runs the command, and ends as it does: its output is the only output.
+pub(crate) fn run(context: &mut Context, args: &Start) -> Result<ExitCode> {
+    let engine = context.existing()?.ok_or_else(|| context.nothing_loaded())?;
+    let bridged = Bridged::plan(context, &engine, &PlanFilter::default())?;
+    let (program, arguments) = args.command.split_first().ok_or_else(|| anyhow!("there is no command"))?;
+    let command = StartCommand { program: program.into(), arguments: arguments.to_vec(), environment: None };
+    let name = program.to_string_lossy();
+    let started =
+        beeline_inject::start(&command, &bridged.request).with_context(|| format!("cannot start {name}"))?;
+    let placement = Placement::of(&bridged, &started.report.probes);
+    for (link, reason) in &placement.refused {
+        warn(format_args!("{link} is not in {name}: {reason}"));
+    }
+    if placement.in_force() == 0 {
+        warn(format_args!("{name} runs without probes: {}", nothing_placed(&placement)));
+    } else if context.verbose > 0 {
+        say(&format!("{name} runs as process {} with {} probes", started.pid, placement.in_force()));
+    }
+    // The request holds descriptors of the store; the command runs on without them.
+    drop(bridged);
+    let ended = started.wait().with_context(|| format!("cannot wait for {name}"))?;
+    Ok(ExitCode::from(u8::try_from(ended.exit_code() & 0xff).unwrap_or(u8::MAX)))
+}

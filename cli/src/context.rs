@@ -1,0 +1,68 @@
+//! What every command needs: the store's name, where to print and how.
+
+use crate::args::{Color, Global};
+use crate::output::Output;
+use anyhow::Result;
+use beeline_engine::{Engine, StoreName};
+
+/// The resolved options of every command.
+pub(crate) struct Context {
+    /// Which store.
+    pub(crate) store: StoreName,
+    /// Print JSON.
+    pub(crate) json: bool,
+    /// How much to say on standard error.
+    pub(crate) verbose: u8,
+    /// Standard output.
+    pub(crate) out: Output,
+}
+
+impl Context {
+    pub(crate) fn new(global: &Global) -> Result<Context> {
+        let choice = match global.color {
+            Color::Auto => anstream::ColorChoice::Auto,
+            Color::Always => anstream::ColorChoice::Always,
+            Color::Never => anstream::ColorChoice::Never,
+        };
+        choice.write_global();
+        Ok(Context {
+            store: StoreName::parse(&global.store)?,
+            json: global.json,
+            verbose: global.verbose,
+            out: Output::stdout(),
+        })
+    }
+
+    /// The engine on a store that is made when it does not exist.
+    pub(crate) fn engine(&self) -> Result<Engine> {
+        Ok(Engine::open_or_create(&self.store)?)
+    }
+
+    /// The engine on a store that may not exist: nothing was ever loaded then.
+    pub(crate) fn existing(&self) -> Result<Option<Engine>> {
+        Ok(Engine::open(&self.store)?)
+    }
+
+    /// Says what of the store could not be read. The rest is shown all the same.
+    pub(crate) fn damaged(&self, errors: &[beeline_engine::StoreError]) {
+        for error in errors {
+            crate::output::warn(error);
+        }
+    }
+
+    /// The error of commands that need something in the store.
+    pub(crate) fn nothing_loaded(&self) -> anyhow::Error {
+        let path = match &self.store {
+            StoreName::Named(name) => format!("store {name:?}"),
+            StoreName::Path(path) => format!("store {}", path.display()),
+        };
+        anyhow::anyhow!("nothing is loaded in {path}; `beeline load FILE.bpf.o` comes first")
+    }
+
+    /// Says on standard error that a list is empty: what reads standard output sees an empty list.
+    #[expect(clippy::unnecessary_wraps, reason = "ends the functions that list")]
+    pub(crate) fn nothing_to_list(&self, what: &str) -> Result<()> {
+        crate::output::say(&format!("no {what}"));
+        Ok(())
+    }
+}
