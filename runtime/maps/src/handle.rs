@@ -1,8 +1,8 @@
 //! From a mapped file to the private handle that every operation trusts.
 
-use crate::layout;
+use crate::layout::{self, Layout};
 use beeline_abi::ABI_VERSION;
-use beeline_abi::map::{MAP_MAGIC, MapHandle, MapHeader};
+use beeline_abi::map::{MAP_MAGIC, MapHandle, MapHeader, MapShape};
 use core::fmt;
 use core::ptr;
 use core::sync::atomic::Ordering;
@@ -102,7 +102,13 @@ pub unsafe fn open(
     if mapped_len < layout.mapped_len {
         return Err(HandleError::Length { found: mapped_len, expected: layout.mapped_len });
     }
-    Ok(MapHandle {
+    Ok(at(&layout, shape, id, seed, address))
+}
+
+/// The handle of a map with this layout for a process that has it at `address`: [`open`] for a caller that has
+/// validated the header by other means.
+pub fn at(layout: &Layout, shape: MapShape, id: u32, seed: u32, address: u64) -> MapHandle {
+    MapHandle {
         base: address,
         mapped_len: layout.mapped_len,
         data: address.wrapping_add(layout.data_offset),
@@ -117,5 +123,5 @@ pub unsafe fn open(
         owner_offset: layout.owner_offset,
         key_offset: layout.key_offset,
         value_offset: layout.value_offset,
-    })
+    }
 }

@@ -1,4 +1,4 @@
-//! `BPF_MAP_TYPE_HASH` and `BPF_MAP_TYPE_PERCPU_HASH`.
+//! `BPF_MAP_TYPE_HASH` and `BPF_MAP_TYPE_PERCPU_HASH`; with `lru`, `BPF_MAP_TYPE_LRU_HASH` and `_LRU_PERCPU_HASH` too.
 //!
 //! Semantics are those of `kernel/bpf/hashtab.c`. Chains are described in `chain.rs`, elements in `pool.rs`. What an update does
 //! to the value of a key that is there:
@@ -70,6 +70,22 @@ pub unsafe fn lookup_percpu(map: &MapHandle, access: &Access, key: *const u8) ->
     }
     // SAFETY: passed on.
     unsafe { find(map, key, |element| element.cpu_value(access.cpu)) }
+}
+
+/// [`lookup_percpu`] in an `LRU_PERCPU_HASH`: also notes that the element was used.
+///
+/// # Safety
+/// As [`lookup_percpu`], for an `LRU_PERCPU_HASH`.
+pub unsafe fn lookup_lru_percpu(map: &MapHandle, access: &Access, key: *const u8) -> *mut u8 {
+    if access.cpu >= map.shape.cpus {
+        return null_mut();
+    }
+    let take = |element: Element<'_>| {
+        lru::note_use(element);
+        element.cpu_value(access.cpu)
+    };
+    // SAFETY: passed on.
+    unsafe { find(map, key, take) }
 }
 
 /// What `take` makes of the element of a key, or null.
@@ -424,6 +440,7 @@ impl<'a, K: Key> Update<'a, K> {
     unsafe fn change_in_place(&self, element: Element<'_>, link: Link) -> Step {
         // SAFETY: the CPU was checked; the sources are readable by contract.
         unsafe { self.store_cpu_values(element, false) };
+        self.note_use(element);
         // Deleted meanwhile: the values may have gone to an element that is no longer this key's; look again.
         if Link(element.next().load(Ordering::Acquire)) == link { Step::Done(0) } else { Step::Again }
     }

@@ -32,7 +32,8 @@ pub unsafe fn lookup_percpu_elem(map: &MapHandle, key: *const u8, cpu: u32) -> *
     unsafe {
         match map.shape.map_type {
             MapType::PERCPU_ARRAY => array::lookup_percpu(map, &access, key),
-            MapType::PERCPU_HASH | MapType::LRU_PERCPU_HASH => hash::lookup_percpu(map, &access, key),
+            MapType::PERCPU_HASH => hash::lookup_percpu(map, &access, key),
+            MapType::LRU_PERCPU_HASH => hash::lookup_lru_percpu(map, &access, key),
             _ => null_mut(),
         }
     }

@@ -14,6 +14,7 @@
 //! no room the record is lost, and counted; the consumer is told before the next record that did find room.
 
 use crate::memory::{read_partial, state, word, write_partial};
+use crate::pool::TRIES_MAX;
 use crate::system;
 use beeline_abi::errno::{E2BIG, EINVAL, ENOSPC, EOPNOTSUPP};
 use beeline_abi::map::{Access, MapHandle};
@@ -103,37 +104,51 @@ pub unsafe fn output(map: &MapHandle, access: &Access, data: *const u8, size: u6
     0
 }
 
-/// Takes the next record of a CPU's ring.
+/// Takes the next record of a CPU's ring. Several consumers share the records between them.
 ///
 /// # Safety
-/// As [`output`]; the caller need not own a CPU. One consumer at a time.
+/// As [`output`]; the caller need not own a CPU.
 pub unsafe fn read(map: &MapHandle, cpu: u32, buffer: &mut [u8]) -> Event {
     if cpu >= map.shape.cpus {
         return Event::Empty;
     }
-    // SAFETY: the CPU was checked; positions are masked.
+    // Each round but the last was won by another consumer.
+    for _ in 0..TRIES_MAX {
+        // SAFETY: the CPU was checked.
+        if let Some(event) = unsafe { try_read(map, cpu, buffer) } {
+            return event;
+        }
+    }
+    Event::Empty
+}
+
+/// `None` when another consumer was faster.
+///
+/// # Safety
+/// As [`read`]; the CPU is below the shape's number.
+unsafe fn try_read(map: &MapHandle, cpu: u32, buffer: &mut [u8]) -> Option<Event> {
+    // SAFETY: positions are masked.
     unsafe {
-        let (head, tail) = (control(map, cpu, HEAD), control(map, cpu, TAIL));
+        let tail = control(map, cpu, TAIL);
         let (lost, told) = (control(map, cpu, LOST), control(map, cpu, LOST_TOLD));
-        let produced = head.load(Ordering::Acquire);
-        let position = tail.load(Ordering::Relaxed);
-        let lost = lost.load(Ordering::Acquire).wrapping_sub(told.load(Ordering::Relaxed));
-        if lost != 0 {
-            told.fetch_add(lost, Ordering::Relaxed);
-            return Event::Lost(lost);
+        let position = tail.load(Ordering::Acquire);
+        let produced = control(map, cpu, HEAD).load(Ordering::Acquire);
+        let before = told.load(Ordering::Acquire);
+        let now = lost.load(Ordering::Acquire);
+        if now != before {
+            return advance(told, before, now).then_some(Event::Lost(now.wrapping_sub(before)));
         }
         let available = produced.wrapping_sub(position);
         if available == 0 {
-            return Event::Empty;
+            return Some(Event::Empty);
         }
         let size = data_word(map, cpu, position).load(Ordering::Relaxed);
         let len = size.saturating_add(HEADER_LEN + 7) & !7;
         if available > RING_LEN || size > RECORD_LEN_MAX || len > available || position & 7 != 0 {
-            tail.store(produced, Ordering::Release);
-            return Event::Corrupt;
+            return advance(tail, position, produced).then_some(Event::Corrupt);
         }
         if size > buffer.len() as u64 {
-            return Event::TooLong(size as usize);
+            return Some(Event::TooLong(size as usize));
         }
         let mut at = 0;
         while at < size {
@@ -141,9 +156,12 @@ pub unsafe fn read(map: &MapHandle, cpu: u32, buffer: &mut [u8]) -> Event {
             write_partial(buffer.as_mut_ptr().add(at as usize), value, size - at);
             at += 8;
         }
-        tail.store(position.wrapping_add(len), Ordering::Release);
-        Event::Record(size as usize)
+        advance(tail, position, position.wrapping_add(len)).then_some(Event::Record(size as usize))
     }
+}
+
+fn advance(word: &AtomicU64, from: u64, to: u64) -> bool {
+    word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
 }
 
 /// Sleeps until a record may be in any CPU's ring or `timeout_ns` has passed. May return early.

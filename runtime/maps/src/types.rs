@@ -93,6 +93,17 @@ pub static TYPES: &[MapKind] = &[
         next_key: hash::next_key,
     },
     MapKind {
+        map_type: MapType::LRU_PERCPU_HASH,
+        name: "lru_percpu_hash",
+        check: check_hash,
+        layout: |shape| layout::hash(shape, HashKind { per_cpu: true, lru: true, ..HashKind::plain(shape) }),
+        initialise: initialise_hash,
+        lookup: hash::lookup_lru_percpu,
+        update: hash::update,
+        delete: hash::delete,
+        next_key: hash::next_key,
+    },
+    MapKind {
         map_type: MapType::RINGBUF,
         name: "ringbuf",
         check: check_ring,
@@ -237,7 +248,7 @@ fn check_hash(shape: &MapShape) -> Result<(), i64> {
         ACCESS | MapFlags::NO_PREALLOC | MapFlags::NO_COMMON_LRU | MapFlags::NUMA_NODE | MapFlags::ZERO_SEED;
     require(shape.map_flags & !allowed == 0, EINVAL)?;
     check_access(shape.map_flags)?;
-    let lru = shape.map_type == MapType::LRU_HASH;
+    let lru = matches!(shape.map_type, MapType::LRU_HASH | MapType::LRU_PERCPU_HASH);
     require(lru || shape.map_flags & MapFlags::NO_COMMON_LRU == 0, EINVAL)?;
     require(!(lru && shape.map_flags & MapFlags::NO_PREALLOC != 0), ENOTSUPP)?;
     let per_cpu_lru = shape.map_flags & MapFlags::NO_COMMON_LRU != 0;

@@ -182,6 +182,7 @@ fn system_calls_have_the_kernels_results() {
         }
         // Never full: which element an LRU map gives up is not specified.
         shapes.push(shape(MapType::LRU_HASH, key_size, value_size, 4096, 0));
+        shapes.push(shape(MapType::LRU_PERCPU_HASH, key_size, value_size, 4096, 0));
         shapes.push(shape(MapType::ARRAY, 4, value_size, 12, 0));
         shapes.push(shape(MapType::PERCPU_ARRAY, 4, value_size, 12, 0));
     }
@@ -308,6 +309,7 @@ fn creation_is_checked_as_the_kernel_does() {
         MapType::PERCPU_HASH,
         MapType::PERCPU_ARRAY,
         MapType::LRU_HASH,
+        MapType::LRU_PERCPU_HASH,
         MapType::RINGBUF,
         MapType::PERF_EVENT_ARRAY,
         MapType::PROG_ARRAY,

@@ -108,6 +108,41 @@ fn a_small_map_recovers_by_itself() {
     assert_eq!(inserted, 32);
 }
 
+/// A stopped process holds nobody up, and when it goes on it harms nothing.
+#[test]
+fn stopped_processes_are_not_waited_for() {
+    for shape in [shape(MapType::HASH, 8, 8, 64, 0), shape(MapType::HASH, 8, 40, 64, 0)] {
+        let map = Map::new(shape);
+        let me = me();
+        let children = [0, 1]
+            .map(|seed| fork_and_run(&|me: &Access, random: &mut Random| hammer(&map, me, random), seed));
+        let mut random = Random(9);
+        for _ in 0..rounds(200) / 5 {
+            unsafe {
+                libc::kill(children[0], libc::SIGSTOP);
+                libc::usleep(random.below(500) as u32);
+            }
+            // Keys of ours alone, among the others' in the same buckets.
+            for n in 0..200u64 {
+                let key = (n % 16 + (1 << 32)).to_ne_bytes();
+                let value = vec![n as u8; shape.value_size as usize];
+                assert_eq!(map.update(&me, &key, &value, 0), 0);
+                assert_eq!(map.value(&me, &key), Some(value));
+                assert_eq!(map.delete(&me, &key), 0);
+                assert_eq!(map.lookup(&me, &key), None);
+            }
+            unsafe { libc::kill(children[0], libc::SIGCONT) };
+        }
+        for child in children {
+            unsafe {
+                libc::kill(child, libc::SIGKILL);
+                libc::waitpid(child, std::ptr::null_mut(), 0);
+            }
+        }
+        verify(&map);
+    }
+}
+
 #[test]
 fn stack_traces_survive_kills() {
     let map = Map::new(shape(MapType::STACK_TRACE, 4, 64, 32, 0));

@@ -171,8 +171,10 @@ fn copies_are_never_torn() {
 
 #[test]
 fn an_lru_map_always_has_room() {
-    for value_size in [8, 32] {
-        let map = Map::new(shape(MapType::LRU_HASH, 8, value_size, 50, 0));
+    for (map_type, value_size) in
+        [(MapType::LRU_HASH, 8), (MapType::LRU_HASH, 32), (MapType::LRU_PERCPU_HASH, 8)]
+    {
+        let map = Map::new(shape(map_type, 8, value_size, 50, 0));
         on_all(|thread, me| {
             let mut random = Random(thread);
             for _ in 0..5_000 {

@@ -26,6 +26,7 @@ fn elements_are_visited_once() {
         (MapType::HASH, 24, 30),
         (MapType::PERCPU_HASH, 4, 30),
         (MapType::LRU_HASH, 8, 30),
+        (MapType::LRU_PERCPU_HASH, 8, 30),
         (MapType::ARRAY, 4, 64),
         (MapType::PERCPU_ARRAY, 4, 64),
     ] {
