@@ -1,0 +1,10 @@
+//! What an instruction does to the state. What it requires before it may do so is in [`require`](crate::require).
+
+pub(crate) mod arithmetic;
+pub(crate) mod branch;
+pub(crate) mod call;
+pub(crate) mod compute;
+pub(crate) mod jump;
+pub(crate) mod memory;
+pub(crate) mod packet;
+pub(crate) mod pointer;

@@ -1,0 +1,244 @@
+//! Each instruction: what it requires, then what it does.
+
+use crate::code::jump_target;
+use crate::context::Field;
+use crate::effect::memory::{loaded, loaded_constant};
+use crate::explore::{Explorer, Next};
+use crate::refusal::{Checked, refuse};
+use crate::require::memory::{Access, Target};
+use crate::state::{Kind, MapRef, RegState};
+use beeline_abi::map::MapFlags;
+use beeline_isa::{AtomicOp, Call, Op, Operand, Reg, Size, Width};
+
+impl Explorer<'_> {
+    /// Executes the operation at the current instruction.
+    pub(crate) fn execute(&mut self, op: Op) -> Checked<Next> {
+        match op {
+            Op::Alu { width, op, dst, src } => self.alu(width, op, dst, src)?,
+            Op::Mov { width, dst, src } => self.mov(width, dst, src)?,
+            Op::MovSx { width, dst, src, bits } => self.mov_sign_extended(width, dst, src, bits)?,
+            Op::Neg { width, dst } => self.negate(width, dst)?,
+            Op::Endian { kind, dst, bits } => self.convert_bytes(kind, dst, bits)?,
+            Op::LoadImm64 { dst, value } => self.load_immediate(dst, value)?,
+            Op::Load { size, signed, dst, base, off } => {
+                let value = self.load(base, off, size, signed)?;
+                self.state.set(dst, value);
+            }
+            Op::LoadPacket { size, index, .. } => self.load_packet(size, index)?,
+            Op::Store { size, base, off, src } => self.store(base, off, size, src)?,
+            Op::Atomic { size, op, fetch, base, off, src } => self.atomic(size, op, fetch, base, off, src)?,
+            Op::Ja { target } => return Ok(Next::Goto(jump_target(self.pc, target.into()))),
+            Op::Jump { width, op, dst, src, target } => return self.jump(width, op, dst, src, target),
+            Op::MayGoto { target } => return self.may_goto(target),
+            Op::Call(call) => return self.call(call),
+            Op::Exit => return self.exit(),
+        }
+        Ok(Next::Goto(self.code.next(self.pc)))
+    }
+
+    fn call(&mut self, call: Call) -> Checked<Next> {
+        match call {
+            Call::Helper(id) => {
+                let proto = self.helper(id)?;
+                let arguments = self.arguments(proto)?;
+                self.call_helper(proto, &arguments)
+            }
+            Call::Local(imm) => self.call_local(imm),
+            Call::Kfunc { btf_id, .. } => {
+                refuse!("calling kernel function with BTF id {btf_id} is not supported in userspace")
+            }
+            Call::Register(_) => refuse!("unknown opcode 8d"),
+        }
+    }
+
+    /// Whether an instruction accesses the context or other memory is the same on every path.
+    fn same_kind(&mut self, kind: Kind) -> Checked {
+        let through_context = kind == Kind::Ctx;
+        if *self.facts.through_context.entry(self.pc).or_insert(through_context) != through_context {
+            refuse!("same insn cannot be used with different pointers");
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, base: Reg, off: i16, size: Size, signed: bool) -> Checked<RegState> {
+        let pointer = self.readable(base)?;
+        let size = size.bytes();
+        let target = Target { reg: base, pointer: &pointer, off: off.into(), size };
+        self.aligned(&target)?;
+        let value = match pointer.kind {
+            Kind::Stack { frame } => {
+                let span = self.on_stack(&target, Access::Read, false)?;
+                self.load_stack(frame, span, size, signed)?
+            }
+            Kind::MapValue { map, nullable: false } => {
+                self.map_value(&target, map, Access::Read)?;
+                match self.frozen_value(&target, map) {
+                    Some(raw) => loaded_constant(raw, size, signed),
+                    None => loaded(size, signed),
+                }
+            }
+            Kind::Ctx => self.load_context(&target, signed)?,
+            _ => {
+                self.plain_memory(&target, Access::Read)?;
+                loaded(size, signed)
+            }
+        };
+        self.same_kind(pointer.kind)?;
+        Ok(value)
+    }
+
+    fn load_context(&mut self, target: &Target, signed: bool) -> Checked<RegState> {
+        let field = self.context(target, Access::Read)?;
+        if self.program.prog_type == crate::ProgType::KPROBE {
+            self.facts.context = self.facts.context.with_access(target.off as u32, target.size);
+        }
+        Ok(match field {
+            _ if signed && field != Field::Number => {
+                refuse!("invalid bpf_context access off={} size={}", target.off, target.size)
+            }
+            Field::Number => loaded(target.size, signed),
+            Field::Packet => RegState::pointer(Kind::Packet),
+            Field::PacketMeta => RegState::pointer(Kind::PacketMeta),
+            Field::PacketEnd => RegState::pointer(Kind::PacketEnd),
+        })
+    }
+
+    /// A load of a constant: the bytes of a frozen map at a known place.
+    fn frozen_value(&self, target: &Target, map: MapRef) -> Option<u64> {
+        let info = self.map(map).ok()?;
+        let contents = info.frozen_contents.as_ref().filter(|_| !map.inner)?;
+        if info.shape.map_flags & MapFlags::RDONLY_PROG == 0 {
+            return None;
+        }
+        let at = usize::try_from(target.pointer.const_offset()? + i64::from(target.off)).ok()?;
+        let bytes = contents.get(at..at + target.size as usize)?;
+        Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    }
+
+    /// An access to memory that has no rules of its own beyond its bounds.
+    fn plain_memory(&mut self, target: &Target, access: Access) -> Checked {
+        match target.pointer.kind {
+            Kind::MapValue { map, nullable: false } => self.map_value(target, map, access),
+            Kind::MapKey { map } => self.map_key(target, map, access),
+            Kind::Mem { size, nullable: false, .. } => self.sized_memory(target, size),
+            Kind::Packet | Kind::PacketMeta => self.packet(target, access),
+            Kind::MapPtr { nullable: false, .. } => {
+                refuse!(
+                    "only read from bpf_array is supported\naccess to the fields of a map is not supported in userspace"
+                )
+            }
+            Kind::Btf { name, nullable: false } => {
+                refuse!("direct access to {name} is not supported in userspace: use bpf_probe_read_kernel")
+            }
+            kind => refuse!("R{} invalid mem access '{}'", target.reg.0, kind.name()),
+        }
+    }
+
+    fn store(&mut self, base: Reg, off: i16, size: Size, src: Operand) -> Checked {
+        let mut value = self.operand(src, Width::W64)?;
+        let pointer = self.readable(base)?;
+        let size = size.bytes();
+        let target = Target { reg: base, pointer: &pointer, off: off.into(), size };
+        self.aligned(&target)?;
+        if let (Kind::Stack { frame }, Operand::Reg(from)) = (pointer.kind, src) {
+            self.spillable(frame, size, &value)?;
+            if value.kind == Kind::Scalar && value.id == 0 && size == 8 && value.as_const().is_none() {
+                value = self.with_id(value);
+                self.state.set(from, value);
+            }
+        }
+        self.store_value(&target, &value)?;
+        self.same_kind(pointer.kind)
+    }
+
+    /// A pointer is spilled whole, and an address of this stack only to this stack.
+    fn spillable(&self, frame: u8, size: u32, value: &RegState) -> Checked {
+        if !value.kind.is_pointer() {
+            return Ok(());
+        }
+        if size != 8 {
+            refuse!("invalid size of register spill");
+        }
+        let current = self.state.frames.len() - 1;
+        if usize::from(frame) != current && matches!(value.kind, Kind::Stack { .. }) {
+            refuse!("cannot spill pointers to stack into stack frame of the caller");
+        }
+        Ok(())
+    }
+
+    fn store_value(&mut self, target: &Target, value: &RegState) -> Checked {
+        match target.pointer.kind {
+            Kind::Stack { frame } => {
+                let span = self.on_stack(target, Access::Write, false)?;
+                self.store_stack(frame, span, target.size, value);
+                return Ok(());
+            }
+            Kind::Ctx => {
+                self.context(target, Access::Write)?;
+            }
+            _ => self.plain_memory(target, Access::Write)?,
+        }
+        self.pointer_read_as_number(value);
+        Ok(())
+    }
+
+    fn atomic(&mut self, size: Size, op: AtomicOp, fetch: bool, base: Reg, off: i16, src: Reg) -> Checked {
+        if op == AtomicOp::LoadAcquire {
+            self.atomic_target(base)?;
+            let value = self.load(base, off, size, false)?;
+            self.state.set(src, value);
+            return Ok(());
+        }
+        let operand = self.readable(src)?;
+        if op == AtomicOp::Cmpxchg {
+            let expected = self.readable(Reg::R0)?;
+            self.pointer_read_as_number(&expected);
+        }
+        self.pointer_read_as_number(&operand);
+        self.atomic_target(base)?;
+        if op == AtomicOp::StoreRelease {
+            return self.store(base, off, size, Operand::Reg(src));
+        }
+        self.load(base, off, size, false)?;
+        let pointer = self.readable(base)?;
+        let target = Target { reg: base, pointer: &pointer, off: off.into(), size: size.bytes() };
+        // The sum or whatever it is: any number.
+        self.store_value(&target, &loaded(size.bytes(), false))?;
+        if fetch {
+            let into = if op == AtomicOp::Cmpxchg { Reg::R0 } else { src };
+            self.state.set(into, loaded(size.bytes(), false));
+        }
+        Ok(())
+    }
+
+    /// Atomic operations work on memory proper.
+    fn atomic_target(&self, base: Reg) -> Checked {
+        let kind = self.readable(base)?.kind;
+        if matches!(kind, Kind::Ctx | Kind::Packet | Kind::PacketMeta) {
+            refuse!("BPF_ATOMIC stores into R{} {} is not allowed", base.0, kind.name());
+        }
+        Ok(())
+    }
+
+    /// Legacy loads from the packet: past its end the program ends.
+    fn load_packet(&mut self, size: Size, index: Option<Reg>) -> Checked {
+        if !crate::context::has_packet_loads(self.program.prog_type) {
+            refuse!("BPF_LD_[ABS|IND] instructions not allowed for this program type");
+        }
+        if self.state.frames.len() > 1 {
+            refuse!("BPF_LD_[ABS|IND] in a subprogram is not supported");
+        }
+        let context = self.readable(Reg::R6)?;
+        self.nothing_held()
+            .map_err(|held| format!("{held}\nBPF_LD_[ABS|IND] would lead to reference leak"))?;
+        if context.kind != Kind::Ctx || context.off != 0 || context.value.as_const() != Some(0) {
+            refuse!("at the time of BPF_LD_ABS|IND R6 != pointer to skb");
+        }
+        if let Some(index) = index {
+            self.readable(index)?;
+        }
+        self.state.clobber_caller_saved();
+        self.state.set(Reg::R0, loaded(size.bytes(), false));
+        Ok(())
+    }
+}

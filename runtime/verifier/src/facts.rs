@@ -1,0 +1,236 @@
+//! What the exploration learns about a program beside that it is safe: what the compiler and the stubs use.
+
+use crate::code::Code;
+use crate::program::{Options, Program};
+use beeline_abi::code::{ContextUse, ProgramNeeds};
+use std::collections::BTreeMap;
+
+/// What holds of one helper call on every path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CallFacts {
+    /// The helper's id.
+    pub helper: i32,
+    /// The map argument, as an index into the program's maps, when it is the same on every path and not the member of a
+    /// map of maps.
+    pub map: Option<u32>,
+    /// The key, when it is a constant of at most eight bytes, the same on every path.
+    pub constant_key: Option<u64>,
+    /// The subprogram that is called back, by index, when it is the same on every path.
+    pub callback: Option<usize>,
+    /// The result was proven not to be 0: a look-up of a constant key that exists.
+    pub non_null: bool,
+}
+
+impl CallFacts {
+    fn and(self, other: CallFacts) -> CallFacts {
+        let same = |a: Option<u32>, b| if a == b { a } else { None };
+        CallFacts {
+            helper: self.helper,
+            map: same(self.map, other.map),
+            constant_key: if self.constant_key == other.constant_key { self.constant_key } else { None },
+            callback: if self.callback == other.callback { self.callback } else { None },
+            non_null: self.non_null && other.non_null,
+        }
+    }
+}
+
+/// One subprogram; the first one is the program itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Subprogram {
+    /// Its name, empty when it has none.
+    pub name: String,
+    /// Index of its first slot.
+    pub start: u32,
+    /// One past its last slot.
+    pub end: u32,
+    /// Its address is taken: helpers call it.
+    pub is_callback: bool,
+    /// Bytes of its frame, a multiple of 8, at most 512.
+    pub stack_bytes: u32,
+    /// How many of r1 to r5 it is given. Without type information this is 5.
+    pub arg_count: u8,
+}
+
+/// How much work it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stats {
+    /// Instructions looked at, over all paths.
+    pub insns_processed: u32,
+    /// States kept.
+    pub states: u32,
+    /// Paths that an earlier state covered.
+    pub pruned: u32,
+    /// Worst-case bytes of stack over all frames.
+    pub stack_bytes: u32,
+    /// Time taken, in nanoseconds.
+    pub time_ns: u64,
+}
+
+/// The collection, while the exploration runs.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) live: Vec<bool>,
+    pub(crate) insns_processed: u32,
+    pub(crate) states: u32,
+    pub(crate) pruned: u32,
+    pub(crate) context: ContextUse,
+    pub(crate) cpu: bool,
+    pub(crate) tail_calls: bool,
+    /// Per subprogram, bytes below r10.
+    pub(crate) stack: Vec<u32>,
+    pub(crate) callbacks: Vec<bool>,
+    /// Subprograms that make tail calls themselves.
+    pub(crate) tail_callers: Vec<bool>,
+    pub(crate) calls: BTreeMap<usize, CallFacts>,
+    /// Loads and stores by whether their address is the context: the two are compiled differently.
+    pub(crate) through_context: BTreeMap<usize, bool>,
+}
+
+impl Facts {
+    pub(crate) fn new(code: &Code) -> Facts {
+        let subprograms = code.subprograms.len();
+        Facts {
+            live: vec![false; code.ops.len()],
+            insns_processed: 0,
+            states: 0,
+            pruned: 0,
+            context: ContextUse::NONE,
+            cpu: false,
+            tail_calls: false,
+            stack: vec![0; subprograms],
+            callbacks: vec![false; subprograms],
+            tail_callers: vec![false; subprograms],
+            calls: BTreeMap::new(),
+            through_context: BTreeMap::new(),
+        }
+    }
+
+    /// The call at `pc` on one more path.
+    pub(crate) fn call(&mut self, pc: usize, facts: CallFacts) {
+        self.calls.entry(pc).and_modify(|known| *known = known.and(facts)).or_insert(facts);
+    }
+
+    /// A frame of `subprogram` uses `bytes` below r10.
+    pub(crate) fn stack_used(&mut self, subprogram: u16, bytes: u32) {
+        let most = &mut self.stack[usize::from(subprogram)];
+        *most = (*most).max(bytes.next_multiple_of(8));
+    }
+
+    /// Memory that could be read by anyone may hold the context's address, or a helper reads it all.
+    pub(crate) fn context_escapes(&mut self) {
+        self.context = ContextUse::ALL;
+    }
+}
+
+/// A program that was proven safe. Only [`verify`](crate::verify) makes one.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    program: Program,
+    live: Vec<bool>,
+    needs: ProgramNeeds,
+    subprograms: Vec<Subprogram>,
+    calls: BTreeMap<usize, CallFacts>,
+    stats: Stats,
+    log: String,
+}
+
+impl Verified {
+    pub(crate) fn new(
+        program: Program,
+        code: &Code,
+        facts: Facts,
+        stack_bytes: u32,
+        log: String,
+    ) -> Verified {
+        let stats = Stats {
+            insns_processed: facts.insns_processed,
+            states: facts.states,
+            pruned: facts.pruned,
+            stack_bytes,
+            time_ns: 0,
+        };
+        let needs = ProgramNeeds {
+            context: if facts.tail_calls { ContextUse::ALL } else { facts.context },
+            cpu: facts.cpu,
+            stack_bytes,
+            tail_calls: facts.tail_calls,
+        };
+        let subprograms = subprograms(&program, code, &facts);
+        Verified { program, live: facts.live, needs, subprograms, calls: facts.calls, stats, log }
+    }
+
+    pub(crate) fn set_time(&mut self, time_ns: u64) {
+        self.stats.time_ns = time_ns;
+    }
+
+    /// The program as it was given.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Its instructions. Those that are not live ([`is_live`](Self::is_live)) are never executed; they may be calls that do
+    /// not exist.
+    pub fn insns(&self) -> &[beeline_isa::Insn] {
+        &self.program.insns
+    }
+
+    /// True when some execution may reach the instruction at `pc`. False for the second slot of a wide one.
+    pub fn is_live(&self, pc: usize) -> bool {
+        self.live.get(pc).copied().unwrap_or(false)
+    }
+
+    /// What the stub has to provide.
+    pub fn needs(&self) -> ProgramNeeds {
+        self.needs
+    }
+
+    /// The program itself, then its subprograms in order of address.
+    pub fn subprograms(&self) -> &[Subprogram] {
+        &self.subprograms
+    }
+
+    /// What holds of the helper call at `pc`; `None` when there is no live helper call.
+    pub fn call(&self, pc: usize) -> Option<&CallFacts> {
+        self.calls.get(&pc)
+    }
+
+    /// How much work it was.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// The log, as far as one was asked for.
+    pub fn log(&self) -> &str {
+        &self.log
+    }
+}
+
+fn subprograms(program: &Program, code: &Code, facts: &Facts) -> Vec<Subprogram> {
+    let ranges = code.subprograms.iter().enumerate();
+    ranges
+        .map(|(index, range)| {
+            let info = program.subprograms.iter().find(|info| info.start as usize == range.start);
+            let signature = info.and_then(|info| info.global.as_ref());
+            Subprogram {
+                name: info.map(|info| info.name.clone()).unwrap_or_default(),
+                start: range.start as u32,
+                end: range.end as u32,
+                is_callback: facts.callbacks[index],
+                stack_bytes: facts.stack[index],
+                arg_count: match signature {
+                    _ if index == 0 => 1,
+                    Some(signature) => signature.args.len() as u8,
+                    None => 5,
+                },
+            }
+        })
+        .collect()
+}
+
+/// The line that the kernel prints with `BPF_LOG_STATS`.
+pub(crate) fn stats_line(facts: &Facts, options: &Options, stack_bytes: u32) -> String {
+    format!(
+        "processed {} insns (limit {}) total_states {} pruned {} stack depth {}\n",
+        facts.insns_processed, options.limits.insns_processed_max, facts.states, facts.pruned, stack_bytes
+    )
+}

@@ -1,0 +1,145 @@
+//! What the verifier is given: a program, its maps, what its types say. Plain data, owned.
+
+use beeline_abi::map::MapShape;
+use beeline_isa::Insn;
+
+/// `enum bpf_prog_type` (`include/uapi/linux/bpf.h`), by number: types that are not known here exist too.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ProgType(pub u32);
+
+#[allow(missing_docs, reason = "the names are the kernel's")]
+impl ProgType {
+    pub const SOCKET_FILTER: ProgType = ProgType(1);
+    pub const KPROBE: ProgType = ProgType(2);
+    pub const SCHED_CLS: ProgType = ProgType(3);
+    pub const SCHED_ACT: ProgType = ProgType(4);
+    pub const TRACEPOINT: ProgType = ProgType(5);
+    pub const XDP: ProgType = ProgType(6);
+    pub const PERF_EVENT: ProgType = ProgType(7);
+    pub const RAW_TRACEPOINT: ProgType = ProgType(17);
+    pub const RAW_TRACEPOINT_WRITABLE: ProgType = ProgType(24);
+    pub const TRACING: ProgType = ProgType(26);
+    pub const SYSCALL: ProgType = ProgType(31);
+}
+
+/// A map as a program sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct MapInfo {
+    /// For messages.
+    pub name: String,
+    /// Type, sizes, flags.
+    pub shape: MapShape,
+    /// Of a map of maps: what its members look like.
+    pub inner: Option<Box<MapInfo>>,
+    /// The value of element 0 of an array that is frozen and read-only for programs: loads from it are constants.
+    pub frozen_contents: Option<Vec<u8>>,
+}
+
+/// What an argument of a global subprogram is, by its BTF type.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GlobalArg {
+    /// A number.
+    Scalar,
+    /// The program's context.
+    Ctx,
+    /// Memory of so many bytes, or a null pointer unless `nonnull` is tagged.
+    Mem {
+        /// Bytes.
+        size: u32,
+        /// Tagged `nonnull`.
+        nonnull: bool,
+    },
+}
+
+/// The type of a global subprogram.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct GlobalSignature {
+    /// At most five.
+    pub args: Vec<GlobalArg>,
+    /// It returns nothing: r0 is unreadable after a call.
+    pub returns_void: bool,
+}
+
+/// What is known of a subprogram beside its instructions.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SubprogramInfo {
+    /// Index of its first instruction slot.
+    pub start: u32,
+    /// For messages and listings.
+    pub name: String,
+    /// A global function's type: it is verified by itself, for all arguments of that type. `None`: it is verified anew
+    /// at each call.
+    pub global: Option<GlobalSignature>,
+}
+
+/// A program to be verified.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Program {
+    /// For messages and listings.
+    pub name: String,
+    /// `BPF_PROG_TYPE_*`.
+    pub prog_type: ProgType,
+    /// `BPF_*` attach type, 0 when none is given.
+    pub expected_attach_type: u32,
+    /// Its licence allows GPL-only helpers.
+    pub gpl_compatible: bool,
+    /// It may sleep (`BPF_F_SLEEPABLE`).
+    pub sleepable: bool,
+    /// The instructions. The immediate of a map's `ld_imm64` is an index into `maps`.
+    pub insns: Vec<Insn>,
+    /// The maps it refers to.
+    pub maps: Vec<MapInfo>,
+    /// What is known of its subprograms, in any order; those not listed are static and without a name.
+    pub subprograms: Vec<SubprogramInfo>,
+    /// Source lines for the log: instruction and text, in order of instruction.
+    pub line_info: Vec<(u32, String)>,
+}
+
+impl Default for ProgType {
+    fn default() -> ProgType {
+        ProgType::SOCKET_FILTER
+    }
+}
+
+/// How to verify.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Bits as in `bpf_attr.log_level`: 1 = the path that fails, 2 = every path, 4 = statistics. 0: a short log on rejection.
+    pub log_level: u32,
+    /// Refuse accesses that are not naturally aligned (`BPF_F_STRICT_ALIGNMENT`). x86-64 does not need it.
+    pub strict_alignment: bool,
+    /// How much work may be done.
+    pub limits: Limits,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { log_level: 0, strict_alignment: false, limits: Limits::default() }
+    }
+}
+
+/// Bounds of the work; past them the program is refused. The defaults are the kernel's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Instructions processed over all paths (`BPF_COMPLEXITY_LIMIT_INSNS`).
+    pub insns_processed_max: u32,
+    /// Branches waiting to be explored (`BPF_COMPLEXITY_LIMIT_JMP_SEQ`).
+    pub branches_pending_max: u32,
+    /// Bytes of log; the rest is cut off.
+    pub log_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { insns_processed_max: 1_000_000, branches_pending_max: 8192, log_bytes_max: 16 << 20 }
+    }
+}
+
+/// Most instruction slots of a program.
+pub const INSNS_MAX: usize = 1_000_000;
+
+/// Most frames of a call chain (`MAX_CALL_FRAMES`).
+pub const FRAMES_MAX: usize = 8;
+
+/// Bytes of stack over all frames of a call chain (`MAX_BPF_STACK`).
+pub const STACK_BYTES_MAX: u32 = 512;

@@ -1,0 +1,13 @@
+//! What an instruction requires before it may do anything. What it then does is in [`effect`](crate::effect).
+
+pub(crate) mod advice;
+pub(crate) mod arguments;
+pub(crate) mod exit;
+pub(crate) mod global;
+pub(crate) mod map;
+pub(crate) mod memory;
+pub(crate) mod pointer;
+pub(crate) mod program;
+pub(crate) mod register;
+pub(crate) mod stack;
+pub(crate) mod stack_depth;

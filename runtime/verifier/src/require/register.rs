@@ -1,0 +1,26 @@
+//! What a read of a register requires.
+
+use crate::explore::Explorer;
+use crate::refusal::{Checked, refuse};
+use crate::state::{Kind, RegState};
+use beeline_isa::{Operand, Reg, Width};
+
+impl Explorer<'_> {
+    /// The register holds something.
+    pub(crate) fn readable(&self, reg: Reg) -> Checked<RegState> {
+        let state = self.state.reg(reg);
+        if state.kind == Kind::Uninit {
+            refuse!("R{} !read_ok", reg.0);
+        }
+        Ok(*state)
+    }
+
+    /// The second operand of an instruction, as a register would hold it.
+    pub(crate) fn operand(&self, src: Operand, width: Width) -> Checked<RegState> {
+        match (src, width) {
+            (Operand::Reg(reg), _) => self.readable(reg),
+            (Operand::Imm(imm), Width::W64) => Ok(RegState::constant(imm as i64 as u64)),
+            (Operand::Imm(imm), Width::W32) => Ok(RegState::constant(u64::from(imm as u32))),
+        }
+    }
+}
