@@ -1,8 +1,11 @@
 //! The ELF file: sections, symbols and relocations of a little-endian relocatable BPF object, checked for range.
 
+use std::collections::HashMap;
+
 use object::LittleEndian as LE;
-use object::elf::{self, FileHeader64};
-use object::read::elf::{FileHeader, Rel as _, SectionHeader, Sym as _};
+use object::elf::{self, FileHeader64, SectionHeader64, Sym64};
+use object::read::SymbolIndex;
+use object::read::elf::{FileHeader, Rel as _, SectionHeader, SectionTable, Sym as _, SymbolTable};
 
 use crate::error::ObjectError;
 
@@ -103,6 +106,70 @@ pub(crate) struct Reloc {
 pub(crate) struct Elf<'a> {
     pub sections: Vec<Section<'a>>,
     pub symbols: Vec<Symbol<'a>>,
+    /// The first section of each name.
+    by_name: HashMap<&'a str, u32>,
+}
+
+/// Checks names, and that all of them together are not absurdly long: many may share one long string.
+#[derive(Default)]
+struct Names {
+    total: usize,
+}
+
+impl Names {
+    /// Bytes of all names together.
+    const MAX: usize = 64 << 20;
+
+    fn check<'a>(&mut self, name: &'a [u8], table: &str, index: usize) -> Result<&'a str, ObjectError> {
+        self.total += name.len();
+        if self.total > Names::MAX {
+            return Err(ObjectError::TooLarge { what: "the length of all names", limit: Names::MAX as u64 });
+        }
+        std::str::from_utf8(name).map_err(|_| corrupt_at(table, index as u64, "a name is not text"))
+    }
+}
+
+fn section<'a>(
+    bytes: &'a [u8],
+    table: &SectionTable<'a, FileHeader64<LE>>,
+    index: usize,
+    header: &SectionHeader64<LE>,
+    names: &mut Names,
+) -> Result<Section<'a>, ObjectError> {
+    let name = table.section_name(LE, header).unwrap_or_default();
+    let name = names.check(name, "section headers", index)?;
+    let data = header
+        .data(LE, bytes)
+        .map_err(|error| corrupt(&format!("section '{name}'"), header.sh_offset(LE), error))?;
+    Ok(Section {
+        name,
+        kind: header.sh_type(LE).0,
+        flags: header.sh_flags(LE).0,
+        info: header.sh_info(LE),
+        size: header.sh_size(LE),
+        data,
+    })
+}
+
+fn symbol<'a>(
+    table: &SymbolTable<'a, FileHeader64<LE>>,
+    index: SymbolIndex,
+    entry: &Sym64<LE>,
+    names: &mut Names,
+) -> Result<Symbol<'a>, ObjectError> {
+    let section = match table.symbol_section(LE, entry, index) {
+        Ok(Some(section)) => section.0 as u32,
+        _ => u32::from(entry.st_shndx(LE).0),
+    };
+    Ok(Symbol {
+        name: names.check(entry.name(LE, table.strings()).unwrap_or_default(), "symbol table", index.0)?,
+        value: entry.st_value(LE),
+        size: entry.st_size(LE),
+        bind: entry.st_bind().0,
+        kind: entry.st_type().0,
+        hidden: matches!(entry.st_visibility(), elf::STV_HIDDEN | elf::STV_INTERNAL),
+        section,
+    })
 }
 
 impl<'a> Elf<'a> {
@@ -115,52 +182,27 @@ impl<'a> Elf<'a> {
             return Err(ObjectError::NotRelocatable { kind: file_type_name(e_type) });
         }
         let table = header.sections(LE, bytes).map_err(|error| corrupt("section headers", 0, error))?;
-        let mut sections = Vec::with_capacity(table.len());
-        let mut symbol_table = None;
-        for (index, header) in table.iter().enumerate() {
-            let name = table.section_name(LE, header).unwrap_or_default();
-            let name = std::str::from_utf8(name)
-                .map_err(|_| corrupt_at(&format!("section #{index}"), 0, "its name is not text"))?;
-            let kind = header.sh_type(LE).0;
-            let data = header
-                .data(LE, bytes)
-                .map_err(|error| corrupt(&format!("section '{name}'"), header.sh_offset(LE), error))?;
-            if kind == elf::SHT_SYMTAB.0 && symbol_table.replace(header).is_some() {
-                return Err(corrupt_at(name, 0, "a second symbol table"));
-            }
-            sections.push(Section {
-                name,
-                kind,
-                flags: header.sh_flags(LE).0,
-                info: header.sh_info(LE),
-                size: header.sh_size(LE),
-                data,
-            });
-        }
-        if symbol_table.is_none() {
-            return Err(ObjectError::NoSymbolTable);
+        let mut names = Names::default();
+        let sections = table
+            .enumerate()
+            .map(|(index, header)| section(bytes, &table, index.0, header, &mut names))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut tables = sections.iter().filter(|section| section.kind == elf::SHT_SYMTAB.0);
+        tables.next().ok_or(ObjectError::NoSymbolTable)?;
+        if let Some(second) = tables.next() {
+            return Err(corrupt_at(second.name, 0, "a second symbol table"));
         }
         let table =
             table.symbols(LE, bytes, elf::SHT_SYMTAB).map_err(|error| corrupt("symbol table", 0, error))?;
-        let mut symbols = Vec::with_capacity(table.len());
-        for (index, symbol) in table.enumerate() {
-            let name = symbol.name(LE, table.strings()).unwrap_or_default();
-            let section = match table.symbol_section(LE, symbol, index) {
-                Ok(Some(section)) => section.0 as u32,
-                _ => u32::from(symbol.st_shndx(LE).0),
-            };
-            symbols.push(Symbol {
-                name: std::str::from_utf8(name)
-                    .map_err(|_| corrupt_at("symbol table", index.0 as u64, "a name is not text"))?,
-                value: symbol.st_value(LE),
-                size: symbol.st_size(LE),
-                bind: symbol.st_bind().0,
-                kind: symbol.st_type().0,
-                hidden: matches!(symbol.st_visibility(), elf::STV_HIDDEN | elf::STV_INTERNAL),
-                section,
-            });
+        let symbols = table
+            .enumerate()
+            .map(|(index, entry)| symbol(&table, index, entry, &mut names))
+            .collect::<Result<_, _>>()?;
+        let mut by_name = HashMap::with_capacity(sections.len());
+        for (index, section) in sections.iter().enumerate() {
+            by_name.entry(section.name).or_insert(index as u32);
         }
-        Ok(Elf { sections, symbols })
+        Ok(Elf { sections, symbols, by_name })
     }
 
     /// The section with this index.
@@ -175,7 +217,7 @@ impl<'a> Elf<'a> {
 
     /// Index of the first section of this name.
     pub(crate) fn section_named(&self, name: &str) -> Option<u32> {
-        self.sections.iter().position(|section| section.name == name).map(|index| index as u32)
+        self.by_name.get(name).copied()
     }
 
     /// What to call a symbol in a message: its own name, or its section's.

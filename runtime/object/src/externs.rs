@@ -4,7 +4,7 @@
 //! Both sections of the object's BTF are rewritten as libbpf rewrites them, so that a verifier sees plain variables.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::btf::{
     Btf, FUNC_EXTERN, FUNC_GLOBAL, INT_BOOL, INT_SIGNED, Kind, Type, VAR_EXTERN, VAR_GLOBAL, essential_name,
@@ -18,6 +18,9 @@ use crate::options::Options;
 pub(crate) const KCONFIG_SECTION: &str = ".kconfig";
 /// BTF data section of kernel symbols.
 const KSYMS_SECTION: &str = ".ksyms";
+
+/// Externs of one object.
+const EXTERNS_MAX: usize = 4096;
 
 /// An extern.
 #[derive(Clone, Debug)]
@@ -88,6 +91,9 @@ pub(crate) fn collect(elf: &Elf<'_>, btf: Option<&mut Btf>) -> Result<Vec<Extern
             }
         };
     };
+    if undefined.len() > EXTERNS_MAX {
+        return Err(ObjectError::TooLarge { what: "the number of externs", limit: EXTERNS_MAX as u64 });
+    }
     let dummy = add_dummy_variable(btf);
     let sections = sections_of_variables(btf);
     let mut externs = Vec::with_capacity(undefined.len());
@@ -218,11 +224,12 @@ fn rewrite_ksyms(btf: &mut Btf, externs: &[Extern], dummy: Option<u32>) -> Resul
     }
     let Some(section) = btf.find(KSYMS_SECTION, Kind::DataSec).map(Type::id) else { return Ok(()) };
     let int = first_int32(btf);
+    let names: HashSet<&str> = externs.iter().map(|ext| ext.name.as_str()).collect();
     let vars: Vec<_> = btf.type_or_void(section).section_vars().collect();
     let mut words = Vec::with_capacity(3 * vars.len());
     for (position, var) in vars.iter().enumerate() {
         let ty = btf.type_or_void(var.type_id);
-        if !externs.iter().any(|ext| ext.name == ty.name()) {
+        if !names.contains(ty.name()) {
             return Err(fail(ty.name(), "in section .ksyms, but no symbol refers to it"));
         }
         let mut in_section = ty.id();

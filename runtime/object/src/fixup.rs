@@ -1,7 +1,7 @@
 //! What the compiler could not write into the object's BTF, filled in from the ELF file: sizes of data sections,
 //! offsets of variables, and `static` for what is hidden.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::btf::{Btf, FUNC_GLOBAL, FUNC_STATIC, Kind, SectionVar, Type, VAR_EXTERN, VAR_STATIC};
 use crate::elf::{Elf, Symbol};
@@ -80,12 +80,12 @@ fn complete_variable(
 
 /// Makes the BTF of hidden global functions static: they are then verified in the context of their callers.
 pub(crate) fn hide_functions<'a>(btf: &mut Btf, names: impl Iterator<Item = &'a str>) {
-    for name in names {
-        let found = btf
-            .types()
-            .find(|ty| ty.kind() == Kind::Func && ty.linkage() == FUNC_GLOBAL && ty.name() == name);
-        if let Some(id) = found.map(Type::id) {
-            btf.set_word(id, 1, (Kind::Func as u32) << 24 | FUNC_STATIC);
-        }
+    let mut names: HashSet<&str> = names.collect();
+    let is_global = |ty: &Type<'_>| ty.kind() == Kind::Func && ty.linkage() == FUNC_GLOBAL;
+    // Of several functions of one name, the first.
+    let hidden: Vec<u32> =
+        btf.types().filter(is_global).filter(|ty| names.remove(ty.name())).map(Type::id).collect();
+    for id in hidden {
+        btf.set_word(id, 1, (Kind::Func as u32) << 24 | FUNC_STATIC);
     }
 }

@@ -5,7 +5,8 @@
 //! main | first called | what that calls first | ... | next called by main | ...
 //! ```
 
-use std::collections::BTreeSet;
+use std::cell::Cell;
+use std::collections::{BTreeSet, HashMap};
 
 use beeline_isa::Insn;
 use beeline_isa::opcode as o;
@@ -15,20 +16,28 @@ use crate::elf::Elf;
 use crate::error::ObjectError;
 use crate::externs::{Extern, ExternKind};
 use crate::program::{Function, FunctionReloc, ProgramDef, RelocKind, Subprogram, function_at};
+use crate::relocate::text_section;
 
 /// First id of the invalid helpers that calls of unresolved weak kernel functions become; plus the extern's number.
 pub const POISON_KFUNC_BASE: i32 = 2_002_000_000;
 
+/// Instructions of all programs of an object together, subprograms counted in each that has them.
+const LINKED_MAX: usize = 16 << 20;
+
 /// What functions are linked with.
 pub(crate) struct Linker<'a, 'data> {
-    pub elf: &'a Elf<'data>,
-    pub functions: &'a [Function],
-    pub externs: &'a [Extern],
+    elf: &'a Elf<'data>,
+    functions: &'a [Function],
+    externs: &'a [Extern],
     /// Index of the `.kconfig` map.
-    pub kconfig_map: Option<usize>,
+    kconfig_map: Option<usize>,
     /// Index of `.text`.
-    pub text_section: Option<u32>,
-    pub ext: &'a Ext,
+    text_section: Option<u32>,
+    /// `.BTF.ext` by section: functions and lines.
+    func_info: HashMap<&'a str, &'a SectionRecords<FuncInfo>>,
+    line_info: HashMap<&'a str, &'a SectionRecords<LineInfo>>,
+    /// Instructions of the programs linked so far.
+    total: Cell<usize>,
 }
 
 /// A program being put together.
@@ -37,7 +46,7 @@ struct Build<'a> {
     insns: Vec<Insn>,
     relocs: Vec<FunctionReloc>,
     /// Where each function of the file was put, by index.
-    placed: Vec<Option<usize>>,
+    placed: HashMap<usize, usize>,
     subprograms: Vec<Subprogram>,
     func_info: Option<Vec<FuncInfo>>,
     line_info: Option<Vec<LineInfo>>,
@@ -50,7 +59,27 @@ struct Frame {
     next: usize,
 }
 
-impl<'a> Linker<'a, '_> {
+impl<'a, 'data> Linker<'a, 'data> {
+    /// Prepares to link the functions of one object.
+    pub(crate) fn new(
+        elf: &'a Elf<'data>,
+        functions: &'a [Function],
+        externs: &'a [Extern],
+        kconfig_map: Option<usize>,
+        ext: &'a Ext,
+    ) -> Self {
+        Linker {
+            elf,
+            functions,
+            externs,
+            kconfig_map,
+            text_section: text_section(elf),
+            func_info: by_section(&ext.func_info),
+            line_info: by_section(&ext.line_info),
+            total: Cell::new(0),
+        }
+    }
+
     /// The program whose entry is function `index`.
     pub(crate) fn link(&self, index: usize) -> Result<ProgramDef, ObjectError> {
         let main = &self.functions[index];
@@ -58,7 +87,7 @@ impl<'a> Linker<'a, '_> {
             main,
             insns: Vec::new(),
             relocs: Vec::new(),
-            placed: vec![None; self.functions.len()],
+            placed: HashMap::new(),
             subprograms: Vec::new(),
             func_info: Some(Vec::new()),
             line_info: Some(Vec::new()),
@@ -89,7 +118,7 @@ impl<'a> Linker<'a, '_> {
                 frame.next += 1;
                 continue;
             };
-            match build.placed[callee] {
+            match build.placed.get(&callee).copied() {
                 Some(base) => {
                     let here = frame.base + at;
                     build.insns[here].imm = base as i32 - here as i32 - 1;
@@ -105,13 +134,20 @@ impl<'a> Linker<'a, '_> {
     fn append(&self, build: &mut Build<'a>, index: usize) -> Result<Frame, ObjectError> {
         let function = &self.functions[index];
         let base = build.insns.len();
+        self.total.set(self.total.get() + function.insns.len());
+        if self.total.get() > LINKED_MAX {
+            return Err(ObjectError::TooLarge {
+                what: "the length of all programs",
+                limit: LINKED_MAX as u64,
+            });
+        }
         build.insns.extend_from_slice(&function.insns);
         build
             .relocs
             .extend(function.relocs.iter().map(|reloc| FunctionReloc { insn: reloc.insn + base, ..*reloc }));
         // A main program cannot be called: it is not in .text.
         if function.is_subprogram {
-            build.placed[index] = Some(base);
+            build.placed.insert(index, base);
         }
         build.subprograms.push(Subprogram {
             offset: base as u32,
@@ -171,7 +207,7 @@ impl<'a> Linker<'a, '_> {
             reason: format!("section '.BTF.ext' has no {what} for it"),
         };
         if let Some(all) = &mut build.func_info {
-            let mut infos = records_of(&self.ext.func_info, section, function, |info| info.insn_off);
+            let mut infos = records_of(self.func_info.get(section), function, |info| info.insn_off);
             for info in &mut infos {
                 info.insn_off = (info.insn_off / 8 - function.offset as u32) + base as u32;
             }
@@ -182,7 +218,7 @@ impl<'a> Linker<'a, '_> {
             }
         }
         if let Some(all) = &mut build.line_info {
-            let mut infos = records_of(&self.ext.line_info, section, function, |info| info.insn_off);
+            let mut infos = records_of(self.line_info.get(section), function, |info| info.insn_off);
             for info in &mut infos {
                 info.insn_off = (info.insn_off / 8 - function.offset as u32) + base as u32;
             }
@@ -271,20 +307,30 @@ pub(crate) fn unlinked(function: &Function) -> ProgramDef {
     }
 }
 
-/// The records of a function: those of its section's first table that lie in it, up to the first beyond it.
+/// The first table of each section.
+fn by_section<R>(tables: &[SectionRecords<R>]) -> HashMap<&str, &SectionRecords<R>> {
+    let mut found = HashMap::with_capacity(tables.len());
+    for table in tables {
+        found.entry(table.section.as_str()).or_insert(table);
+    }
+    found
+}
+
+/// The records of a function: those of its section that lie in it, up to the first beyond it.
 fn records_of<R: Copy>(
-    sections: &[SectionRecords<R>],
-    section: &str,
+    table: Option<&&SectionRecords<R>>,
     function: &Function,
     offset: impl Fn(&R) -> u32,
 ) -> Vec<R> {
-    let Some(table) = sections.iter().find(|table| table.section == section) else { return Vec::new() };
+    let Some(table) = table else { return Vec::new() };
     let (start, end) = (function.offset, function.offset + function.insns.len());
-    table
-        .records
+    let insn = |record: &R| (offset(record) / 8) as usize;
+    let first =
+        if table.is_sorted { table.records.partition_point(|record| insn(record) < start) } else { 0 };
+    table.records[first..]
         .iter()
-        .take_while(|record| ((offset(record) / 8) as usize) < end)
-        .filter(|record| (offset(record) / 8) as usize >= start)
+        .take_while(|record| insn(record) < end)
+        .filter(|record| insn(record) >= start)
         .copied()
         .collect()
 }

@@ -1,7 +1,9 @@
 //! Maps: those that `SEC(".maps")` declares, and those that hold the object's global data.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+
 use crate::btf::{Btf, Kind, Member, Type, VAR_GLOBAL, VAR_STATIC};
-use crate::elf::Elf;
+use crate::elf::{Elf, Section, Symbol};
 use crate::error::ObjectError;
 use crate::externs::KCONFIG_SECTION;
 use crate::program::Function;
@@ -148,6 +150,7 @@ pub(crate) fn declared(
     let section =
         btf.types().find(|ty| ty.kind() == Kind::DataSec && ty.name() == MAPS_SECTION).ok_or_else(needs)?;
     let mut maps: Vec<PlacedMap> = Vec::with_capacity(section.vlen());
+    let mut names = HashSet::new();
     for var in section.section_vars() {
         let variable = btf.type_or_void(var.type_id);
         let name = variable.name();
@@ -157,7 +160,7 @@ pub(crate) fn declared(
         if u64::from(var.offset) + u64::from(var.size) > size {
             return Err(fail(name, format!("at offset {:#x} of section '.maps': out of range", var.offset)));
         }
-        if maps.iter().any(|map| map.def.name == name) {
+        if !names.insert(name) {
             return Err(fail(name, "defined twice"));
         }
         let definition = definition_of(btf, variable, var.size)?;
@@ -440,63 +443,80 @@ pub(crate) fn initial_values(
 ) -> Result<(), ObjectError> {
     let Some(index) = elf.section_named(MAPS_SECTION) else { return Ok(()) };
     let Some(btf) = btf else { return Ok(()) };
-    let tables =
-        elf.sections.iter().filter(|section| section.kind == object::elf::SHT_REL.0 && section.info == index);
-    for table in tables {
+    let entries = functions.iter().filter(|function| !function.is_subprogram);
+    let names = Names {
+        maps: maps.iter().filter(|map| map.section == index).map(|map| map.def.name.clone()).collect(),
+        entries: entries
+            .map(|entry| (entry.name.as_str(), (entry.section, entry.offset as u64 * 8)))
+            .collect(),
+    };
+    let mut found: BTreeMap<(usize, u32), InitialValue> = BTreeMap::new();
+    let is_ours = |table: &&Section<'_>| table.kind == object::elf::SHT_REL.0 && table.info == index;
+    for table in elf.sections.iter().filter(is_ours) {
         for reloc in elf.relocs(table)? {
             let symbol = elf.symbols.get(reloc.symbol);
             let name = symbol.map_or("<none>", |symbol| elf.symbol_name(symbol));
-            let fail = |reason: &str| ObjectError::Relocation {
+            let fail = |reason: &'static str| ObjectError::Relocation {
                 section: MAPS_SECTION.into(),
                 symbol: name.into(),
                 offset: reloc.offset,
                 reason: reason.into(),
             };
             let symbol = symbol.ok_or_else(|| fail("no such symbol"))?;
-            let covers = |map: &PlacedMap| {
-                map.section == index
-                    && u64::from(map.offset) <= reloc.offset
-                    && reloc.offset.saturating_add(8) <= u64::from(map.offset) + u64::from(map.size)
-            };
-            let position = maps.iter().position(covers).ok_or_else(|| fail("it is in no map"))?;
-            let value = match maps[position].def.map_type {
-                map_type::ARRAY_OF_MAPS | map_type::HASH_OF_MAPS => {
-                    let is_map = symbol.section == index && maps.iter().any(|map| map.def.name == name);
-                    let int_key = maps[position].def.map_type == map_type::ARRAY_OF_MAPS
-                        || maps[position].def.key_size == 4;
-                    if !is_map {
-                        return Err(fail("it is not a map of SEC(\".maps\")"));
-                    }
-                    if !int_key {
-                        return Err(fail("a hash of maps needs a key of 4 bytes to be filled"));
-                    }
-                    InitialValue::Map(name.to_owned())
-                }
-                map_type::PROG_ARRAY => {
-                    let is_entry = |function: &&Function| {
-                        !function.is_subprogram
-                            && function.name == name
-                            && function.section == symbol.section
-                            && function.offset as u64 * 8 == symbol.value
-                    };
-                    functions
-                        .iter()
-                        .find(is_entry)
-                        .ok_or_else(|| fail("it is not an entry-point program"))?;
-                    InitialValue::Program(name.to_owned())
-                }
-                _ => return Err(fail("only a map of maps or a program array can be filled")),
-            };
-            let slot =
-                slot_of(btf, &maps[position], reloc.offset).ok_or_else(|| fail("it is not in 'values'"))?;
-            maps[position].def.initial.retain(|&(taken, _)| taken != slot);
-            maps[position].def.initial.push((slot, value));
+            let map = map_at(maps, index, reloc.offset).ok_or_else(|| fail("it is in no map"))?;
+            let value = names.value(&maps[map].def, symbol, name, index).map_err(fail)?;
+            let slot = slot_of(btf, &maps[map], reloc.offset).ok_or_else(|| fail("it is not in 'values'"))?;
+            found.insert((map, slot), value);
         }
     }
-    for map in maps {
-        map.def.initial.sort_by_key(|&(slot, _)| slot);
+    for ((map, slot), value) in found {
+        maps[map].def.initial.push((slot, value));
     }
     Ok(())
+}
+
+/// What the elements of maps can be.
+struct Names<'a> {
+    /// Declared maps.
+    maps: HashSet<String>,
+    /// Programs: section and byte offset.
+    entries: HashMap<&'a str, (u32, u64)>,
+}
+
+impl Names<'_> {
+    /// The element that `symbol` stands for in `map`.
+    fn value(
+        &self,
+        map: &MapDef,
+        symbol: &Symbol<'_>,
+        name: &str,
+        maps_section: u32,
+    ) -> Result<InitialValue, &'static str> {
+        match map.map_type {
+            map_type::ARRAY_OF_MAPS | map_type::HASH_OF_MAPS => {
+                if symbol.section != maps_section || !self.maps.contains(name) {
+                    return Err("it is not a map of SEC(\".maps\")");
+                }
+                if map.map_type == map_type::HASH_OF_MAPS && map.key_size != 4 {
+                    return Err("a hash of maps needs a key of 4 bytes to be filled");
+                }
+                Ok(InitialValue::Map(name.to_owned()))
+            }
+            map_type::PROG_ARRAY if self.entries.get(name) == Some(&(symbol.section, symbol.value)) => {
+                Ok(InitialValue::Program(name.to_owned()))
+            }
+            map_type::PROG_ARRAY => Err("it is not an entry-point program"),
+            _ => Err("only a map of maps or a program array can be filled"),
+        }
+    }
+}
+
+/// The map that has the pointer at byte `offset` of `.maps`. Declared maps come first, in order of their place.
+fn map_at(maps: &[PlacedMap], section: u32, offset: u64) -> Option<usize> {
+    let after = maps.partition_point(|map| map.section == section && u64::from(map.offset) <= offset);
+    let index = after.checked_sub(1)?;
+    let end = u64::from(maps[index].offset) + u64::from(maps[index].size);
+    (offset.checked_add(8)? <= end).then_some(index)
 }
 
 /// Which element of `values` lies at byte `offset` of the section.

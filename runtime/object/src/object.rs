@@ -13,7 +13,7 @@ use crate::link::{Linker, unlinked};
 use crate::map::{self, MapDef, MapKind, PlacedMap};
 use crate::options::Options;
 use crate::program::{self, Function, ProgramDef, function_at};
-use crate::relocate::{self, Context};
+use crate::relocate::Context;
 use crate::{elf, externs, fixup, section};
 
 /// A BPF object: maps to create and programs to verify.
@@ -71,14 +71,7 @@ impl Object {
             externs::resolve(&mut externs, btf, options, kconfig.unwrap_or_default())?;
             apply_core(&elf, btf, &ext, options, &mut functions)?;
         }
-        let linker = Linker {
-            elf: &elf,
-            functions: &functions,
-            externs: &externs,
-            kconfig_map,
-            text_section: relocate::text_section(&elf),
-            ext: &ext,
-        };
+        let linker = Linker::new(&elf, &functions, &externs, kconfig_map, &ext);
         let entries = functions.iter().enumerate().filter(|(_, function)| !function.is_subprogram);
         let programs = entries
             .map(

@@ -1,5 +1,7 @@
 //! Relocations of code: what each instruction refers to, from the file's `.rel` sections.
 
+use std::collections::HashMap;
+
 use beeline_isa::Insn;
 use beeline_isa::opcode as o;
 
@@ -11,23 +13,34 @@ use crate::program::{Function, FunctionReloc, RelocKind, TEXT_SECTION, function_
 
 /// What relocations refer to.
 pub(crate) struct Context<'a, 'data> {
-    pub elf: &'a Elf<'data>,
-    pub maps: &'a [PlacedMap],
-    pub externs: &'a [Extern],
+    elf: &'a Elf<'data>,
     /// Index of `.maps`, of `.text`.
     maps_section: Option<u32>,
     text_section: Option<u32>,
+    /// Externs by symbol.
+    externs_by_symbol: HashMap<usize, usize>,
+    /// Declared maps by their place, data maps by their section.
+    declared: HashMap<u64, usize>,
+    data: HashMap<u32, usize>,
 }
 
 impl<'a, 'data> Context<'a, 'data> {
     /// Collects what relocations may refer to.
-    pub(crate) fn new(elf: &'a Elf<'data>, maps: &'a [PlacedMap], externs: &'a [Extern]) -> Self {
+    pub(crate) fn new(elf: &'a Elf<'data>, maps: &[PlacedMap], externs: &[Extern]) -> Self {
+        let (mut declared, mut data) = (HashMap::new(), HashMap::new());
+        for (index, map) in maps.iter().enumerate() {
+            match map.def.kind {
+                MapKind::Declared => declared.entry(map.offset.into()).or_insert(index),
+                MapKind::Data { .. } => data.entry(map.section).or_insert(index),
+            };
+        }
         Context {
             elf,
-            maps,
-            externs,
             maps_section: elf.section_named(crate::map::MAPS_SECTION),
             text_section: text_section(elf),
+            externs_by_symbol: externs.iter().enumerate().map(|(index, ext)| (ext.symbol, index)).collect(),
+            declared,
+            data,
         }
     }
 
@@ -94,7 +107,7 @@ impl<'a, 'data> Context<'a, 'data> {
             return Err(place.fail("half of a 64-bit immediate"));
         }
         if symbol.is_extern() {
-            let found = self.externs.iter().position(|ext| ext.symbol == index);
+            let found = self.externs_by_symbol.get(&index).copied();
             let found = found.ok_or_else(|| place.fail("it is no known extern"))?;
             return Ok(if is_call { RelocKind::ExternCall(found) } else { RelocKind::ExternValue(found) });
         }
@@ -131,15 +144,12 @@ impl<'a, 'data> Context<'a, 'data> {
     }
 
     fn data(&self, place: &Place<'_>, symbol: &Symbol<'_>) -> Result<RelocKind, ObjectError> {
-        let in_section = |map: &&PlacedMap| map.section == symbol.section;
         if self.maps_section == Some(symbol.section) {
-            let found =
-                self.maps.iter().position(|map| in_section(&map) && u64::from(map.offset) == symbol.value);
-            return Ok(RelocKind::Map(found.ok_or_else(|| place.fail("no map starts there"))?));
+            let found = self.declared.get(&symbol.value);
+            return Ok(RelocKind::Map(*found.ok_or_else(|| place.fail("no map starts there"))?));
         }
-        let is_data = |map: &PlacedMap| matches!(map.def.kind, MapKind::Data { .. });
-        match self.maps.iter().position(|map| in_section(&map) && is_data(map)) {
-            Some(map) => Ok(RelocKind::Data { map, addend: symbol.value }),
+        match self.data.get(&symbol.section) {
+            Some(&map) => Ok(RelocKind::Data { map, addend: symbol.value }),
             None => Err(place.fail(format!(
                 "it is in section '{}', which is neither a map nor global data",
                 self.elf.section_name(symbol.section)

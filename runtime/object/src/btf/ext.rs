@@ -56,6 +56,8 @@ pub struct SectionRecords<R> {
     pub section: String,
     /// Records, in file order.
     pub records: Vec<R>,
+    /// They are in order of their instructions, as compilers write them.
+    pub is_sorted: bool,
 }
 
 /// A parsed `.BTF.ext` section.
@@ -152,11 +154,15 @@ fn records<R, const N: usize>(
         let len = (count as usize).checked_mul(record_len).filter(|&len| len != 0 && len <= rest.len() - 8);
         let len = len.ok_or(fail("number of records is out of range"))?;
         let (body, tail) = rest[8..].split_at(len);
-        let records = body
-            .chunks_exact(record_len)
-            .map(|record| build(std::array::from_fn(|word| word_at(record, 4 * word).unwrap_or(0))))
-            .collect();
-        sections.push(SectionRecords { section: btf.string(name_off).to_owned(), records });
+        let records = body.chunks_exact(record_len);
+        // The first word of every kind of record is its instruction.
+        let is_sorted = records.clone().map(|record| word_at(record, 0)).is_sorted();
+        let read = |record: &[u8]| std::array::from_fn(|word| word_at(record, 4 * word).unwrap_or(0));
+        sections.push(SectionRecords {
+            section: btf.name(name_off).to_owned(),
+            records: records.map(|record| build(read(record))).collect(),
+            is_sorted,
+        });
         rest = tail;
     }
     Ok(sections)

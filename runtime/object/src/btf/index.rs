@@ -1,6 +1,6 @@
 //! Types by name: a chained hash table over essential names, built once when first asked.
 
-use super::{Btf, essential_name};
+use super::{Btf, NAME_LEN_MAX, essential_name};
 
 /// Ids of the types with a name, chained by the hash of the name without its flavour.
 pub(super) struct NameIndex {
@@ -45,10 +45,10 @@ impl Btf {
     fn hash_string(&self, offset: u32) -> u64 {
         let bytes = self.strings.get(offset as usize..).unwrap_or_default();
         let (mut state, mut underscores) = (BASIS, 0);
-        for &byte in bytes.iter().take_while(|&&byte| byte != 0) {
+        for &byte in bytes.iter().take(NAME_LEN_MAX).take_while(|&&byte| byte != 0) {
             underscores = if byte == b'_' { underscores + 1 } else { 0 };
             if underscores == 3 {
-                return hash(essential_name(self.string(offset)).as_bytes());
+                return hash(essential_name(self.name(offset)).as_bytes());
             }
             state = step(state, byte);
         }

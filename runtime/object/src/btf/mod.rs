@@ -38,6 +38,9 @@ pub const KERNEL_BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 /// Bytes of a pointer in a BPF object and in the kernels it runs on.
 pub const POINTER_SIZE: u32 = 8;
 
+/// Bytes of a name that count; the kernel allows 512 (`KSYM_NAME_LEN`).
+const NAME_LEN_MAX: usize = 4096;
+
 const MAGIC: u16 = 0xeb9f;
 const HEADER_LEN: usize = 24;
 const RECORD_LEN: usize = 12;
@@ -185,7 +188,17 @@ impl Btf {
     ///
     /// Bytes that are not UTF-8 (a source line in another encoding) read as `?`.
     pub fn string(&self, offset: u32) -> &str {
+        self.text(offset, usize::MAX)
+    }
+
+    /// The name at `offset`, cut at [`NAME_LEN_MAX`] bytes: hostile types may all share one endless name.
+    pub(crate) fn name(&self, offset: u32) -> &str {
+        self.text(offset, NAME_LEN_MAX)
+    }
+
+    fn text(&self, offset: u32, limit: usize) -> &str {
         let tail = self.strings.get(offset as usize..).unwrap_or_default();
+        let tail = &tail[..tail.len().min(limit)];
         let end = tail.iter().position(|&byte| byte == 0).unwrap_or(tail.len());
         std::str::from_utf8(&tail[..end]).unwrap_or("")
     }

@@ -223,7 +223,7 @@ impl<'a> Type<'a> {
 
     /// Its name; empty when anonymous.
     pub fn name(self) -> &'a str {
-        self.btf.string(self.word(0))
+        self.btf.name(self.word(0))
     }
 
     /// Offset of its name in the string section; 0 when anonymous.
@@ -338,7 +338,7 @@ impl<'a> Type<'a> {
         let (bit_offset, bitfield_bits) =
             if self.kind_flag() { (offset & 0xff_ffff, offset >> 24) } else { (offset, 0) };
         Some(Member {
-            name: self.btf.string(self.word(base)),
+            name: self.btf.name(self.word(base)),
             type_id: self.word(base + 1),
             bit_offset,
             bitfield_bits,
@@ -362,14 +362,14 @@ impl<'a> Type<'a> {
             let raw = self.word(4 + 2 * index);
             let signed = self.kind_flag();
             return Some(Enumerator {
-                name: self.btf.string(self.word(3 + 2 * index)),
+                name: self.btf.name(self.word(3 + 2 * index)),
                 value: if signed { i64::from(raw as i32) } else { i64::from(raw) },
                 bits: i64::from(raw as i32) as u64,
             });
         }
         let base = 3 + 3 * index;
         let bits = u64::from(self.word(base + 1)) | u64::from(self.word(base + 2)) << 32;
-        Some(Enumerator { name: self.btf.string(self.word(base)), value: bits as i64, bits })
+        Some(Enumerator { name: self.btf.name(self.word(base)), value: bits as i64, bits })
     }
 
     /// The enumerators of an enum; none for other kinds.
@@ -382,7 +382,7 @@ impl<'a> Type<'a> {
     pub fn params(self) -> impl ExactSizeIterator<Item = Param<'a>> + 'a {
         let count = if self.kind() == Kind::FuncProto { self.vlen() } else { 0 };
         (0..count).map(move |index| Param {
-            name: self.btf.string(self.word(3 + 2 * index)),
+            name: self.btf.name(self.word(3 + 2 * index)),
             type_id: self.word(4 + 2 * index),
         })
     }

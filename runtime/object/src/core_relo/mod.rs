@@ -26,6 +26,9 @@ const SPEC_LEN_MAX: usize = 64;
 /// few thousand members in all.
 const STEPS_MAX: u32 = 1 << 20;
 
+/// Likewise for all relocations of an object.
+const TOTAL_STEPS_MAX: u32 = 1 << 26;
+
 /// `enum bpf_core_relo_kind` (`include/uapi/linux/bpf.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ReloKind {
@@ -197,12 +200,14 @@ pub struct Resolver<'a> {
     target: &'a Btf,
     /// Candidates by local root type; those that do not match are dropped as relocations are resolved.
     candidates: HashMap<u32, Vec<u32>>,
+    /// Steps left for all relocations together.
+    steps: u32,
 }
 
 impl<'a> Resolver<'a> {
     /// Types of `local` are looked for in `target`.
     pub fn new(local: &'a Btf, target: &'a Btf) -> Resolver<'a> {
-        Resolver { local, target, candidates: HashMap::new() }
+        Resolver { local, target, candidates: HashMap::new(), steps: TOTAL_STEPS_MAX }
     }
 
     /// What `record` comes to.
@@ -219,7 +224,8 @@ impl<'a> Resolver<'a> {
         }
         let target = self.target;
         let candidates = self.candidates.entry(root.id()).or_insert_with(|| find_candidates(root, target));
-        let budget = Budget(Cell::new(STEPS_MAX));
+        let allowed = self.steps.min(STEPS_MAX);
+        let budget = Budget(Cell::new(allowed));
         let mut chosen: Option<(Resolution, u32)> = None;
         let mut matching = Vec::new();
         for &id in candidates.iter() {
@@ -233,6 +239,7 @@ impl<'a> Resolver<'a> {
             }
             matching.push(id);
         }
+        self.steps -= allowed - budget.0.get();
         match chosen {
             Some((resolution, _)) => {
                 *candidates = matching;
@@ -286,7 +293,7 @@ impl Budget {
     fn step(&self, type_id: u32) -> Result<(), CoReError> {
         let left = self.0.get();
         if left == 0 {
-            return Err(CoReError::Type { type_id, reason: "nested too deeply" });
+            return Err(CoReError::Type { type_id, reason: "too many members to look through" });
         }
         self.0.set(left - 1);
         Ok(())

@@ -136,6 +136,7 @@ impl StepError {
 fn parse_access(access: &str) -> Result<Vec<u32>, &'static str> {
     let path: Result<Vec<u32>, _> = access
         .split(':')
+        .take(SPEC_LEN_MAX + 1)
         .map(|index| index.parse::<i32>())
         .map(|index| {
             index.ok().and_then(|index| u32::try_from(index).ok()).ok_or("not numbers with colons between")
