@@ -25,7 +25,7 @@ const STORE_LEN: usize = 512;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Signed { long: bool },
-    Unsigned { long: bool, base: u8, upper: bool },
+    Unsigned { long: bool, base: Base, upper: bool },
     Char,
     String,
     Pointer,
@@ -147,9 +147,9 @@ impl Format {
         }
         let kind = match self.at(i) {
             b'd' | b'i' => Kind::Signed { long },
-            b'u' => Kind::Unsigned { long, base: 10, upper: false },
-            b'x' => Kind::Unsigned { long, base: 16, upper: false },
-            b'X' => Kind::Unsigned { long, base: 16, upper: true },
+            b'u' => Kind::Unsigned { long, base: Base::Ten, upper: false },
+            b'x' => Kind::Unsigned { long, base: Base::Sixteen, upper: false },
+            b'X' => Kind::Unsigned { long, base: Base::Sixteen, upper: true },
             _ => return Err(EINVAL),
         };
         Ok((kind, i + 1))
@@ -176,7 +176,7 @@ impl Format {
     /// True when a conversion may end before `index`: the text ends, or a blank or a punctuation mark follows.
     fn ends_at(&self, index: usize) -> bool {
         let byte = self.at(index);
-        byte == 0 || is_space(byte) || byte.is_ascii_punctuation()
+        byte == 0 || is_space(byte) || is_punctuation(byte)
     }
 
     /// Checks the format and fetches its strings.
@@ -193,7 +193,8 @@ impl Format {
         let mut number = 0usize;
         while i < self.len {
             let byte = self.at(i);
-            if !(byte.is_ascii_graphic() || byte == b' ' || is_space(byte) && byte.is_ascii()) {
+            // Text may be UTF-8 (Linux 6.18), control characters are refused.
+            if byte.is_ascii_control() && !is_space(byte) {
                 return Err(EINVAL);
             }
             i += 1;
@@ -311,7 +312,7 @@ impl Format {
                     _ if spec.space => Some(b' '),
                     _ => None,
                 };
-                out.number(spec, sign, value.unsigned_abs(), 10, false);
+                out.number(spec, sign, value.unsigned_abs(), Base::Ten, false);
             }
             Kind::Unsigned { long, base, upper } => {
                 let value = if long { value } else { u64::from(value as u32) };
@@ -324,12 +325,12 @@ impl Format {
                 out.text(spec, text);
             }
             Kind::Pointer if spec.width == 0 => {
-                out.number(&Spec { zero: true, width: 16, ..*spec }, None, value, 16, false);
+                out.number(&Spec { zero: true, width: 16, ..*spec }, None, value, Base::Sixteen, false);
             }
-            Kind::Pointer => out.number(spec, None, value, 16, false),
+            Kind::Pointer => out.number(spec, None, value, Base::Sixteen, false),
             Kind::Symbol | Kind::Backtrace => {
                 let mut text = Small::new();
-                text.push(b'0').push(b'x').push_number(value, 16, 1);
+                text.push(b'0').push(b'x').push_number(value, Base::Sixteen, 1);
                 out.text(spec, text.as_bytes());
             }
             // SAFETY: the caller's contract.
@@ -346,6 +347,11 @@ impl Format {
         };
         rest.split(|&byte| byte == 0).next().unwrap_or(&[])
     }
+}
+
+/// `ispunct` of the kernel's `ctype` table, which is Latin-1's.
+const fn is_punctuation(byte: u8) -> bool {
+    byte.is_ascii_punctuation() || matches!(byte, 0xa1..=0xbf | 0xd7 | 0xf7)
 }
 
 /// Widest field (`FIELD_WIDTH_MAX`).
@@ -371,15 +377,13 @@ impl Small {
     }
 
     /// Appends a number with at least so many digits.
-    fn push_number(&mut self, value: u64, base: u64, digits: u32) -> &mut Small {
-        let mut count = digits.max(1);
-        let mut rest = value / base.pow(count - 1).max(1);
-        while rest >= base {
-            rest /= base;
-            count += 1;
+    fn push_number(&mut self, value: u64, base: Base, least: usize) -> &mut Small {
+        let digits = Digits::of(value, base, false);
+        for _ in digits.len..least {
+            self.push(b'0');
         }
-        for position in (0..count).rev() {
-            self.push(digit(value / base.pow(position) % base, false));
+        for &byte in digits.bytes.iter().take(digits.len).rev() {
+            self.push(byte);
         }
         self
     }
@@ -400,15 +404,50 @@ unsafe fn address(run: *mut RunContext, source: u64, six: bool, plain: bool) -> 
     let mut text = Small::new();
     for (i, &byte) in bytes.iter().take(len).enumerate() {
         match (six, plain) {
-            (false, false) if i == 0 => text.push_number(byte.into(), 10, 1),
-            (false, false) => text.push(b'.').push_number(byte.into(), 10, 1),
-            (false, true) if i == 0 => text.push_number(byte.into(), 10, 3),
-            (false, true) => text.push(b'.').push_number(byte.into(), 10, 3),
-            (true, false) if i != 0 && i % 2 == 0 => text.push(b':').push_number(byte.into(), 16, 2),
-            (true, _) => text.push_number(byte.into(), 16, 2),
+            (false, false) if i == 0 => text.push_number(byte.into(), Base::Ten, 1),
+            (false, false) => text.push(b'.').push_number(byte.into(), Base::Ten, 1),
+            (false, true) if i == 0 => text.push_number(byte.into(), Base::Ten, 3),
+            (false, true) => text.push(b'.').push_number(byte.into(), Base::Ten, 3),
+            (true, false) if i != 0 && i % 2 == 0 => {
+                text.push(b':').push_number(byte.into(), Base::Sixteen, 2)
+            }
+            (true, _) => text.push_number(byte.into(), Base::Sixteen, 2),
         };
     }
     text
+}
+
+/// Base of a number. An enum, so that no division can be one by zero.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Base {
+    Ten,
+    Sixteen,
+}
+
+/// The digits of a number, the last one first.
+struct Digits {
+    bytes: [u8; 20],
+    len: usize,
+}
+
+impl Digits {
+    fn of(value: u64, base: Base, upper: bool) -> Digits {
+        let mut digits = Digits { bytes: [0; 20], len: 0 };
+        let mut rest = value;
+        for place in &mut digits.bytes {
+            let (left, value) = match base {
+                Base::Ten => (rest / 10, rest % 10),
+                Base::Sixteen => (rest >> 4, rest & 15),
+            };
+            *place = digit(value, upper);
+            rest = left;
+            digits.len += 1;
+            if rest == 0 {
+                break;
+            }
+        }
+        digits
+    }
 }
 
 /// The character of a digit.
@@ -466,18 +505,9 @@ impl Out {
     }
 
     /// A number in its field (`number` in `lib/vsprintf.c`).
-    fn number(&mut self, spec: &Spec, sign: Option<u8>, value: u64, base: u8, upper: bool) {
-        let mut digits = [0u8; 20];
-        let mut len = 0usize;
-        let mut rest = value;
-        for place in digits.iter_mut() {
-            *place = digit(rest % u64::from(base.max(2)), upper);
-            rest /= u64::from(base.max(2));
-            len += 1;
-            if rest == 0 {
-                break;
-            }
-        }
+    fn number(&mut self, spec: &Spec, sign: Option<u8>, value: u64, base: Base, upper: bool) {
+        let digits = Digits::of(value, base, upper);
+        let len = digits.len;
         let padding = spec.width.saturating_sub(len + usize::from(sign.is_some()));
         if !spec.left && !spec.zero {
             self.pad(b' ', padding);
@@ -488,7 +518,7 @@ impl Out {
         if !spec.left && spec.zero {
             self.pad(b'0', padding);
         }
-        for &byte in digits.iter().take(len).rev() {
+        for &byte in digits.bytes.iter().take(len).rev() {
             self.put(byte);
         }
         if spec.left {
@@ -605,6 +635,7 @@ mod tests {
         let text = c"hello".as_ptr() as u64;
         check(c"%s, %8s|%-8s|", &[text, text, text], "hello,    hello|hello   |");
         check(c"<%s>", &[0], "<>");
+        check(c"\u{e4}%d\u{e4} %s \u{d7}", &[1, text], "\u{e4}1\u{e4} hello \u{d7}");
         check(c"%pus %pks", &[text, text], "hello hello");
         assert_eq!(format(c"%s %d", &[text, 1], 4), Ok(("hel".into(), 7)));
         assert_eq!(format(c"%s", &[text], 1), Ok(("".into(), 5)));
@@ -628,7 +659,11 @@ mod tests {
             c"%n",
             c"%*d",
             c"\x01",
-            c"\xc3\xa4",
+            c"\x7f",
+            c"%s\xc3\xa4",
+            c"%\xc3",
+            c"%5%",
+            c"%d%",
         ] {
             assert_eq!(format(bad, &[1], 64), Err(EINVAL), "{bad:?}");
         }
