@@ -136,7 +136,8 @@ fn section<'a>(
     header: &SectionHeader64<LE>,
     names: &mut Names,
 ) -> Result<Section<'a>, ObjectError> {
-    let name = table.section_name(LE, header).unwrap_or_default();
+    let name =
+        table.section_name(LE, header).map_err(|error| corrupt("section headers", index as u64, error))?;
     let name = names.check(name, "section headers", index)?;
     let data = header
         .data(LE, bytes)
@@ -161,8 +162,10 @@ fn symbol<'a>(
         Ok(Some(section)) => section.0 as u32,
         _ => u32::from(entry.st_shndx(LE).0),
     };
+    let name =
+        entry.name(LE, table.strings()).map_err(|error| corrupt("symbol table", index.0 as u64, error))?;
     Ok(Symbol {
-        name: names.check(entry.name(LE, table.strings()).unwrap_or_default(), "symbol table", index.0)?,
+        name: names.check(name, "symbol table", index.0)?,
         value: entry.st_value(LE),
         size: entry.st_size(LE),
         bind: entry.st_bind().0,

@@ -228,7 +228,11 @@ fn apply_core(
     let target = options.target();
     let mut resolver = Resolver::new(btf, &target);
     for table in &ext.core_relos {
-        let section = elf.section_named(&table.section).unwrap_or(u32::MAX);
+        let missing = || {
+            let reason = format!("CO-RE relocations of section '{}', which does not exist", table.section);
+            elf::corrupt_at("section '.BTF.ext'", 0, &reason)
+        };
+        let section = elf.section_named(&table.section).filter(|&index| index != 0).ok_or_else(missing)?;
         for (relo, record) in table.records.iter().enumerate() {
             if record.insn_off % 8 != 0 {
                 return Err(elf::corrupt_at(

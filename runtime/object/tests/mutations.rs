@@ -158,3 +158,28 @@ fn a_mutated_target_harms_nobody() {
         std::hint::black_box(Object::parse(&fixture.bytes, &options).is_ok());
     }
 }
+
+#[test]
+fn an_endless_name_shared_by_all_types_is_cut() {
+    const TYPES: u32 = 40_000;
+    let strings_len = (1 << 20) + 2;
+    let mut bytes = vec![0x9f, 0xeb, 1, 0];
+    for word in [24, 0, 12 * TYPES, 12 * TYPES, strings_len] {
+        bytes.extend(u32::to_le_bytes(word));
+    }
+    for _ in 0..TYPES {
+        // A forward declaration whose name begins at byte 1.
+        for word in [1, 7 << 24, 0] {
+            bytes.extend(u32::to_le_bytes(word));
+        }
+    }
+    bytes.push(0);
+    bytes.resize(bytes.len() + (1 << 20), b'a');
+    bytes.push(0);
+    let started = Instant::now();
+    let btf = Btf::parse(&bytes).expect("valid types");
+    assert!(btf.find_any("task_struct").is_none());
+    assert!(btf.find_any(&"a".repeat(1 << 20)).is_none());
+    assert!(btf.task_layout().is_none());
+    assert!(started.elapsed() < HANG);
+}

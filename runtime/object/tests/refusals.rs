@@ -189,10 +189,28 @@ fn core_relocations() {
         let mut bytes = fixture.bytes.clone();
         bytes[at + 4] ^= 0x40;
         let message = message(&bytes, &Options::default());
-        if message.contains("CO-RE relocation") {
+        if message.contains("CO-RE relocation ") {
             assert!(message.contains("instruction ") && message.contains("section 'uprobe'"), "{message}");
             refused += 1;
         }
     }
     assert!(refused > 5, "only {refused} changes were noticed");
+}
+
+#[test]
+fn names_that_cannot_be_read() {
+    let Some(fixture) = support::fixture("counter") else { return };
+    // Each word of a section header that points to a name or to a string table, in turn beyond the file.
+    let word = |at: usize| u64::from_le_bytes(fixture.bytes[at..at + 8].try_into().expect("eight bytes"));
+    let headers = word(40) as usize;
+    let count = (fixture.bytes.len() - headers) / 64;
+    let mut refused = 0;
+    for index in 1..count {
+        let mut bytes = fixture.bytes.clone();
+        bytes[headers + 64 * index..][..4].copy_from_slice(&0x0fff_ffff_u32.to_le_bytes());
+        let message = message(&bytes, &Options::default());
+        assert!(message.starts_with("section headers: at offset"), "{message}");
+        refused += 1;
+    }
+    assert!(refused > 10, "{refused} sections");
 }
