@@ -257,7 +257,7 @@ impl Binary {
 
     /// The symbol tables.
     pub fn symbols(&self) -> &Symbols {
-        self.symbols.get_or_init(|| Symbols::read(&self.data))
+        self.symbols.get_or_init(|| Symbols::read(self))
     }
 
     /// The function around `vaddr`: the symbol with the smallest range that holds it, else the unwind entry.

@@ -15,6 +15,7 @@ mod analysis;
 mod binary;
 mod dynamic;
 mod error;
+mod gopclntab;
 mod library;
 mod plan;
 mod resolve;

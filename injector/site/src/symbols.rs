@@ -1,5 +1,7 @@
 //! The symbol tables of a file: dynamic and full, with versions.
 
+use crate::Binary;
+use crate::gopclntab::{self, GoFunction};
 use object::LittleEndian;
 use object::elf;
 use object::read::elf::{FileHeader, SectionTable, Sym};
@@ -58,15 +60,16 @@ pub struct Symbols {
 const NEAR_EDITS_MAX: usize = 3;
 
 impl Symbols {
-    /// Reads both tables; a damaged table counts as absent.
-    pub(crate) fn read(data: &[u8]) -> Symbols {
-        let mut symbols = Symbols { stripped: true, versions: Vec::new(), ..Symbols::default() };
-        let Ok(header) = Header::parse(data) else { return symbols };
-        let Ok(sections) = header.sections(LE, data) else { return symbols };
-        symbols.add_table(&sections, data, elf::SHT_DYNSYM);
-        let before = symbols.all.len();
-        symbols.add_table(&sections, data, elf::SHT_SYMTAB);
-        symbols.stripped = symbols.all.len() == before;
+    /// Reads both tables, and Go's own when it is stripped; a damaged table counts as absent.
+    pub(crate) fn read(binary: &Binary) -> Symbols {
+        let mut symbols = Symbols { stripped: true, ..Symbols::default() };
+        symbols.add_tables(binary.data());
+        if symbols.stripped {
+            for function in gopclntab::functions(binary) {
+                symbols.add_go(&function);
+                symbols.stripped = false;
+            }
+        }
         symbols.index();
         symbols
     }
@@ -180,6 +183,30 @@ impl Symbols {
         let name = self.name(symbol);
         let underscores = name.len() - name.trim_start_matches('_').len();
         (size, symbol.kind == SymbolKind::Label, underscores, !symbol.global, symbol.weak, name.len())
+    }
+
+    fn add_tables(&mut self, data: &[u8]) {
+        let Ok(header) = Header::parse(data) else { return };
+        let Ok(sections) = header.sections(LE, data) else { return };
+        self.add_table(&sections, data, elf::SHT_DYNSYM);
+        let before = self.all.len();
+        self.add_table(&sections, data, elf::SHT_SYMTAB);
+        self.stripped = self.all.len() == before;
+    }
+
+    fn add_go(&mut self, function: &GoFunction<'_>) {
+        let start = self.names.len();
+        self.names.extend_from_slice(function.name);
+        self.all.push(Symbol {
+            vaddr: function.vaddr,
+            size: function.size,
+            kind: SymbolKind::Function,
+            global: true,
+            weak: false,
+            default_version: true,
+            version: 0,
+            name: start..self.names.len(),
+        });
     }
 
     fn add_table(&mut self, sections: &SectionTable<'_, Header>, data: &[u8], kind: elf::SectionType) {

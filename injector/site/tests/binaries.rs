@@ -142,14 +142,19 @@ fn go() {
     let directory = tempfile::tempdir().unwrap();
     let source = "package main\nimport (\"fmt\"; \"os\")\n//go:noinline\nfunc Work(n int) string { return fmt.Sprint(n, len(os.Args)) }\nfunc main() { fmt.Println(Work(3)) }\n";
     std::fs::write(directory.path().join("a.go"), source).unwrap();
-    let built = Command::new("go")
-        .current_dir(directory.path())
-        .env("GOCACHE", directory.path().join("cache"))
-        .env("GOFLAGS", "-mod=mod")
-        .env("HOME", directory.path())
-        .args(["build", "-o", "out", "a.go"])
-        .output();
-    if !built.is_ok_and(|b| b.status.success()) {
+    let go = |arguments: &[&str]| {
+        let built = Command::new("go")
+            .current_dir(directory.path())
+            .env("GOCACHE", directory.path().join("cache"))
+            .env("GOFLAGS", "-mod=mod")
+            .env("HOME", directory.path())
+            .arg("build")
+            .args(arguments)
+            .arg("a.go")
+            .output();
+        built.is_ok_and(|b| b.status.success())
+    };
+    if !go(&["-o", "out"]) {
         println!("skipped: no go");
         return;
     }
@@ -168,6 +173,19 @@ fn go() {
     }
     println!("go: {planned} of {all}");
     assert!(planned * 100 >= all * 98);
+    assert!(go(&["-ldflags=-s -w", "-o", "stripped"]));
+    let stripped = Binary::open(directory.path().join("stripped")).unwrap();
+    let mut known = 0;
+    for function in binary.symbols().iter().filter(|s| s.size > 0) {
+        // An assembly function and its wrapper have one name there.
+        let name = binary.symbols().name(function).trim_end_matches(".abi0");
+        known += usize::from(stripped.symbols().named(name).iter().any(|s| s.vaddr == function.vaddr));
+    }
+    assert!(known * 10 >= all * 9, "Go's line table names {known} of {all} functions");
+    check_function(&stripped, "main.Work");
+    if go(&["-buildmode=pie", "-ldflags=-s -w", "-o", "pie"]) {
+        check_function(&Binary::open(directory.path().join("pie")).unwrap(), "main.Work");
+    }
 }
 
 #[test]
