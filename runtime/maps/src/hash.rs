@@ -515,7 +515,7 @@ impl<'a, K: Key> Update<'a, K> {
     }
 
     fn sweeper(&self) -> Sweeper<'_> {
-        Sweeper { access: self.access, holds: self.element.map(|element| element.index) }
+        Sweeper::in_passing(self.access, self.element.map(|element| element.index))
     }
 
     fn note_use(&self, element: Element<'_>) {

@@ -60,3 +60,31 @@ fn thread_lives(tid: u32, start: u32, mask: u32) -> bool {
         system::ThreadState::Unknown => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOBODY: Access = Access { owner: 0, cpu: 0, flags: 0 };
+
+    #[test]
+    fn digests_keep_what_identifies() {
+        let owner = 0x0000_0123_003f_ffff_u64;
+        assert_eq!(digest(owner), 0x3f_ffff | 0x123 << 22);
+        assert_eq!(digest(owner | OWNER_FOREIGN), 0x3f_ffff | 0x123 << 22 | 1 << 31);
+    }
+
+    #[test]
+    fn who_cannot_be_known_is_alive() {
+        // Thread 0x3fffff does not exist: the largest possible id is never given out.
+        let gone = 0x003f_ffff;
+        assert!(!is_alive(&NOBODY, gone));
+        assert!(!is_digest_alive(&NOBODY, digest(gone)));
+        assert!(!is_alive(&NOBODY, 0));
+        assert!(is_alive(&NOBODY, gone | OWNER_FOREIGN));
+        assert!(is_digest_alive(&NOBODY, digest(gone | OWNER_FOREIGN)));
+        assert!(is_alive(&Access { owner: OWNER_FOREIGN | 5, ..NOBODY }, gone));
+        assert!(is_alive(&Access { flags: Access::NO_SYSTEM_CALLS, ..NOBODY }, gone));
+        assert!(is_alive(&NOBODY, ANONYMOUS) && is_digest_alive(&NOBODY, digest(ANONYMOUS)));
+    }
+}

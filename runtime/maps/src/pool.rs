@@ -348,7 +348,7 @@ unsafe fn has_memory(map: &MapHandle, access: &Access, at: u64) -> bool {
     if access.flags & Access::NO_SYSTEM_CALLS != 0 {
         return false;
     }
-    let end = (at + (GROWTH_LEN / map.stride).max(1)).min(u64::from(map.pool_len));
+    let end = (at + GROWTH_LEN.checked_div(map.stride).unwrap_or(1).max(1)).min(u64::from(map.pool_len));
     let mut ok = populate(map, map.offsets[1] + at * map.stride, map.offsets[1] + end * map.stride);
     if map.cpu_stride != 0 {
         let len = (u64::from(map.shape.value_size) + 7) & !7;

@@ -72,7 +72,7 @@ pub unsafe fn store(map: &MapHandle, access: &Access, addresses: *const u64, dep
                 Ok(true) => return id as i64,
                 Ok(false) => {
                     if let (Some(element), 1023) = (there, round % 1024) {
-                        sweep::recover(map, &Sweeper { access, holds: None }, element);
+                        sweep::recover(map, &Sweeper::in_passing(access, None), element);
                     }
                 }
                 Err(errno) => return errno,
@@ -193,7 +193,7 @@ unsafe fn remove_with(map: &MapHandle, access: &Access, id: u32, mut copy: impl 
             let Some(element) = Element::new(map, (seen as u32).wrapping_sub(1)) else { return -ENOENT };
             if !pool::claim(element, LINKED, access) {
                 if round % 1024 == 1023 {
-                    sweep::recover(map, &Sweeper { access, holds: None }, element);
+                    sweep::recover(map, &Sweeper::in_passing(access, None), element);
                 }
                 continue;
             }

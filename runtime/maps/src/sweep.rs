@@ -9,6 +9,7 @@ use crate::memory::state;
 use crate::pool::{self, ANONYMOUS, COUNT, CURSOR, Element, FREE, FRESH, LINKED, SWEPT};
 use crate::{owner, stack_trace};
 use beeline_abi::map::{Access, MapHandle, MapType};
+use core::cell::Cell;
 use core::sync::atomic::{Ordering, fence};
 
 /// Largest pool that is swept as a whole by an operation that finds the map full.
@@ -30,22 +31,40 @@ pub unsafe fn sweep(map: &MapHandle, access: &Access) -> u64 {
         return 0;
     }
     // SAFETY: passed on.
-    unsafe { sweep_all(map, &Sweeper { access, holds: None }) }
+    unsafe { sweep_all(map, &Sweeper::new(access, None, u32::MAX)) }
 }
 
 /// Who sweeps.
 pub(crate) struct Sweeper<'a> {
     /// On whose behalf.
-    pub(crate) access: &'a Access,
+    access: &'a Access,
     /// The element that the operation in progress holds. Others with the caller's owner word are left from operations
     /// that never ended, because a signal handler jumped out of them.
-    pub(crate) holds: Option<u32>,
+    holds: Option<u32>,
+    /// How many owners may still be asked after: that takes system calls.
+    questions: Cell<u32>,
 }
 
-impl Sweeper<'_> {
+/// Owners that an operation asks after in one sweep, some microseconds each.
+const QUESTIONS_MAX: u32 = 8;
+
+impl<'a> Sweeper<'a> {
+    /// One that sweeps for an operation: it asks after few owners only.
+    pub(crate) fn in_passing(access: &'a Access, holds: Option<u32>) -> Sweeper<'a> {
+        Sweeper::new(access, holds, QUESTIONS_MAX)
+    }
+
+    fn new(access: &'a Access, holds: Option<u32>, questions: u32) -> Sweeper<'a> {
+        Sweeper { access, holds, questions: Cell::new(questions) }
+    }
+
     fn left_behind(&self, element: Element<'_>, holder: u64) -> bool {
-        let own = holder == pool::owner_of(self.access) && holder != ANONYMOUS;
-        if own { self.holds != Some(element.index) } else { !owner::is_alive(self.access, holder) }
+        if holder == pool::owner_of(self.access) && holder != ANONYMOUS {
+            return self.holds != Some(element.index);
+        }
+        let Some(left) = self.questions.get().checked_sub(1) else { return false };
+        self.questions.set(left);
+        !owner::is_alive(self.access, holder)
     }
 }
 
@@ -120,7 +139,7 @@ pub(crate) unsafe fn used_len(map: &MapHandle) -> u64 {
 unsafe fn sweep_part(map: &MapHandle, sweeper: &Sweeper<'_>) -> u64 {
     // SAFETY: passed on.
     unsafe {
-        let from = state(map, CURSOR).fetch_add(PART_LEN, Ordering::Relaxed) % u64::from(map.pool_len);
+        let from = state(map, CURSOR).fetch_add(PART_LEN, Ordering::Relaxed) % u64::from(map.pool_len.max(1));
         sweep_range(map, sweeper, from, (from + PART_LEN).min(used_len(map)))
     }
 }

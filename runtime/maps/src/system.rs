@@ -3,6 +3,8 @@
 
 use beeline_abi::map::Access;
 use core::arch::asm;
+use core::mem::MaybeUninit;
+use core::slice;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 const READ: u64 = 0;
@@ -59,46 +61,54 @@ pub(crate) enum ThreadState {
 
 /// Reads a thread's state and start time.
 pub(crate) fn thread_start(tid: u32) -> ThreadState {
-    let path = stat_path(tid);
-    let mut buffer = [0u8; 512];
-    // SAFETY: the path ends with a zero byte; the buffer is writable for its length.
-    let len = unsafe {
-        let fd = call3(OPEN, path.as_ptr() as u64, O_CLOEXEC, 0);
+    let mut path = StatPath(MaybeUninit::uninit());
+    path.write(tid);
+    let mut buffer = MaybeUninit::<[u8; 512]>::uninit();
+    // SAFETY: the path ends with a zero byte; the buffer is writable for its length, and the kernel has written what it
+    // says it has.
+    unsafe {
+        let fd = call3(OPEN, path.0.as_ptr() as u64, O_CLOEXEC, 0);
         if fd < 0 {
             // No procfs, or one that hides other users' processes.
             return ThreadState::Unknown;
         }
-        let len = call3(READ, fd as u64, buffer.as_mut_ptr() as u64, buffer.len() as u64);
+        let len = call3(READ, fd as u64, buffer.as_mut_ptr() as u64, 512);
         call3(CLOSE, fd as u64, 0, 0);
-        len
-    };
-    match len {
-        ESRCH => ThreadState::Dead,
-        1.. => parse_stat(buffer.get(..len as usize).unwrap_or(&[])),
-        _ => ThreadState::Unknown,
+        match len {
+            ESRCH => ThreadState::Dead,
+            1..=512 => parse_stat(slice::from_raw_parts(buffer.as_ptr().cast(), len as usize)),
+            _ => ThreadState::Unknown,
+        }
     }
 }
 
-/// `/proc/TID/stat` with a zero byte behind it.
-fn stat_path(tid: u32) -> [u8; 24] {
-    let mut path = [0u8; 24];
-    let mut digits = [0u8; 10];
-    let mut rest = tid;
-    let mut count = 0;
-    for digit in &mut digits {
-        *digit = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        count += 1;
-        if rest == 0 {
-            break;
+/// `/proc/TID/stat` with a zero byte behind it. Written byte by byte and in place: an initialiser or a move
+/// would take a vector register.
+struct StatPath(MaybeUninit<[u8; 24]>);
+
+impl StatPath {
+    fn write(&mut self, tid: u32) {
+        let mut len = self.push(0, b"/proc/");
+        let mut unit = 1_000_000_000;
+        while unit > 1 && tid < unit {
+            unit /= 10;
         }
+        while unit > 0 {
+            len = self.push(len, &[b'0' + ((tid / unit) % 10) as u8]);
+            unit /= 10;
+        }
+        self.push(len, b"/stat\0");
     }
-    let number = digits.iter().take(count).rev();
-    let text = b"/proc/".iter().chain(number).chain(b"/stat");
-    for (to, from) in path.iter_mut().zip(text) {
-        *to = *from;
+
+    /// Appends to the first `len` bytes; returns how many there are now.
+    fn push(&mut self, mut len: usize, text: &[u8]) -> usize {
+        for byte in text.iter().take(24_usize.saturating_sub(len)) {
+            // SAFETY: less than 24, so in bounds.
+            unsafe { self.0.as_mut_ptr().cast::<u8>().add(len).write_volatile(*byte) };
+            len += 1;
+        }
+        len
     }
-    path
 }
 
 /// Fields 3 (state) and 22 (start time) of a stat line; the name before them may contain anything.
@@ -181,4 +191,43 @@ pub(crate) unsafe fn compare_exchange_pair(
         );
     }
     if done != 0 { Ok(()) } else { Err([low, high]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_threads() {
+        for (tid, expected) in
+            [(1, &b"/proc/1/stat\0"[..]), (907, b"/proc/907/stat\0"), (u32::MAX, b"/proc/4294967295/stat\0")]
+        {
+            let mut path = StatPath(MaybeUninit::uninit());
+            path.write(tid);
+            // SAFETY: so many bytes were written.
+            let written = unsafe { slice::from_raw_parts(path.0.as_ptr().cast::<u8>(), expected.len()) };
+            assert_eq!(written, expected);
+        }
+    }
+
+    #[test]
+    fn stat_lines() {
+        let line = b"7 (a) b) () S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 98765 11 12";
+        assert!(matches!(parse_stat(line), ThreadState::Started(98765)));
+        assert!(matches!(parse_stat(b"7 (a) Z 1 2"), ThreadState::Dead));
+        assert!(matches!(parse_stat(b"7 (a) S 1 2"), ThreadState::Unknown));
+        assert!(matches!(parse_stat(b"garbage"), ThreadState::Unknown));
+    }
+
+    #[test]
+    fn pairs_change_together() {
+        #[repr(align(16))]
+        struct Pair([AtomicU64; 2]);
+        let pair = Pair([AtomicU64::new(1), AtomicU64::new(2)]);
+        // SAFETY: the pair is aligned to 16.
+        let swap = |old, new| unsafe { compare_exchange_pair(&pair.0[0], old, new) };
+        assert_eq!(swap([1, 3], [7, 7]), Err([1, 2]));
+        assert_eq!(swap([1, 2], [u64::MAX, 4]), Ok(()));
+        assert_eq!(swap([0, 0], [7, 7]), Err([u64::MAX, 4]));
+    }
 }
