@@ -7,6 +7,9 @@
 //!   still this key's;
 //! - more: a new element takes the old one's place, so nobody sees half a value;
 //! - per-CPU: the CPU's copy is overwritten in place, as in the kernel.
+//!
+//! An element that is being deleted counts until it is out of its chain, so a map that is full to the last element can
+//! refuse a new key while a deletion of another thread is under way.
 
 use crate::chain::{self, Head, Link, Mark, Search};
 use crate::key::{Key, LongKey, ShortKey, with_key};

@@ -69,9 +69,9 @@ fn hashes_survive_kills() {
         shape(MapType::LRU_HASH, 8, 8, 16, 0),
         shape(MapType::LRU_HASH, 8, 48, 16, 0),
     ];
-    let times = rounds(200) / shapes.len() as u64 + 1;
-    for shape in shapes {
-        let map = Map::new(shape);
+    let times = rounds(200) / (2 * shapes.len() as u64) + 1;
+    let maps = shapes.into_iter().flat_map(|shape| [Map::new(shape), Map::new(shape).in_one_chain()]);
+    for map in maps {
         kill_rounds(times, |me, random| hammer(&map, me, random), || verify(&map));
         holds_as_many_as_it_says(&map);
     }

@@ -62,6 +62,12 @@ impl Map {
         }
     }
 
+    /// The same empty hash, with all keys in one chain: what concerns neighbours in a chain happens all the time.
+    pub(crate) fn in_one_chain(mut self) -> Map {
+        self.handle.mask = 0;
+        self
+    }
+
     pub(crate) fn lookup(&self, access: &Access, key: &[u8]) -> Option<*mut u8> {
         assert_eq!(key.len(), self.handle.shape.key_size as usize);
         let value = unsafe { ops::lookup(&self.handle, access, key.as_ptr()) };
