@@ -42,6 +42,14 @@ impl<'a> Checked<'a> {
         start
     }
 
+    /// Adds memory that is nobody's buffer: a map.
+    ///
+    /// # Safety
+    /// The bytes can be read, and written with [`Rights::Write`], as long as this memory lives.
+    pub unsafe fn lend_raw(&mut self, start: u64, bytes: u64, rights: Rights) {
+        self.regions.push(Region { start, bytes, rights });
+    }
+
     /// Takes a buffer back: its address leads nowhere from now on.
     pub fn revoke(&mut self, start: u64) {
         self.regions.retain(|region| region.start != start);

@@ -5,12 +5,12 @@ use beeline_vm::hex;
 use serde_json::Value;
 use std::path::PathBuf;
 
-/// The suite's tests; none when it is not on this machine.
-fn tests() -> Option<Vec<Value>> {
+/// The lines of a file of measuring data, parsed; none when it is not on this machine.
+pub(crate) fn shared(file: &str) -> Option<Vec<Value>> {
     let shared = std::env::var_os("BEELINE_SHARED")
         .map(PathBuf::from)
         .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared"));
-    let path = shared.join("conformance/vm.jsonl");
+    let path = shared.join(file);
     match std::fs::read_to_string(&path) {
         Ok(text) => Some(text.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()),
         Err(error) => {
@@ -36,7 +36,7 @@ fn check(test: &Value, engine: Engine) -> Result<(), String> {
 }
 
 fn check_all(engine: Engine) {
-    let Some(tests) = tests() else { return };
+    let Some(tests) = shared("conformance/vm.jsonl") else { return };
     assert_eq!(tests.len(), 313, "the suite has another size");
     let failures: Vec<String> = tests
         .iter()

@@ -5,5 +5,6 @@ mod cases;
 mod code;
 mod conformance;
 mod differential;
+mod kernel_programs;
 mod surroundings;
 mod verified;
