@@ -133,6 +133,42 @@ fn libcrypto() {
     });
 }
 
+/// The interpreter's loop is one function with a computed jump at the end of each of its pieces.
+#[test]
+fn libpython() {
+    check("libpython3.11.so.1.0", 1400, true, |symbols| {
+        let script = c"
+import re, json, collections
+def f(n): return n if n < 2 else f(n - 1) + f(n - 2)
+class A:
+    def __init__(self, x): self.x = x
+    def __eq__(self, o): return self.x == o.x
+g = (i * i for i in range(100) if i % 3)
+assert sum(g) == 215589
+assert f(15) == 610 and A(3) == A(3)
+try:
+    {}['x']
+except KeyError as e:
+    assert e.args == ('x',)
+assert json.loads(json.dumps({'a': [1, 2.5, None, 'x' * 100]}))['a'][1] == 2.5
+assert re.sub('(a+)b', r'<\\1>', 'aab ab b') == '<aa> <a> b'
+assert collections.Counter('hello world').most_common(1) == [('l', 3)]
+assert 3 ** 200 % 1000007 == pow(3, 200, 1000007)
+assert sorted(['b', 'a', 'c'], key=lambda s: -ord(s)) == ['c', 'b', 'a']
+";
+        // SAFETY: the declared types are CPython's; the interpreter is used by one thread.
+        unsafe {
+            let initialize: unsafe extern "C" fn(c_int) = std::mem::transmute(symbols.get("Py_InitializeEx"));
+            let run: unsafe extern "C" fn(*const c_char, *const c_void) -> c_int =
+                std::mem::transmute(symbols.get("PyRun_SimpleStringFlags"));
+            initialize(0);
+            let failed = run(script.as_ptr(), std::ptr::null());
+            assert_eq!(failed, 0);
+            vec![failed as u8]
+        }
+    });
+}
+
 #[test]
 fn libc_itself() {
     check("libc.so.6", 2000, false, |symbols| {
