@@ -13,6 +13,18 @@
 //! | [`core_relo`] | adaptation to the target's types |
 //! | [`kconfig`], [`options`] | the kernel that an object is read for |
 //!
+//! ```no_run
+//! use beeline_object::{Object, Options};
+//!
+//! let path = std::path::Path::new("malloc.bpf.o");
+//! let options = Options::of_this_machine().named_after(path);
+//! let object = Object::parse(&std::fs::read(path)?, &options)?;
+//! for program in &object.programs {
+//!     println!("{}: SEC(\"{}\"), {} instructions", program.name, program.section, program.insns.len());
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! Nothing is attached, created or verified here. Bytes are never trusted: no input makes this crate panic.
 #![forbid(unsafe_code)]
 
