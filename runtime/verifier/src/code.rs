@@ -5,7 +5,7 @@
 use crate::program::{INSNS_MAX, Program};
 use crate::refusal::Refusal;
 use beeline_abi::map::MapType;
-use beeline_isa::{Call, DecodeError, Imm64, Insn, Op, Operand, Reg, Width, decode, opcode};
+use beeline_isa::{Call, DecodeError, Imm64, Insn, Op, Operand, Width, decode, opcode};
 
 /// A stretch of code that is entered by calls.
 #[derive(Clone, Debug)]
@@ -193,10 +193,7 @@ fn divide(ops: &[Option<Op>]) -> Result<Vec<Range>, Refusal> {
 
 /// What the 64-bit immediate at `pc` refers to exists.
 fn check_immediate(program: &Program, code: &Code, pc: usize) -> Result<(), String> {
-    let Some(Op::LoadImm64 { value, dst }) = code.op(pc) else { return Ok(()) };
-    if dst == Reg::R10 {
-        return Err("frame pointer is read only".into());
-    }
+    let Some(Op::LoadImm64 { value, .. }) = code.op(pc) else { return Ok(()) };
     match value {
         Imm64::Value(_) => Ok(()),
         Imm64::Func(_) if code.callee(pc).is_some_and(|callee| callee > 0) => Ok(()),

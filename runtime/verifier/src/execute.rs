@@ -4,6 +4,7 @@ use crate::code::jump_target;
 use crate::context::Field;
 use crate::effect::memory::{loaded, loaded_constant};
 use crate::explore::{Explorer, Next};
+use crate::liveness;
 use crate::refusal::{Checked, refuse};
 use crate::require::memory::{Access, Target};
 use crate::state::{Kind, MapRef, RegState};
@@ -13,6 +14,9 @@ use beeline_isa::{AtomicOp, Call, Op, Operand, Reg, Size, Width};
 impl Explorer<'_> {
     /// Executes the operation at the current instruction.
     pub(crate) fn execute(&mut self, op: Op) -> Checked<Next> {
+        if liveness::effect(op).1 & 1 << Reg::R10.0 != 0 {
+            refuse!("frame pointer is read only");
+        }
         match op {
             Op::Alu { width, op, dst, src } => self.alu(width, op, dst, src)?,
             Op::Mov { width, dst, src } => self.mov(width, dst, src)?,
@@ -199,14 +203,15 @@ impl Explorer<'_> {
         if op == AtomicOp::StoreRelease {
             return self.store(base, off, size, Operand::Reg(src));
         }
-        self.load(base, off, size, false)?;
+        let old = self.load(base, off, size, false)?;
         let pointer = self.readable(base)?;
         let target = Target { reg: base, pointer: &pointer, off: off.into(), size: size.bytes() };
+        self.naturally_aligned(&target)?;
         // The sum or whatever it is: any number.
         self.store_value(&target, &loaded(size.bytes(), false))?;
         if fetch {
             let into = if op == AtomicOp::Cmpxchg { Reg::R0 } else { src };
-            self.state.set(into, loaded(size.bytes(), false));
+            self.state.set(into, old);
         }
         Ok(())
     }

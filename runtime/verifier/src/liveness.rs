@@ -21,7 +21,7 @@ fn operand(src: Operand) -> Regs {
 }
 
 /// What an instruction reads, and what it overwrites.
-fn effect(op: Op) -> (Regs, Regs) {
+pub(crate) fn effect(op: Op) -> (Regs, Regs) {
     match op {
         Op::Alu { dst, src, .. } => (bit(dst) | operand(src), bit(dst)),
         Op::Mov { dst, src, .. } => (operand(src), bit(dst)),

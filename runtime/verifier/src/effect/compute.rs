@@ -21,8 +21,9 @@ impl Explorer<'_> {
                 any(width)
             }
             (true, true) => refuse!("R{} pointer {} pointer prohibited", dst.0, symbol(op)),
-            (true, false) if width == Width::W32 && op == AluOp::Sub => {
+            (true, false) | (false, true) if width == Width::W32 && op == AluOp::Sub => {
                 self.pointer_read_as_number(&a);
+                self.pointer_read_as_number(&b);
                 any(width)
             }
             (true, false) => self.move_pointer(op, width, dst, &a, &b, false)?,

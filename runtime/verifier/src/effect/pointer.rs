@@ -67,16 +67,13 @@ pub(crate) fn release(state: &mut State, reference: u32) {
     }
 }
 
-/// True when the pointer cannot be 0.
+/// True when the pointer cannot be 0, and comparisons with 0 are decided by that (`reg_not_null`).
 pub(crate) fn is_never_null(reg: &RegState) -> bool {
     matches!(
         reg.kind,
-        Kind::Ctx
-            | Kind::Stack { .. }
-            | Kind::MapPtr { nullable: false, .. }
+        Kind::MapPtr { nullable: false, .. }
             | Kind::MapValue { nullable: false, .. }
             | Kind::MapKey { .. }
             | Kind::Mem { nullable: false, .. }
-            | Kind::Func { .. }
     )
 }

@@ -202,7 +202,7 @@ impl Explorer<'_> {
             refuse!("R{number} unbounded memory access, use 'var &= const' or 'if (var < const)'");
         }
         found.size_max = Some(value.umax as u32);
-        if state.is_null() && (nullable || zero_allowed && value.umax == 0) {
+        if state.is_null() && nullable {
             self.mark_precise(state);
             return Ok(());
         }

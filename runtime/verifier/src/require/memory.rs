@@ -71,7 +71,15 @@ impl Target<'_> {
 impl Explorer<'_> {
     /// The access is aligned where that matters: on the stack always, elsewhere when asked for.
     pub(crate) fn aligned(&self, target: &Target) -> Checked {
-        let strict = self.options.strict_alignment;
+        self.alignment(target, self.options.strict_alignment)
+    }
+
+    /// The access is aligned: atomic operations are, everywhere.
+    pub(crate) fn naturally_aligned(&self, target: &Target) -> Checked {
+        self.alignment(target, true)
+    }
+
+    fn alignment(&self, target: &Target, strict: bool) -> Checked {
         let (what, base) = match target.pointer.kind {
             Kind::Stack { .. } => ("stack ", 0),
             _ if !strict => return Ok(()),
