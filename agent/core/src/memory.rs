@@ -1,7 +1,7 @@
 //! Threads' own memory, cut from chunks that are mapped when needed and unmapped at detach.
 //!
 //! ```text
-//! of each thread:   private stack (small-stack targets) | scratch | return stack, one spare entry
+//! of each thread:   private stack (small-stack targets) | scratch | return stack
 //! chunk:            4 MiB, aligned to its size; ProcessBlock::pool is the next free byte, 0 modulo 4 MiB = used up
 //! ```
 //!

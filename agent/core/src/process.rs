@@ -5,7 +5,17 @@ use beeline_abi::errno::EINVAL;
 use beeline_abi::link::{LinkRuntime, LinkShared};
 use beeline_abi::process::{PROCESS_MAGIC, ProcessBlock};
 use beeline_helpers::sys::{self, nr};
-use core::sync::atomic::Ordering::Relaxed;
+use core::ptr::null_mut;
+use core::sync::atomic::AtomicPtr;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+/// The block of this process, for the one function that is called without any of its parts.
+static BLOCK: AtomicPtr<ProcessBlock> = AtomicPtr::new(null_mut());
+
+/// The block that [`init`] was called with last; null before.
+pub(crate) fn block() -> *mut ProcessBlock {
+    BLOCK.load(Acquire)
+}
 
 /// Prepares the process; called by the injector after mapping and after each attach, and harmless when repeated.
 ///
@@ -29,6 +39,7 @@ pub unsafe extern "sysv64" fn init(block: *mut ProcessBlock) -> i64 {
         if page != 0 && sys::call4(nr::MADVISE, page, PAGE_SIZE, MADV_WIPEONFORK, 0) != 0 {
             (*block).fork_page = 0;
         }
+        BLOCK.store(block, Release);
     }
     0
 }

@@ -8,12 +8,16 @@
 //! below the stack pointer may hold it still, so an entry that looks alive may be stale, but one whose word changed is
 //! dead for certain. Only such entries are dropped; the rest goes when its word is overwritten.
 
-use crate::memory;
+use crate::{memory, process};
 use beeline_abi::errno::EFAULT;
 use beeline_abi::process::ProcessBlock;
+use beeline_abi::run::RunContext;
 use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
 use beeline_helpers::read;
+use core::cell::UnsafeCell;
 use core::ptr::null_mut;
+use core::sync::atomic::AtomicUsize;
+use core::sync::atomic::Ordering::Relaxed;
 
 /// Bytes of an entry.
 const ENTRY: u64 = size_of::<ReturnSlot>() as u64;
@@ -26,7 +30,9 @@ unsafe fn is_alive(slot: *mut ThreadSlot, entry: *const ReturnSlot) -> bool {
     let mut word = 0u64;
     // SAFETY: the slot is the calling thread's; a bad address gives an error.
     unsafe {
-        match read::fetch(&raw mut (*slot).run, (&raw mut word).cast(), 8, (*entry).sp) {
+        // No program runs: the registers of the last run may be on a stack that is gone.
+        let mut run = RunContext { regs: 0, ..(*slot).run };
+        match read::fetch(&raw mut run, (&raw mut word).cast(), 8, (*entry).sp) {
             0 => word == (*entry).trampoline,
             errno => errno != -EFAULT,
         }
@@ -37,7 +43,7 @@ unsafe fn is_alive(slot: *mut ThreadSlot, entry: *const ReturnSlot) -> bool {
 unsafe fn count(slot: *const ThreadSlot) -> u64 {
     // SAFETY: the caller's slot.
     let (base, top) = unsafe { ((*slot).returns_base, (*slot).returns_top) };
-    (top.wrapping_sub(base) / ENTRY).min(RETURN_SLOTS + 1)
+    (top.wrapping_sub(base) / ENTRY).min(RETURN_SLOTS)
 }
 
 /// Entry `index` from the bottom.
@@ -105,27 +111,32 @@ unsafe fn drop_dead(slot: *mut ThreadSlot) {
     }
 }
 
-/// The entry for the stack word at `sp`, made the top one: those above it are dropped. Entries made on another thread (a
-/// coroutine that moved) are moved over. Null only when no thread has one.
+/// The entry for the stack word at `sp`. Of this thread's entries it is the top one then: those above it are dropped. One
+/// made on another thread (a coroutine that moved) is taken away there and copied to where it stays readable for the
+/// moment. Null only when no thread has one.
 ///
 /// # Safety
 ///
-/// `slot` is the calling thread's.
+/// `slot` is the calling thread's, or null when it has none: then only other threads' entries are looked at.
 pub unsafe extern "sysv64" fn find(slot: *mut ThreadSlot, sp: u64) -> *mut ReturnSlot {
-    // SAFETY: the caller's contract.
+    // SAFETY: the caller's contract; the block is that of the process.
     unsafe {
-        if let Some(index) = newest(slot, sp) {
+        if !slot.is_null()
+            && let Some(index) = newest(slot, sp)
+        {
             (*slot).returns_top = entry(slot, index + 1) as u64;
             return entry(slot, index);
         }
-        let block = (*slot).run.process as *mut ProcessBlock;
-        if !memory::provide(slot, block) {
+        let block = if slot.is_null() { process::block() } else { (*slot).run.process as *mut ProcessBlock };
+        if block.is_null() {
             return null_mut();
         }
         for number in 0..THREAD_SLOTS {
             let other = ((*block).threads as *mut ThreadSlot).add(number as usize);
-            if let Some(index) = newest(other, sp) {
-                return adopt(slot, entry(other, index));
+            if other != slot
+                && let Some(index) = newest(other, sp)
+            {
+                return take(entry(other, index));
             }
         }
         null_mut()
@@ -138,15 +149,27 @@ unsafe fn newest(slot: *const ThreadSlot, sp: u64) -> Option<u64> {
     unsafe { (0..count(slot)).rev().find(|&index| (*entry(slot, index)).sp == sp) }
 }
 
-/// Moves an entry of another thread to the top of this one's stack, into the spare place if that is full.
-unsafe fn adopt(slot: *mut ThreadSlot, from: *mut ReturnSlot) -> *mut ReturnSlot {
-    // SAFETY: the stack has a place behind its last one; nobody else looks for this stack word.
+/// Entries that were taken from other threads, until their stubs have read them: a few instructions later.
+struct Taken(UnsafeCell<[ReturnSlot; TAKEN]>);
+
+/// More threads than can be between a [`take`] and the next instructions at once.
+const TAKEN: usize = 256;
+
+// SAFETY: every place is written by the one thread that drew its number, and drawn again only 256 draws later.
+unsafe impl Sync for Taken {}
+
+static PLACES: Taken =
+    Taken(UnsafeCell::new([ReturnSlot { return_address: 0, sp: 0, site: 0, trampoline: 0 }; TAKEN]));
+static DRAWN: AtomicUsize = AtomicUsize::new(0);
+
+/// Takes an entry away from another thread's return stack; where it can be read.
+unsafe fn take(from: *mut ReturnSlot) -> *mut ReturnSlot {
+    // SAFETY: the index is within bounds; nobody else looks for this stack word.
     unsafe {
-        let top = entry(slot, count(slot).min(RETURN_SLOTS));
-        top.write(from.read());
-        // No function's return address lies at 0.
+        let place = PLACES.0.get().cast::<ReturnSlot>().add(DRAWN.fetch_add(1, Relaxed) % TAKEN);
+        place.write(from.read());
+        // No return address lies at 0: its thread drops it as dead.
         (*from).sp = 0;
-        (*slot).returns_top = top as u64 + ENTRY;
-        top
+        place
     }
 }

@@ -71,7 +71,7 @@ unsafe fn returns<'a>(run: *const RunContext) -> &'a [ReturnSlot] {
         let slot = slot as *const ThreadSlot;
         let (base, top) = ((*slot).returns_base, (*slot).returns_top);
         let count = top.wrapping_sub(base) / size_of::<ReturnSlot>() as u64;
-        if base == 0 || count > RETURN_SLOTS + 1 {
+        if base == 0 || count > RETURN_SLOTS {
             return &[];
         }
         core::slice::from_raw_parts(base as *const ReturnSlot, count as usize)

@@ -71,6 +71,16 @@ impl World {
     }
 }
 
+impl World {
+    /// A slot that is not the calling thread's.
+    pub(crate) fn slot_of_another(&self) -> *mut ThreadSlot {
+        // SAFETY: the key is nobody's.
+        let slot = unsafe { beeline_agent_core::slot::claim(0x1000, self.block_at(), 0) };
+        assert!(!slot.is_null());
+        slot
+    }
+}
+
 impl Drop for World {
     fn drop(&mut self) {
         // SAFETY: mapped by `new`, or cut by the agent and recorded; nobody uses them any more.

@@ -1,0 +1,24 @@
+//! A return on a thread that has no slot. Alone in its file: the agent knows one process, that of the last `init`.
+
+mod world;
+
+use beeline_abi::thread::ReturnSlot;
+use beeline_agent_core::returns;
+use world::World;
+
+#[test]
+fn a_thread_without_a_slot_finds_its_return() {
+    // SAFETY: there is no process yet.
+    assert!(unsafe { returns::find(std::ptr::null_mut(), 0x1234) }.is_null());
+    let world = World::new();
+    let elsewhere = world.slot_of_another();
+    // SAFETY: the slot is the test's own.
+    unsafe {
+        let entry = (*elsewhere).returns_top as *mut ReturnSlot;
+        entry.write(ReturnSlot { return_address: 41, sp: 0x1234, site: 0, trampoline: 0 });
+        (*elsewhere).returns_top += 32;
+        let found = returns::find(std::ptr::null_mut(), 0x1234);
+        assert_eq!((*found).return_address, 41);
+        assert!(returns::find(std::ptr::null_mut(), 0x1234).is_null(), "it was taken");
+    }
+}
