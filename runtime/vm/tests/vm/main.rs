@@ -5,6 +5,7 @@ mod cases;
 mod code;
 mod conformance;
 mod differential;
+mod golden;
 mod kernel_programs;
 mod surroundings;
 mod verified;

@@ -31,6 +31,7 @@ impl Surroundings {
             shape(MapType::PERCPU_ARRAY, 8, 2),
             shape(MapType::HASH, 8, 4),
             shape(MapType::PROG_ARRAY, 4, 4),
+            shape(MapType::ARRAY, 16, 1),
         ];
         let mut surroundings = Surroundings { shapes, handles: Vec::new(), data: Vec::new() };
         for map in 0..surroundings.shapes.len() {
