@@ -53,13 +53,14 @@ impl Body<'_, '_> {
         Ok(self.call_with_registers(function, (self.code.helper_arguments)(id)))
     }
 
-    /// Calls with the first `count` argument registers, zeros, and the run.
+    /// Calls with the first `count` argument registers and the run, which also stands in for the arguments between: it is
+    /// at hand, and the function does not look at them.
     fn call_with_registers(&mut self, function: FuncRef, count: u8) -> Value {
         let mut arguments = [self.run; 6];
-        for number in 1..=5u8 {
-            arguments[usize::from(number) - 1] =
-                if number <= count { self.get(Reg(number)) } else { self.constant(I64, 0) };
+        for number in 1..=count {
+            arguments[usize::from(number) - 1] = self.get(Reg(number));
         }
+        self.frame_values.clear();
         let call = self.builder.ins().call(function, &arguments);
         self.builder.inst_results(call)[0]
     }

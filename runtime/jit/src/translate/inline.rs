@@ -123,6 +123,7 @@ impl Body<'_, '_> {
         let callback = self.get(Reg::R2);
         let known = self.known_function(callback).or(self.code.call_facts(self.pc).callback);
         let Some(index) = known else { return Ok(false) };
+        self.frame_values.clear();
         let done = self.builder.create_block();
         let result = self.builder.append_block_param(done, I64);
         let count = self.loop_count(done);
@@ -167,8 +168,9 @@ impl Body<'_, '_> {
         self.builder.switch_to_block(step);
         self.builder.seal_block(step);
         let function = self.own_function(callback);
-        let zero = self.constant(I64, 0);
-        let arguments = [index, context, zero, zero, zero, self.run];
+        let run = self.run;
+        // A callback of bpf_loop has two arguments.
+        let arguments = [index, context, run, run, run, run];
         let call = self.builder.ins().call(function, &arguments);
         let stop = self.builder.inst_results(call)[0];
         let next = self.builder.ins().iadd_imm_s(index, 1);

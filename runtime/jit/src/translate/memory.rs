@@ -1,7 +1,9 @@
 //! Loads, stores, atomics, the frame.
 //!
-//! The frame belongs to the program alone: Cranelift may forward and drop accesses to it. All other memory is shared, and
-//! each access is made once, in order; a `sequence_point`, which costs no instruction, tells Cranelift so.
+//! The frame belongs to the program alone. A load from a fixed place in it gets the value that the block stored there, as
+//! long as nothing else may have written to the frame: another store through a pointer, an atomic operation, a call. All
+//! other memory is shared, and each access is made once, in order; a `sequence_point`, which costs no instruction, tells
+//! Cranelift so.
 
 use super::Body;
 use super::Known;
@@ -13,6 +15,14 @@ use cranelift_codegen::ir::{AtomicRmwOp, InstBuilder, MemFlagsData, Type, Value}
 
 /// Accesses do not trap as far as the code is concerned: the verifier has proven them.
 const ACCESS: MemFlagsData = MemFlagsData::new().with_notrap();
+
+/// A value in the frame.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stored {
+    size: Size,
+    /// The value as it was stored: of the type that the size has.
+    value: Value,
+}
 
 /// The fields of [`beeline_isa::Op::Atomic`].
 pub(super) struct Atomic {
@@ -68,10 +78,15 @@ impl Body<'_, '_> {
         self.set(dst, value)
     }
 
-    /// Plain typed loads, which Cranelift can match with the stores before them.
+    /// The value at a place in the frame, extended.
     pub(super) fn load_frame(&mut self, size: Size, signed: bool, place: i32) -> Value {
-        let address = self.frame_address(place);
-        let value = self.builder.ins().load(size_type(size), ACCESS, address, 0);
+        let value = match self.frame_values.get(&place) {
+            Some(stored) if stored.size == size => stored.value,
+            _ => {
+                let address = self.frame_address(place);
+                self.builder.ins().load(size_type(size), ACCESS, address, 0)
+            }
+        };
         match (size, signed) {
             (Size::DW, _) => value,
             (_, true) => self.builder.ins().sextend(I64, value),
@@ -110,8 +125,12 @@ impl Body<'_, '_> {
         };
         let value = self.narrow(size, value);
         let (address, off) = match self.frame_place(base, off, size.bytes()) {
-            Some(place) => (self.frame_address(place), 0),
+            Some(place) => {
+                self.stored(place, size, value);
+                (self.frame_address(place), 0)
+            }
             None => {
+                self.frame_values.clear();
                 self.builder.ins().sequence_point();
                 (base, i32::from(off))
             }
@@ -119,7 +138,16 @@ impl Body<'_, '_> {
         self.builder.ins().store(ACCESS, value, address, off);
     }
 
+    /// Remembers a value in the frame and forgets those that it overwrites, wholly or in part.
+    fn stored(&mut self, place: i32, size: Size, value: Value) {
+        let end = place + size.bytes() as i32;
+        self.frame_values
+            .retain(|&other, stored| other >= end || other + stored.size.bytes() as i32 <= place);
+        self.frame_values.insert(place, Stored { size, value });
+    }
+
     pub(super) fn atomic(&mut self, atomic: Atomic) -> Result<(), CompileError> {
+        self.frame_values.clear();
         let base = self.get(atomic.base);
         let address = self.builder.ins().iadd_imm_s(base, i64::from(atomic.off));
         let ty = size_type(atomic.size);

@@ -32,7 +32,7 @@ use cranelift_codegen::ir::{
 use cranelift_codegen::isa::{CallConv, TargetFrontendConfig};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext, Variable};
 use flow::Flow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Name spaces of the external names in generated code.
 pub(crate) mod external {
@@ -139,6 +139,8 @@ pub(crate) struct Body<'a, 'f> {
     pc: u32,
     blocks: HashMap<u32, Block>,
     known: HashMap<Value, Known>,
+    /// What was stored in the frame since the block began, by offset from the frame pointer; see `memory`.
+    frame_values: BTreeMap<i32, memory::Stored>,
     functions: HashMap<(u32, u32), FuncRef>,
     helper_signature: Option<SigRef>,
 }
@@ -167,6 +169,7 @@ impl<'a, 'f> Body<'a, 'f> {
             pc: 0,
             blocks,
             known: HashMap::new(),
+            frame_values: BTreeMap::new(),
             functions: HashMap::new(),
             helper_signature: None,
         }
@@ -210,6 +213,7 @@ impl<'a, 'f> Body<'a, 'f> {
                     self.arrived(pc);
                 }
                 self.builder.switch_to_block(block);
+                self.frame_values.clear();
             } else if !open {
                 continue;
             }
