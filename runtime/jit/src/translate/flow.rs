@@ -13,6 +13,8 @@ pub(super) struct Flow {
     pub(super) uses_frame: bool,
     /// There is a `may_goto`.
     pub(super) uses_budget: bool,
+    /// Edges to each block, by its slot.
+    entries: HashMap<u32, u32>,
     /// Edges that are still to be placed, by the slot they lead to.
     edges: HashMap<u32, u32>,
 }
@@ -66,6 +68,7 @@ impl Flow {
             uses_frame: ops.values().any(names_frame_pointer),
             uses_budget: ops.values().any(|op| matches!(op, Op::MayGoto { .. })),
             ops: ops.into_iter().collect(),
+            entries: edges.clone(),
             edges,
         })
     }
@@ -73,6 +76,11 @@ impl Flow {
     /// Slots that start a block.
     pub(super) fn leaders(&self) -> impl Iterator<Item = u32> {
         self.edges.keys().copied()
+    }
+
+    /// True when just one edge leads to the block at `pc`.
+    pub(super) fn has_one_entry(&self, pc: u32) -> bool {
+        self.entries.get(&pc) == Some(&1)
     }
 
     /// Records that one edge to `pc` is in place. True: it was the last one.

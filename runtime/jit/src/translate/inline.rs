@@ -90,7 +90,9 @@ impl Body<'_, '_> {
         let first = self.element(map, 0, strides);
         let address = self.builder.ins().iadd(first, offset);
         let null = self.constant(I64, 0);
-        self.builder.ins().select(exists, address, null)
+        let found = self.builder.ins().select(exists, address, null);
+        self.known.insert(found, Known::Found { exists, address });
+        found
     }
 
     /// r0 = the other program's result, returned at once; on failure execution goes on with r0 = 0.

@@ -1,6 +1,6 @@
 //! Branches.
 
-use super::{Body, width_type};
+use super::{Body, Known, width_type};
 use crate::error::CompileError;
 use beeline_isa::{JumpOp, Operand, Reg, Width};
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -43,32 +43,44 @@ impl Body<'_, '_> {
             self.goto(target);
             return Ok(false);
         }
-        let condition = match self.null_check(width, op, dst, src) {
-            Some(outcome) => self.constant(I64, i64::from(outcome)),
-            None => self.compare(width, op, dst, src),
-        };
-        self.branch_on(condition, target);
+        if !self.null_check(width, op, dst, src, target) {
+            let condition = self.compare(width, op, dst, src);
+            self.branch_on(condition, target, self.pc + 1);
+        }
         Ok(false)
     }
 
-    fn branch_on(&mut self, condition: Value, target: u32) {
-        let (taken, following) = (self.blocks[&target], self.blocks[&(self.pc + 1)]);
-        self.builder.ins().brif(condition, taken, &[], following, &[]);
+    fn branch_on(&mut self, condition: Value, target: u32, otherwise: u32) {
+        let (taken, not_taken) = (self.blocks[&target], self.blocks[&otherwise]);
+        self.builder.ins().brif(condition, taken, &[], not_taken, &[]);
         self.arrived(target);
-        self.arrived(self.pc + 1);
+        self.arrived(otherwise);
     }
 
-    /// The outcome of a comparison with null when the value is known not to be.
-    fn null_check(&mut self, width: Width, op: JumpOp, dst: Reg, src: Operand) -> Option<bool> {
+    /// A comparison with null of an address of which more is known. False: this is not one.
+    fn null_check(&mut self, width: Width, op: JumpOp, dst: Reg, src: Operand, target: u32) -> bool {
         if width != Width::W64 || src != Operand::Imm(0) {
-            return None;
+            return false;
         }
         let value = self.get(dst);
-        match (self.known(value), op) {
-            (Some(_), JumpOp::Eq) => Some(false),
-            (Some(_), JumpOp::Ne) => Some(true),
-            _ => None,
-        }
+        let Some(known) = self.known(value) else { return false };
+        let (valid, null) = match op {
+            JumpOp::Eq => (self.pc + 1, target),
+            JumpOp::Ne => (target, self.pc + 1),
+            _ => return false,
+        };
+        let condition = match known {
+            Known::Found { exists, address } => {
+                if self.flow.has_one_entry(valid) {
+                    self.known.insert(address, Known::NonNull);
+                    self.refined.insert(valid, (dst, address));
+                }
+                exists
+            }
+            Known::Frame(_) | Known::Map(_) | Known::Function(_) | Known::NonNull => self.constant(I64, 1),
+        };
+        self.branch_on(condition, valid, null);
+        true
     }
 
     fn compare(&mut self, width: Width, op: JumpOp, dst: Reg, src: Operand) -> Value {
@@ -110,7 +122,7 @@ impl Body<'_, '_> {
         let spent = self.builder.ins().icmp(IntCC::Equal, left, zero);
         let one_less = self.builder.ins().iadd_imm_s(left, -1);
         self.builder.def_var(budget, one_less);
-        self.branch_on(spent, target);
+        self.branch_on(spent, target, self.pc + 1);
         Ok(false)
     }
 }

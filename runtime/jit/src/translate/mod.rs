@@ -86,6 +86,13 @@ pub(crate) enum Known {
     Function(usize),
     /// An address that is not null.
     NonNull,
+    /// The result of a look-up: `address` where `exists` holds, else null.
+    Found {
+        /// The condition.
+        exists: Value,
+        /// The address, meaningless where the condition does not hold.
+        address: Value,
+    },
 }
 
 /// Translates the subprograms of one program.
@@ -141,6 +148,8 @@ pub(crate) struct Body<'a, 'f> {
     known: HashMap<Value, Known>,
     /// What was stored in the frame since the block began, by offset from the frame pointer; see `memory`.
     frame_values: BTreeMap<i32, memory::Stored>,
+    /// Registers that hold another value from the start of a block on, by its slot: what a null check has shown.
+    refined: HashMap<u32, (Reg, Value)>,
     functions: HashMap<(u32, u32), FuncRef>,
     helper_signature: Option<SigRef>,
 }
@@ -170,6 +179,7 @@ impl<'a, 'f> Body<'a, 'f> {
             blocks,
             known: HashMap::new(),
             frame_values: BTreeMap::new(),
+            refined: HashMap::new(),
             functions: HashMap::new(),
             helper_signature: None,
         }
@@ -214,6 +224,9 @@ impl<'a, 'f> Body<'a, 'f> {
                 }
                 self.builder.switch_to_block(block);
                 self.frame_values.clear();
+                if let Some((register, value)) = self.refined.remove(&pc) {
+                    self.set(register, value)?;
+                }
             } else if !open {
                 continue;
             }
