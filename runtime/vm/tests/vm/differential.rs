@@ -2,11 +2,11 @@
 //!
 //! `BEELINE_DIFFERENTIAL=N` runs N programs instead of a few hundred.
 
-use crate::surroundings::helper;
+use crate::surroundings::Surroundings;
 use beeline_isa::disasm::{Line, NoNames};
 use beeline_isa::opcode as o;
 use beeline_isa::{Insn, decode};
-use beeline_vm::engine::{Engine, Machine, Setup};
+use beeline_vm::engine::{Engine, Machine};
 use std::fmt::Write;
 
 /// Bytes of the buffer, a power of two.
@@ -127,7 +127,7 @@ impl Generator {
     }
 
     fn statement(&mut self, depth: u64) {
-        match self.numbers.below(24) {
+        match self.numbers.below(26) {
             0..=8 => self.arithmetic(),
             9 => self.unary(),
             10..=11 => self.mov(),
@@ -138,6 +138,7 @@ impl Generator {
             21 if depth > 0 => self.repeat(depth),
             22 => self.helper(),
             23 if depth > 0 => self.call(),
+            24..=25 if depth > 0 => self.look_up(depth),
             _ => self.arithmetic(),
         }
     }
@@ -317,6 +318,39 @@ impl Generator {
         self.emit(o::JMP | o::CALL, 0, 0, 0, 100);
     }
 
+    /// A look-up in one of three maps by a key in the frame or in the buffer, and the use of what it finds.
+    fn look_up(&mut self, depth: u64) {
+        let key = self.data_register();
+        self.emit(o::ALU64 | o::MOV | o::SRC_REG, 8, key, 0, 0);
+        self.emit(o::ALU64 | o::AND, 8, 0, 0, 7);
+        let (base, offset) = self.numbers.one_of(&[(9, 4), (9, 32), (10, -4), (10, -40)]);
+        self.emit(o::STX | o::MEM | o::W, base, 8, offset, 0);
+        self.emit(o::ALU64 | o::MOV, 8, 0, 0, 0);
+        self.emit(o::ALU64 | o::MOV | o::SRC_REG, 2, base, 0, 0);
+        self.emit(o::ALU64 | o::ADD, 2, 0, 0, i32::from(offset));
+        let map = self.numbers.below(3) as i32;
+        self.emit(o::LD_IMM64, 1, o::PSEUDO_MAP_FD, 0, map);
+        self.emit(0, 0, 0, 0, 0);
+        self.emit(o::JMP | o::CALL, 0, 0, 0, 1);
+        self.emit(o::ALU64 | o::MOV, 1, 0, 0, 1);
+        self.emit(o::ALU64 | o::MOV, 2, 0, 0, 2);
+        let check = self.insns.len();
+        if self.numbers.below(2) == 0 {
+            self.emit(o::JMP | o::JEQ, 0, 0, 0, 0);
+        } else {
+            self.emit(o::JMP | o::JNE, 0, 0, 1, 0);
+            self.emit(o::JMP | o::JA, 0, 0, 0, 0);
+        }
+        // r8 keeps the address while other things happen; data never sees it.
+        self.emit(o::ALU64 | o::MOV | o::SRC_REG, 8, 0, 0, 0);
+        self.emit(o::STX | o::ATOMIC | o::DW, 8, 1, 0, o::FETCH);
+        self.emit(o::LDX | o::MEM | o::W, 0, 8, 0, 0);
+        self.emit(o::ALU64 | o::MOV, 8, 0, 0, 0);
+        let last = self.insns[check..].iter().take(2).rposition(|insn| insn.code == o::JMP | o::JA);
+        self.aim(check + last.unwrap_or(0));
+        self.block(1, depth - 1);
+    }
+
     /// A subprogram, or a callback through `bpf_loop`; only with a larger index.
     fn call(&mut self) {
         let callee = self.function + 1 + self.numbers.below(2) as usize;
@@ -355,7 +389,11 @@ fn listing(insns: &[Insn]) -> String {
     text
 }
 
-fn outcome(engine: Engine, insns: &[Insn], seed: u64) -> Result<(u64, Vec<u8>), String> {
+/// r0, the buffer, and the maps after a run.
+type Outcome = (u64, Vec<u8>, Vec<u64>);
+
+fn outcome(engine: Engine, insns: &[Insn], seed: u64) -> Result<Outcome, String> {
+    let mut surroundings = Surroundings::new();
     let mut numbers = Numbers(!seed);
     let mut buffer: Vec<u64> = (0..BUFFER / 8).map(|_| numbers.next()).collect();
     let (_, bytes, _) = {
@@ -363,11 +401,12 @@ fn outcome(engine: Engine, insns: &[Insn], seed: u64) -> Result<(u64, Vec<u8>), 
         unsafe { buffer.align_to_mut::<u8>() }
     };
     // SAFETY: generated programs stay within their buffer and end.
-    let mut machine = unsafe { Machine::new(engine, insns, Setup::with_helpers(helper)) }
-        .map_err(|error| error.to_string())?;
+    let mut machine =
+        unsafe { Machine::new(engine, insns, surroundings.setup()) }.map_err(|error| error.to_string())?;
     machine.limit(10_000_000);
     let result = machine.run(bytes).map_err(|error| error.to_string())?;
-    Ok((result, bytes.to_vec()))
+    drop(machine);
+    Ok((result, bytes.to_vec(), surroundings.words()))
 }
 
 #[test]

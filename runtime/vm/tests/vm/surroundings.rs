@@ -73,6 +73,11 @@ impl Surroundings {
         self.data[map][index]
     }
 
+    /// All words of all maps.
+    pub(crate) fn words(&self) -> Vec<u64> {
+        self.data.concat()
+    }
+
     pub(crate) fn setup(&mut self) -> Setup {
         let (maps, shapes) = (self.maps(), self.shapes.clone());
         Setup { maps, shapes, cpu: Some(CPU), ..Setup::with_helpers(helper) }
