@@ -148,7 +148,12 @@ fn describe(
             ..Ksym::default()
         }),
         Some(other) => return Err(fail(name, format!("unrecognised extern section '{other}'"))),
-        None => return Err(fail(name, "it is in no data section; if another object defines it, link them first (bpftool gen object)")),
+        None => {
+            return Err(fail(
+                name,
+                "it is in no data section; if another object defines it, link them first (bpftool gen object)",
+            ));
+        }
     };
     Ok(Extern { name: name.to_owned(), symbol, weak, is_set: false, kind })
 }
