@@ -5,7 +5,8 @@
 //!
 //! - targets of direct jumps and calls,
 //! - addresses taken by `lea`, and by immediates where code lies at fixed addresses,
-//! - jump tables: 32-bit offsets from an address that code takes, and absolute words in data,
+//! - jump tables: 32-bit offsets from their own start, or from a label whose address the same function takes (`&&label` of
+//!   GNU C), and absolute words in data,
 //! - what dynamic relocations store, and landing pads of exceptions.
 
 use crate::Binary;
@@ -78,6 +79,8 @@ pub(crate) struct Analysis {
     starts: Vec<u64>,
     /// Data addresses that code takes.
     tables: Vec<u64>,
+    /// Of functions that take addresses of their own labels: the labels, and the data addresses that they take.
+    computed: Vec<(Vec<u64>, Vec<u64>)>,
 }
 
 impl Analysis {
@@ -90,11 +93,13 @@ impl Analysis {
             looped: Addresses::of(&sections),
             starts: starts(binary),
             tables: Vec::new(),
+            computed: Vec::new(),
         };
         for section in &sections {
             analysis.sweep_section(binary, section);
         }
         analysis.read_tables(binary);
+        analysis.read_computed(binary);
         if binary.is_fixed() {
             analysis.read_words(binary);
         }
@@ -158,6 +163,8 @@ impl Analysis {
     fn sweep(&mut self, bytes: &[u8], start: u64, fixed: bool) {
         let mut decoder = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE);
         let mut instruction = Instruction::default();
+        let (tables_before, mut labels) = (self.tables.len(), Vec::new());
+        let end = start + bytes.len() as u64;
         while decoder.can_decode() {
             let at = decoder.position();
             decoder.decode_out(&mut instruction);
@@ -168,6 +175,12 @@ impl Analysis {
                 continue;
             }
             self.visit(&instruction, start, fixed);
+            if is_lea_rip(&instruction) && (start + 1..end).contains(&instruction.ip_rel_memory_address()) {
+                labels.push(instruction.ip_rel_memory_address());
+            }
+        }
+        if !labels.is_empty() && self.tables.len() > tables_before {
+            self.computed.push((labels, self.tables[tables_before..].to_vec()));
         }
     }
 
@@ -192,7 +205,7 @@ impl Analysis {
             }
             return;
         }
-        if instruction.mnemonic() == Mnemonic::Lea && instruction.is_ip_rel_memory_operand() {
+        if is_lea_rip(instruction) {
             self.take_address(instruction.ip_rel_memory_address());
         } else if fixed {
             self.visit_fixed(instruction);
@@ -222,22 +235,34 @@ impl Analysis {
         }
     }
 
-    /// Tables of 32-bit offsets from their own start, as GCC and LLVM write them for position-independent code. A table ends at
-    /// the first word that leads to no code, and where the next begins.
+    /// Tables of 32-bit offsets from their own start, as GCC and LLVM write them for position-independent code.
     fn read_tables(&mut self, binary: &Binary) {
-        let mut tables = std::mem::take(&mut self.tables);
-        tables.sort_unstable();
-        tables.dedup();
-        for (i, &table) in tables.iter().enumerate() {
-            let Some(bytes) = binary.section_at(table).and_then(|_| binary.bytes_from(table)) else {
-                continue;
-            };
-            let room = tables.get(i + 1).map_or(usize::MAX, |&next| (next - table) as usize);
-            for entry in bytes[..room.min(bytes.len())].chunks_exact(4).take(TABLE_ENTRIES_MAX) {
-                let offset = i32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]);
-                if !self.targets.insert(table.wrapping_add_signed(i64::from(offset))) {
-                    break;
-                }
+        self.tables.sort_unstable();
+        self.tables.dedup();
+        for i in 0..self.tables.len() {
+            let table = self.tables[i];
+            self.read_table(binary, table, table);
+        }
+    }
+
+    /// Tables of 32-bit offsets from a label, as in glibc's `vfprintf`.
+    fn read_computed(&mut self, binary: &Binary) {
+        for (labels, tables) in std::mem::take(&mut self.computed) {
+            for (&label, &table) in labels.iter().flat_map(|l| tables.iter().map(move |t| (l, t))) {
+                self.read_table(binary, table, label);
+            }
+        }
+    }
+
+    /// One table, with offsets from `base`. It ends at the first word that leads to no code, and where the next begins.
+    fn read_table(&mut self, binary: &Binary, table: u64, base: u64) {
+        let Some(bytes) = binary.section_at(table).and_then(|_| binary.bytes_from(table)) else { return };
+        let behind = self.tables.partition_point(|&t| t <= table);
+        let room = self.tables.get(behind).map_or(usize::MAX, |&next| (next - table) as usize);
+        for entry in bytes[..room.min(bytes.len())].chunks_exact(4).take(TABLE_ENTRIES_MAX) {
+            let offset = i32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]);
+            if !self.targets.insert(base.wrapping_add_signed(i64::from(offset))) {
+                break;
             }
         }
     }
@@ -257,9 +282,13 @@ impl Analysis {
     }
 }
 
+fn is_lea_rip(instruction: &Instruction) -> bool {
+    instruction.mnemonic() == Mnemonic::Lea && instruction.is_ip_rel_memory_operand()
+}
+
 fn starts(binary: &Binary) -> Vec<u64> {
     let symbols = binary.symbols().iter().map(|s| s.vaddr);
-    let mut starts: Vec<u64> = symbols.chain(binary.unwind().starts()).collect();
+    let mut starts: Vec<u64> = symbols.chain(binary.unwind().functions().map(|f| f.start)).collect();
     starts.sort_unstable();
     starts.dedup();
     starts

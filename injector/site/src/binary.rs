@@ -4,7 +4,7 @@ use crate::analysis::Analysis;
 use crate::dynamic::Dynamic;
 use crate::error::OpenError;
 use crate::resolve::FunctionRange;
-use crate::symbols::Symbols;
+use crate::symbols::{SymbolKind, Symbols};
 use crate::unwind::Unwind;
 use object::LittleEndian;
 use object::elf;
@@ -272,6 +272,19 @@ impl Binary {
         }
         let range = self.unwind().covering(vaddr)?;
         Some(FunctionRange { name: String::new(), start: range.start, end: range.end })
+    }
+
+    /// Every function that a symbol or an unwind entry shows, by its range, in order of address.
+    pub fn functions(&self) -> Vec<Range<u64>> {
+        let symbols = self.symbols().iter().filter(|s| s.kind == SymbolKind::Function && s.size > 0);
+        let symbols = symbols.map(|s| s.vaddr..s.vaddr.saturating_add(s.size));
+        let mut all: Vec<Range<u64>> = symbols.chain(self.unwind().functions().cloned()).collect();
+        all.retain(|r| {
+            self.is_executable(r.start) && self.section_at(r.start).is_some_and(|s| !s.is_linkage_table())
+        });
+        all.sort_unstable_by_key(|r| (r.start, r.end));
+        all.dedup_by_key(|r| r.start);
+        all
     }
 
     /// Offset in the file of the byte at `vaddr`; none when the file does not hold it.

@@ -29,9 +29,9 @@ impl Unwind {
         unwind
     }
 
-    /// Starts of functions, in order.
-    pub(crate) fn starts(&self) -> impl Iterator<Item = u64> {
-        self.functions.iter().map(|f| f.start)
+    /// Functions, in order of start.
+    pub(crate) fn functions(&self) -> impl Iterator<Item = &Range<u64>> {
+        self.functions.iter()
     }
 
     pub(crate) fn landing_pads(&self) -> &[u64] {

@@ -346,6 +346,11 @@ asm(".text\n.globl relative_cases\n.type by_offset,@function\nby_offset:\n"
 asm(".text\n.globl absolute_cases\nby_address:\nlea absolute(%rip), %rdx\njmp *(%rdx,%rdi,8)\n"
     "absolute_cases:\nnop\n.La1:\nnop\n.La2:\nnop\n.La3:\nmov $1,%eax\nret\n"
     ".section .data.rel.ro,\"aw\"\n.balign 8\nabsolute:\n.quad absolute_cases\n.quad .La1\n.quad .La2\n.quad .La3\n.text\n");
+asm(".text\n.globl by_label\n.type by_label,@function\nby_label:\n"
+    "lea distances(%rip), %rdx\nmovslq (%rdx,%rdi,4), %rax\nlea .Lbase(%rip), %rdx\nadd %rdx, %rax\njmp *%rax\n"
+    ".Lb0:\nnop\n.Lb1:\nnop\n.Lb2:\nnop\n.Lb3:\nmov $1,%eax\nret\n.Lbase: mov $2,%eax\nret\n"
+    ".section .rodata\n.balign 4\ndistances:\n"
+    ".long .Lb3-.Lbase\n.long .Lb2-.Lbase\n.long .Lb1-.Lbase\n.long .Lb0-.Lbase\n.text\n");
 int main(void) { return 0; }
 "#;
 
@@ -358,8 +363,8 @@ fn targets_of_jump_tables_are_known() {
         let compiler = if arguments.len() > 2 { "clang" } else { "gcc" };
         let Some(path) = build(directory.path(), compiler, arguments) else { continue };
         let binary = Binary::open(&path).unwrap();
-        for cases in ["relative_cases", "absolute_cases"] {
-            let start = binary.symbols().named(cases).pop().unwrap().vaddr;
+        for (cases, offset) in [("relative_cases", 0), ("absolute_cases", 0), ("by_label", 23)] {
+            let start = binary.symbols().named(cases).pop().unwrap().vaddr + offset;
             for case in 0..3 {
                 let target = start + case + 1;
                 let refused = plan(&binary, start + case);

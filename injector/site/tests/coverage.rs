@@ -1,6 +1,6 @@
 //! How much of the machine's own libraries can be probed, and how long the planner takes.
 
-use beeline_site::{Binary, Refusal, SymbolKind, find_library, plan, plan_return};
+use beeline_site::{Binary, Refusal, find_library, plan, plan_return};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -8,9 +8,7 @@ use std::time::Instant;
 /// Share of function entries that must be plannable.
 fn report(path: &PathBuf) -> Option<(usize, usize)> {
     let binary = Binary::open(path).ok()?;
-    let mut entries: Vec<u64> =
-        binary.symbols().iter().filter(|s| s.kind == SymbolKind::Function).map(|s| s.vaddr).collect();
-    entries.dedup();
+    let entries: Vec<u64> = binary.functions().iter().map(|f| f.start).collect();
     let started = Instant::now();
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     let (mut planned, mut returns, mut not_entries) = (0, 0, 0);

@@ -2,10 +2,11 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use crate::harness::World;
-use beeline_site::{Binary, SitePlan, SymbolKind, plan, plan_return};
+use beeline_site::{Binary, SitePlan, plan, plan_return};
 use beeline_stub::{ARENA_OVERHEAD, Arena, LinkCode, SiteCode, patch_bytes, stub_len_max};
 use std::ffi::c_void;
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -45,23 +46,22 @@ impl Loaded {
 
     /// Plans of every place that `sites` asks for and that can be probed.
     fn plans(&self, sites: Sites) -> Vec<SitePlan> {
-        let functions = self.binary.symbols().iter().filter(|s| s.kind == SymbolKind::Function);
-        let mut entries: Vec<(u64, u64)> = functions.map(|s| (s.vaddr, s.size)).collect();
-        entries.dedup_by_key(|e| e.0);
+        let functions = self.binary.functions();
+        let entries = functions.iter().map(|f| f.start);
         match sites {
-            Sites::Entries => entries.iter().filter_map(|e| plan(&self.binary, e.0).ok()).collect(),
-            Sites::Returns => entries.iter().filter_map(|e| plan_return(&self.binary, e.0).ok()).collect(),
-            Sites::Inside { step, first } => self.inside(&entries, step, first),
+            Sites::Entries => entries.filter_map(|e| plan(&self.binary, e).ok()).collect(),
+            Sites::Returns => entries.filter_map(|e| plan_return(&self.binary, e).ok()).collect(),
+            Sites::Inside { step, first } => self.inside(&functions, step, first),
         }
     }
 
     /// Windows that do not overlap, from the first to the last instruction of each function; each `step`th of them.
-    fn inside(&self, functions: &[(u64, u64)], step: usize, first: usize) -> Vec<SitePlan> {
+    fn inside(&self, functions: &[Range<u64>], step: usize, first: usize) -> Vec<SitePlan> {
         let mut plans = Vec::new();
         let mut behind = 0;
-        for &(start, size) in functions {
-            let mut at = start.max(behind);
-            while at < start + size {
+        for function in functions {
+            let mut at = function.start.max(behind);
+            while at < function.end {
                 match plan(&self.binary, at) {
                     Ok(plan) => {
                         at += plan.original.len() as u64;
