@@ -38,6 +38,8 @@ const PAGE: u64 = beeline_abi::PAGE_SIZE;
 const GROUP_SPAN: u64 = 1 << 30;
 /// Room for the jump slots of an arena.
 const SLOTS_LEN: u64 = 4096;
+/// Where files of the store are mapped: nothing needs them near.
+const SHARED_RANGE: Range<u64> = 0x3000_0000_0000..0x5000_0000_0000;
 /// A page without rights between image and block: a mapping begins with the block, where it is looked for.
 const GAP: u64 = PAGE;
 
@@ -319,7 +321,7 @@ impl<'a> Builder<'a> {
         for probe in placed() {
             add(SharedFile::link(probe)?);
         }
-        let region = space.take(len, 1 << 32..0x7fff_0000_0000, "the store's maps")?;
+        let region = space.take(len, SHARED_RANGE, "the store's maps")?;
         let offset = self.memory.add(PAGE)?;
         for file in &mut files {
             file.address += region.start;

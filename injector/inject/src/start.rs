@@ -21,13 +21,15 @@ use beeline_ptrace::{
 };
 use beeline_remote::{Process, RemoteError};
 use beeline_site::Binary;
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::env;
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -115,19 +117,18 @@ impl Started {
             Signal::SIGUSR1,
             Signal::SIGUSR2,
         ];
-        let mut signals: SigSet = passed_on.into_iter().collect();
-        signals.add(Signal::SIGCHLD);
-        let before = signals.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
+        let signals: SigSet = passed_on.into_iter().collect();
+        let before = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let result = self.wait_with(&signals);
         before.thread_set_mask()?;
         result
     }
 
     fn wait_with(&self, signals: &SigSet) -> io::Result<Ended> {
-        /// `si_code` of a signal that the kernel sent, for the terminal.
-        const SI_KERNEL: i32 = 0x80;
         let pid = Pid::from_raw(self.pid);
-        let descriptor = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC)?;
+        let target = rustix::process::Pid::from_raw(self.pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let target = rustix::process::pidfd_open(target, rustix::process::PidfdFlags::empty())?;
+        let arrived = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         loop {
             match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(_, status)) => return Ok(Ended::Exited(status)),
@@ -135,12 +136,28 @@ impl Started {
                 Ok(_) | Err(nix::Error::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            let Some(info) = descriptor.read_signal()? else { continue };
-            if info.ssi_signo != Signal::SIGCHLD as u32 && info.ssi_code != SI_KERNEL {
-                // It may just have ended.
-                let _ = kill(pid, Signal::try_from(info.ssi_signo as i32).ok());
+            let mut ready = [
+                PollFd::new(target.as_fd(), PollFlags::POLLIN),
+                PollFd::new(arrived.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut ready, PollTimeout::NONE) {
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            while let Some(info) = arrived.read_signal()? {
+                pass_on(pid, info.ssi_signo, info.ssi_code);
             }
         }
+    }
+}
+
+/// Sends the program a signal that somebody sent us.
+fn pass_on(pid: Pid, signal: u32, code: i32) {
+    /// `si_code` of a signal that the kernel sent, for the terminal.
+    const SI_KERNEL: i32 = 0x80;
+    if code != SI_KERNEL {
+        // It may just have ended.
+        let _ = kill(pid, Signal::try_from(signal as i32).ok());
     }
 }
 

@@ -21,6 +21,9 @@ use std::time::Duration;
 /// Bytes of the scratch mapping: buffers at its start, the stack of a function call at its end.
 pub const SCRATCH_LEN: u64 = 128 << 10;
 
+/// Where the scratch mapping goes: far from code, so that it takes no address that is in demand.
+const SCRATCH_RANGE: Range<u64> = 0x2000_0000_0000..0x3000_0000_0000;
+
 /// Bytes at its start that are buffers.
 pub(crate) const BUFFERS_LEN: u64 = SCRATCH_LEN / 2;
 
@@ -73,8 +76,7 @@ impl<'p> Borrowed<'p> {
         let scratch = match left_behind {
             Some(range) => range,
             None => {
-                let reach = crate::reach::around(place.address, 1 << 46);
-                let start = process.free_range(&maps, SCRATCH_LEN, reach, &[])?;
+                let start = process.free_range(&maps, SCRATCH_LEN, SCRATCH_RANGE, &[])?;
                 start..start + SCRATCH_LEN
             }
         };

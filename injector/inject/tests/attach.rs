@@ -1,0 +1,284 @@
+//! Probes in real processes: exact counts, and no trace of them afterwards.
+
+mod support;
+
+use beeline_inject::{
+    DetachOptions, Ended, ProbeKind, ProbeState, StartCommand, TargetRefused, attach, attached_processes,
+    detach, inspect, start,
+};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use support::targets::{Target, compile};
+use support::{Store, descriptors, snapshot, symbol};
+
+/// Reads a number, calls `probed` so many times in each of four threads, prints the sum of the results.
+const CALLER: &str = r#"
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+__attribute__((noinline, noclone)) long probed(long a, long b) { __asm__ volatile(""); return a * 3 + b; }
+__attribute__((noinline, noclone)) long outer(long a) { long r = probed(a, 1); __asm__ volatile("" : "+r"(r)); return r + 1; }
+__attribute__((noinline, noclone)) long deep(long n) { if (n == 0) return 0; long r = deep(n - 1); __asm__ volatile("" : "+r"(r)); return r + 1; }
+static long count;
+static void *run(void *arg) {
+    long sum = 0;
+    for (long i = 0; i < count; i++) sum += outer(i);
+    sum += deep(100);
+    return (void *)sum;
+}
+int main(void) {
+    setvbuf(stdin, 0, _IONBF, 0);
+    printf("ready %d\n", getpid()); fflush(stdout);
+    while (scanf("%ld", &count) == 1) {
+        pthread_t t[4]; long sum = 0;
+        for (int i = 0; i < 4; i++) pthread_create(&t[i], 0, run, 0);
+        for (int i = 0; i < 4; i++) { void *r; pthread_join(t[i], &r); sum += (long)r; }
+        printf("%ld\n", sum); fflush(stdout);
+    }
+    return 7;
+}
+"#;
+
+fn expected(count: i64) -> String {
+    (4 * ((0..count).map(|a| a * 3 + 2).sum::<i64>() + 100)).to_string()
+}
+
+/// The caller, and where its file is.
+fn caller(name: &str) -> Option<(Target, PathBuf)> {
+    let target = Target::start(name, CALLER)?;
+    let path = std::fs::read_link(format!("/proc/{}/exe", target.pid())).unwrap();
+    Some((target, path))
+}
+
+impl Target {
+    fn ask(&mut self, count: i64) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{count}").unwrap();
+        assert_eq!(self.line(), expected(count));
+    }
+}
+
+#[test]
+fn counts_are_exact_and_everything_comes_out() {
+    let Some((mut target, path)) = caller("exact") else { return };
+    let pid = target.pid();
+    let mut store = Store::new();
+    let map = store.array(8);
+    store.count(map, 0, ProbeKind::Entry, &path, "probed");
+    store.count(map, 1, ProbeKind::Return, &path, "outer");
+    store.count(map, 2, ProbeKind::Entry, &path, "deep");
+    store.count(map, 3, ProbeKind::Return, &path, "deep");
+    target.ask(10);
+    let before = snapshot(pid);
+    let files = descriptors(pid);
+    assert_eq!(inspect(pid).unwrap(), None);
+    for round in 1..=3 {
+        let report = attach(pid, &store.request).unwrap();
+        assert!(report.first);
+        assert_eq!(report.in_force(), 4, "{report:?}");
+        let attached = inspect(pid).unwrap().unwrap();
+        assert_eq!(attached.links(), [300, 301, 302, 303]);
+        assert!(!attached.incomplete && attached.sites.iter().all(|site| site.in_place), "{attached:?}");
+        assert!(attached_processes().iter().any(|attached| attached.pid == pid));
+        target.ask(1000);
+        let counts: Vec<u64> = (0..4).map(|index| store.value(map, index)).collect();
+        assert_eq!(counts, [4000 * round, 4000 * round, 404 * round, 404 * round]);
+        assert_eq!(descriptors(pid), files);
+        let report = detach(pid, &DetachOptions::default()).unwrap();
+        assert_eq!((report.restored, report.left), (3, None));
+        assert_eq!(inspect(pid).unwrap(), None);
+        target.ask(10);
+    }
+    let after = snapshot(pid);
+    // Stacks of ended threads stay mapped in the C library's cache; what it keeps there is its own affair.
+    assert_eq!(before.len(), after.len(), "{:#?}", after.iter().map(|m| &m.0).collect::<Vec<_>>());
+    assert!(before == after);
+    assert_eq!((0..4).map(|link| store.missed(300 + link)).sum::<u64>(), 0);
+}
+
+#[test]
+fn more_links_in_steps() {
+    let Some((mut target, path)) = caller("steps") else { return };
+    let pid = target.pid();
+    let mut store = Store::new();
+    let map = store.array(8);
+    store.count(map, 0, ProbeKind::Entry, &path, "probed");
+    assert_eq!(attach(pid, &store.request).unwrap().in_force(), 1);
+    target.ask(100);
+    // A second program on the same site, a new map, a return probe, another function.
+    let other = store.array(8);
+    store.count(other, 0, ProbeKind::Entry, &path, "probed");
+    store.count(other, 1, ProbeKind::Return, &path, "probed");
+    store.count(map, 1, ProbeKind::Entry, &path, "outer");
+    let report = attach(pid, &store.request).unwrap();
+    assert!(!report.first);
+    assert_eq!(report.probes[0].state, ProbeState::AlreadyInForce);
+    assert_eq!(report.in_force(), 4, "{report:?}");
+    target.ask(100);
+    assert_eq!([0, 1].map(|index| store.value(map, index)), [800, 400]);
+    assert_eq!([0, 1].map(|index| store.value(other, index)), [400, 400]);
+    // Nothing new is nothing to do.
+    let report = attach(pid, &store.request).unwrap();
+    assert_eq!((report.in_force(), report.threads), (4, 0));
+    let attached = inspect(pid).unwrap().unwrap();
+    assert_eq!((attached.sites.len(), attached.links().len(), attached.maps.len()), (2, 4, 2));
+    let report = detach(pid, &DetachOptions::default()).unwrap();
+    assert_eq!((report.restored, report.left), (2, None));
+    target.ask(100);
+    assert_eq!([0, 1].map(|index| store.value(map, index)), [800, 400]);
+}
+
+#[test]
+fn helpers_are_linked() {
+    let Some((mut target, path)) = caller("helpers") else { return };
+    let pid = target.pid();
+    let mut store = Store::new();
+    let map = store.array(1);
+    let program = store.thread_id_adder(map, 0);
+    // `puts` or `printf` of the main thread alone: once for an answer.
+    let libc = libc_of(pid);
+    store.probe(program, ProbeKind::Entry, &libc, symbol("fflush"));
+    assert_eq!(attach(pid, &store.request).unwrap().in_force(), 1);
+    target.ask(1);
+    target.ask(1);
+    assert_eq!(store.value(map, 0), 2 * pid as u64);
+    let _ = path;
+    detach(pid, &DetachOptions::default()).unwrap();
+}
+
+fn libc_of(pid: i32) -> PathBuf {
+    let process = beeline_remote::Process::open(pid, false).unwrap();
+    let maps = process.maps().unwrap();
+    let found =
+        maps.iter().find(|mapping| mapping.name.contains("libc.so") || mapping.name.contains("libc-"));
+    PathBuf::from(&found.expect("a C library").name)
+}
+
+#[test]
+fn malloc_of_the_c_library() {
+    let Some((mut target, _)) = caller("malloc") else { return };
+    let pid = target.pid();
+    let libc = libc_of(pid);
+    let mut store = Store::new();
+    let map = store.array(16);
+    for (index, function) in ["malloc", "free", "calloc", "read", "write"].into_iter().enumerate() {
+        store.count(map, index as u32, ProbeKind::Entry, &libc, function);
+        store.count(map, 8 + index as u32, ProbeKind::Return, &libc, function);
+    }
+    let report = attach(pid, &store.request).unwrap();
+    assert_eq!(report.in_force(), 10, "{report:?}");
+    for _ in 0..20 {
+        target.ask(10);
+    }
+    // The main thread waits in read(): its return probe is outstanding, and is put back.
+    let report = detach(pid, &DetachOptions::default()).unwrap();
+    assert_eq!((report.restored, report.left), (5, None));
+    assert!(report.returns > 0);
+    let written = store.value(map, 4);
+    assert_eq!(written, 20);
+    // The last one may not have returned when its return address was put back.
+    assert!((19..=20).contains(&store.value(map, 12)));
+    target.ask(10);
+    assert_eq!(store.value(map, 4), written);
+}
+
+#[test]
+fn refusals() {
+    let Some((mut target, path)) = caller("refusals") else { return };
+    let pid = target.pid();
+    let mut store = Store::new();
+    let map = store.array(1);
+    let program = store.counter(map, 0);
+    store.probe(program, ProbeKind::Entry, &path, symbol("prob"));
+    store.probe(program, ProbeKind::Entry, Path::new("/proc/self/exe"), symbol("main"));
+    store.probe(program, ProbeKind::Entry, &path, symbol("probed"));
+    target.ask(5);
+    let before = snapshot(pid);
+    assert!(matches!(detach(pid, &DetachOptions::default()), Err(TargetRefused::NotAttached { .. })));
+    let report = attach(pid, &store.request).unwrap();
+    assert!(
+        matches!(&report.probes[0].state, ProbeState::Refused { reason } if reason.contains("probed")),
+        "{report:?}"
+    );
+    assert!(matches!(&report.probes[1].state, ProbeState::NotMapped { .. }), "{report:?}");
+    assert!(matches!(&report.probes[2].state, ProbeState::Placed { .. }), "{report:?}");
+    target.ask(5);
+    assert_eq!(store.value(map, 0), 20);
+    // Another store's probes do not go into the same process.
+    let mut other = Store::new();
+    other.request.store_uuid = [9, 9];
+    let map = other.array(1);
+    other.count(map, 0, ProbeKind::Entry, &path, "probed");
+    assert!(matches!(attach(pid, &other.request), Err(TargetRefused::OtherStore { .. })));
+    detach(pid, &DetachOptions::default()).unwrap();
+    target.ask(5);
+    assert_eq!(before.len(), snapshot(pid).len());
+    assert!(matches!(attach(0x3fff_ffff, &other.request), Err(TargetRefused::Stop(_))));
+}
+
+#[test]
+fn started_from_the_first_instruction() {
+    let source = CALLER.replace(
+        "int main(void) {",
+        "__attribute__((constructor)) static void early(void) { outer(1); }\nint main(void) {\n    for (long i = 0; i < 50; i++) outer(i);",
+    );
+    let source = source.replace(
+        "while (scanf(\"%ld\", &count) == 1)",
+        "count = 10; for (int round = 0; round < 2; round++)",
+    );
+    let Some(path) = compile("started", &source) else { return };
+    let mut store = Store::new();
+    let map = store.array(2);
+    store.count(map, 0, ProbeKind::Entry, &path, "probed");
+    store.count(map, 1, ProbeKind::Return, &path, "probed");
+    let command = StartCommand { program: path.clone(), arguments: Vec::new(), environment: None };
+    let started = start(&command, &store.request).unwrap();
+    assert_eq!(started.report.in_force(), 2, "{:?}", started.report);
+    assert_eq!(started.wait().unwrap(), Ended::Exited(7));
+    assert_eq!([0, 1].map(|index| store.value(map, index)), [131, 131]);
+    let absent = StartCommand { program: "/absent".into(), ..command };
+    assert!(matches!(start(&absent, &store.request), Err(TargetRefused::NotStarted { .. })));
+}
+
+#[test]
+fn static_programs() {
+    for (name, compiler, flags) in [
+        ("static", "gcc", &["-static", "-O1", "-pthread"][..]),
+        ("static-pie", "gcc", &["-static-pie", "-O1", "-pthread"][..]),
+        ("musl", "musl-gcc", &["-O1", "-pthread"][..]),
+        ("musl-static", "musl-gcc", &["-static", "-O1", "-pthread"][..]),
+    ] {
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+        let (source, path) = (folder.join(format!("caller-{name}.c")), folder.join(format!("caller-{name}")));
+        std::fs::write(&source, CALLER).unwrap();
+        match Command::new(compiler).args(flags).arg("-o").arg(&path).arg(&source).status() {
+            Ok(status) => assert!(status.success(), "{compiler} fails"),
+            Err(_) => {
+                println!("skipped: {name}, no {compiler}");
+                continue;
+            }
+        }
+        let mut target = Target::run(&path);
+        let pid = target.pid();
+        let mut store = Store::new();
+        let map = store.array(4);
+        store.count(map, 0, ProbeKind::Entry, &path, "probed");
+        store.count(map, 1, ProbeKind::Return, &path, "deep");
+        store.count(map, 2, ProbeKind::Entry, &path, "main");
+        target.ask(10);
+        let before = snapshot(pid).len();
+        assert_eq!(attach(pid, &store.request).unwrap().in_force(), 3, "{name}");
+        target.ask(1000);
+        assert_eq!([0, 1].map(|index| store.value(map, index)), [4000, 404], "{name}");
+        assert_eq!(detach(pid, &DetachOptions::default()).unwrap().left, None, "{name}");
+        target.ask(10);
+        assert_eq!(snapshot(pid).len(), before, "{name}");
+        // And from the beginning: it reads no number and ends.
+        let command = StartCommand { program: path.clone(), arguments: Vec::new(), environment: None };
+        let started = start(&command, &store.request).unwrap();
+        assert_eq!(started.report.in_force(), 3, "{name}: {:?}", started.report);
+        assert_eq!(started.wait().unwrap(), Ended::Exited(7), "{name}");
+        assert_eq!(store.value(map, 2), 1, "{name}");
+    }
+}
