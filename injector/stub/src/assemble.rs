@@ -214,8 +214,10 @@ impl<'a> EntryHalf<'a> {
 
     fn cold(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         self.phase.cold(asm)?;
-        asm.set_label(&mut self.phase.no_slot)?;
-        asm.nop()?;
+        for label in [&mut self.phase.no_slot, &mut self.phase.no_stack] {
+            asm.set_label(label)?;
+            asm.nop()?;
+        }
         asm.set_label(&mut self.phase.missed)?;
         self.phase.count_missed(asm, &self.all)?;
         asm.jmp(self.plain)?;

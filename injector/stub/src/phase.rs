@@ -50,6 +50,8 @@ pub(crate) struct Phase<'a> {
     pub(crate) missed: CodeLabel,
     /// No slot for this thread: from rsp = S, rcx = 0.
     pub(crate) no_slot: CodeLabel,
+    /// Found out too late for `missed` that there is no stack to run on: from rsp = S, with the guard cleared.
+    pub(crate) no_stack: CodeLabel,
     cold: Vec<Cold>,
 }
 
@@ -69,6 +71,7 @@ impl<'a> Phase<'a> {
             run: asm.create_label(),
             missed: asm.create_label(),
             no_slot: asm.create_label(),
+            no_stack: asm.create_label(),
             cold: Vec::new(),
         }
     }
@@ -205,7 +208,7 @@ impl<'a> Phase<'a> {
                 Cold::NoStack { mut here } => {
                     asm.set_label(&mut here)?;
                     self.clear_guard(asm)?;
-                    asm.jmp(self.missed)?;
+                    asm.jmp(self.no_stack)?;
                 }
             }
         }

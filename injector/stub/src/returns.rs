@@ -159,6 +159,7 @@ impl<'a> ReturnHalf<'a> {
         asm.nop()?;
         asm.set_label(&mut self.phase.missed)?;
         self.find(asm)?;
+        asm.set_label(&mut self.phase.no_stack)?;
         self.phase.count_missed(asm, &self.links)?;
         asm.jmp(self.finish)
     }

@@ -318,6 +318,21 @@ fn a_return_under_a_guard_is_resolved() {
     }
 }
 
+#[test]
+fn a_return_without_a_stack_of_its_own_is_missed() {
+    let mut world = World::with(true, ThreadKey::FsSelf);
+    let count = world.data(1);
+    let program = counter(&mut world, count);
+    let (at, len) = sum(&mut world);
+    let (link, _) = probe_return(&mut world, at, len, program);
+    world.run();
+    assert_eq!(world.call(at, 4, 0), 10);
+    assert_eq!(words(count, 1)[0], 0);
+    assert_eq!(world.shared(&link).missed(), 5);
+    assert_eq!(depth(&mut world), 0);
+    assert_eq!(world.slot().guard.load(Ordering::Relaxed), 0);
+}
+
 /// On the stack only the return address differs, and it is the return point.
 #[test]
 fn the_word_on_the_stack() {
