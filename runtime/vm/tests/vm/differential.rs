@@ -1,6 +1,6 @@
 //! Random programs: the compiler must agree with the interpreter on r0 and on the buffer.
 //!
-//! `BEELINE_DIFFERENTIAL=N` runs N programs instead of a few hundred.
+//! `BEELINE_DIFFERENTIAL=N` tries N programs instead of a few hundred.
 
 use crate::surroundings::Surroundings;
 use beeline_isa::disasm::{Line, NoNames};
@@ -19,7 +19,11 @@ const FRAME: i16 = 64;
 pub(crate) struct Numbers(u64);
 
 impl Numbers {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn new(seed: u64) -> Numbers {
+        Numbers(seed)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -27,7 +31,7 @@ impl Numbers {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
@@ -379,6 +383,11 @@ impl Generator {
     }
 }
 
+/// How many random programs to try: so many, or what the environment says.
+pub(crate) fn rounds(usual: u64) -> u64 {
+    std::env::var("BEELINE_DIFFERENTIAL").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
 fn listing(insns: &[Insn]) -> String {
     let mut text = String::new();
     let mut pc = 0;
@@ -411,8 +420,7 @@ fn outcome(engine: Engine, insns: &[Insn], seed: u64) -> Result<Outcome, String>
 
 #[test]
 fn engines_agree_on_random_programs() {
-    let count = std::env::var("BEELINE_DIFFERENTIAL").ok().and_then(|text| text.parse().ok()).unwrap_or(400);
-    for seed in 0..count {
+    for seed in 0..rounds(400) {
         let insns = program(seed);
         let interpreted = outcome(Engine::Interpreter, &insns, seed);
         let compiled = outcome(Engine::Compiled, &insns, seed);

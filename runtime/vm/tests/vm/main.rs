@@ -5,6 +5,7 @@ mod cases;
 mod code;
 mod conformance;
 mod differential;
+mod garbage;
 mod golden;
 mod kernel_programs;
 mod surroundings;
