@@ -28,7 +28,14 @@ pub(crate) struct Cli {
 #[derive(Args, Debug)]
 pub(crate) struct Global {
     /// Store to use: a name, or the path of a directory on tmpfs (with a '/')
-    #[arg(long, global = true, env = "BEELINE_STORE", value_name = "NAME", default_value = "default")]
+    #[arg(
+        long,
+        global = true,
+        env = "BEELINE_STORE",
+        hide_env_values = true,
+        value_name = "NAME",
+        default_value = "default"
+    )]
     pub(crate) store: String,
     /// Print JSON
     #[arg(long, short, global = true)]

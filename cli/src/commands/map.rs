@@ -193,7 +193,7 @@ impl Typed {
 fn dump_all(context: &mut Context, one: &MapOne) -> Result<()> {
     let engine = context.existing()?.ok_or_else(|| context.nothing_loaded())?;
     let map = Typed::new(&engine, resolve::only_map(&engine, &one.map)?)?;
-    let entries = map.entry.file.entries().map_err(|errno| cannot("dump", &map.entry, errno))?;
+    let entries = map.entry.file.entries().map_err(|errno| cannot("dump", &map.entry, errno.into()))?;
     if context.json {
         let entries = entries.iter().map(|(key, data)| map.json(key, data)).collect();
         return Ok(context.out.json(&entries)?);
@@ -212,10 +212,33 @@ fn dump_all(context: &mut Context, one: &MapOne) -> Result<()> {
     Ok(())
 }
 
-fn cannot(action: &str, entry: &MapEntry, errno: impl std::fmt::Display) -> anyhow::Error {
-    let kind = map_type_name(entry.file.shape().map_type);
-    anyhow!("{errno}").context(format!("cannot {action} map {} ({kind})", entry.name))
+/// The error of a map operation, with what the kernel's error number means for it.
+fn cannot(action: &str, entry: &MapEntry, error: std::io::Error) -> anyhow::Error {
+    let shape = entry.file.shape();
+    let kind = map_type_name(shape.map_type);
+    let meaning = match error.raw_os_error().unwrap_or(0) {
+        EPERM if entry.file.is_frozen() => {
+            "it is frozen: only programs may change it now, if they may".into()
+        }
+        EPERM => "its flags forbid that".into(),
+        ENOENT => "the key is not there".into(),
+        EEXIST => "the key is there already".into(),
+        E2BIG if kind.contains("array") => format!("it has {} elements", shape.max_entries),
+        E2BIG => format!("it is full: {} elements", shape.max_entries),
+        EOPNOTSUPP => format!("maps of type {kind} do not have that operation"),
+        EINVAL if kind.contains("array") => "elements of an array always exist".into(),
+        _ => error.to_string(),
+    };
+    anyhow!(meaning).context(format!("cannot {action} map {} ({kind})", entry.name))
 }
+
+// Error numbers of x86-64 and AArch64 Linux (`include/uapi/asm-generic/errno*.h`).
+const EPERM: i32 = 1;
+const ENOENT: i32 = 2;
+const E2BIG: i32 = 7;
+const EEXIST: i32 = 17;
+const EINVAL: i32 = 22;
+const EOPNOTSUPP: i32 = 95;
 
 fn open<'a>(context: &Context, words: &'a MapWords) -> Result<(Engine, Typed, &'a [String])> {
     let engine = context.existing()?.ok_or_else(|| context.nothing_loaded())?;
@@ -231,7 +254,8 @@ fn lookup(context: &mut Context, words: &MapWords) -> Result<()> {
         bail!("`lookup` takes a key and no value");
     }
     let key = key_bytes(&map, &parsed.key)?;
-    let data = map.entry.file.lookup(&key).map_err(|errno| cannot("look up a key in", &map.entry, errno))?;
+    let data =
+        map.entry.file.lookup(&key).map_err(|errno| cannot("look up a key in", &map.entry, errno.into()))?;
     let Some(data) = data else {
         if context.json {
             context.out.json(&Value::Null)?;
@@ -266,7 +290,10 @@ fn update(context: &mut Context, words: &MapWords) -> Result<()> {
         }
         None => value,
     };
-    map.entry.file.update(&key, &data, parsed.flags).map_err(|errno| cannot("update", &map.entry, errno))
+    map.entry
+        .file
+        .update(&key, &data, parsed.flags)
+        .map_err(|errno| cannot("update", &map.entry, errno.into()))
 }
 
 fn delete(context: &mut Context, words: &MapWords) -> Result<()> {
@@ -276,7 +303,7 @@ fn delete(context: &mut Context, words: &MapWords) -> Result<()> {
         bail!("`delete` takes a key and nothing else");
     }
     let key = key_bytes(&map, &parsed.key)?;
-    map.entry.file.delete(&key).map_err(|errno| cannot("delete a key from", &map.entry, errno))
+    map.entry.file.delete(&key).map_err(|errno| cannot("delete a key from", &map.entry, errno.into()))
 }
 
 fn key_bytes(map: &Typed, words: &[String]) -> Result<Vec<u8>> {

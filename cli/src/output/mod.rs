@@ -84,16 +84,29 @@ pub(crate) fn warn(text: impl fmt::Display) {
 
 /// What to do about an error, where there is something to do.
 fn advice(error: &anyhow::Error) -> Option<&'static str> {
+    use beeline_engine::{EngineError, StoreError};
+    let store_error = |cause: &'_ (dyn std::error::Error + 'static)| match cause.downcast_ref() {
+        Some(EngineError::Store(error)) => Some(advice_on_store(error)),
+        _ => cause.downcast_ref::<StoreError>().map(advice_on_store),
+    };
+    error.chain().find_map(store_error).flatten()
+}
+
+fn advice_on_store(error: &beeline_engine::StoreError) -> Option<&'static str> {
     use beeline_engine::StoreError;
-    error.chain().find_map(|cause| match cause.downcast_ref::<StoreError>()? {
-        StoreError::ForeignOwner { .. } => Some("Run as the user who owns it, or use another store (--store NAME)."),
+    match error {
+        StoreError::ForeignOwner { .. } => {
+            Some("Run as the user who owns it, or use another store (--store NAME).")
+        }
         StoreError::WritableByOthers { .. } => {
             Some("If you trust what is in it: chmod go-w. Otherwise remove it and load again.")
         }
-        StoreError::Exists { .. } => Some("Give the new one another name (--name NAME), or unload the old one first."),
-        StoreError::Full { .. } => {
-            Some("Unload objects, make maps smaller (max_entries), or enlarge it: mount -o remount,size=… on the tmpfs.")
+        StoreError::Exists { .. } => {
+            Some("Give the new one another name (--name NAME), or unload the old one first.")
         }
+        StoreError::Full { .. } => Some(
+            "Unload objects, make maps smaller (max_entries), or enlarge it: mount -o remount,size=… on the tmpfs.",
+        ),
         StoreError::Corrupt { .. } => Some("`beeline unload` removes a damaged object; then load it again."),
         StoreError::Version { .. } | StoreError::CpuCount { .. } => {
             Some("Detach what is attached to it with the beeline that made it, remove it, and load again.")
@@ -101,5 +114,5 @@ fn advice(error: &anyhow::Error) -> Option<&'static str> {
         StoreError::NotTmpfs { .. } => Some("Use a name (it lies in /dev/shm) or a directory on a tmpfs."),
         StoreError::Busy { .. } => Some("See who holds the file (fuser, lsof), and try again."),
         _ => None,
-    })
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// `2026-11-20 08:40:01Z`: the proleptic Gregorian date of seconds since 1970 (Howard Hinnant's `civil_from_days`).
+/// `2026-11-20 08:20:01Z`: the proleptic Gregorian date of seconds since 1970 (Howard Hinnant's `civil_from_days`).
 pub(crate) fn utc(seconds: u64) -> String {
     let (days, rest) = (seconds / 86400, seconds % 86400);
     let shifted = days + 719_468;
@@ -51,7 +51,7 @@ mod tests {
     fn dates() {
         assert_eq!(utc(0), "1970-01-01 00:00:00Z");
         assert_eq!(utc(951_782_400), "2000-02-29 00:00:00Z");
-        assert_eq!(utc(1_795_162_801), "2026-11-20 07:40:01Z");
+        assert_eq!(utc(1_795_162_801), "2026-11-20 08:20:01Z");
         assert_eq!(nanoseconds(1500), "1500 ns");
         assert_eq!(nanoseconds(1_500_000), "1500.0 µs");
     }

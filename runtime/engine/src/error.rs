@@ -31,7 +31,7 @@ pub enum EngineError {
         source: std::io::Error,
     },
     /// The object file is not what the loader understands.
-    #[error("{file}: {source}")]
+    #[error("{source}")]
     Object {
         /// The file.
         file: String,
@@ -39,7 +39,7 @@ pub enum EngineError {
         source: Box<beeline_object::ObjectError>,
     },
     /// The BTF to relocate against cannot be used.
-    #[error("{}: {source}", path.display())]
+    #[error("{source}")]
     Btf {
         /// The file.
         path: PathBuf,

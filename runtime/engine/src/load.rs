@@ -8,7 +8,7 @@ use beeline_object::btf::Btf;
 use beeline_object::section_table::prog_type;
 use beeline_object::{MapDef, MapKind, Object, Options, ProgramDef, Target as Named};
 use beeline_store::{
-    Function, InitialValue, NewLink, NewMap, NewObject, NewProgram, ProbeKind, Program, Published, Target,
+    InitialValue, NewLink, NewMap, NewObject, NewProgram, ProbeKind, Program, Published, Target,
     VerifierStats, check_name,
 };
 use beeline_verifier::Verified;
@@ -379,10 +379,7 @@ fn new_map(def: &MapDef, programs: &[&ProgramDef]) -> Result<NewMap, EngineError
 }
 
 fn new_program(object: &Object, def: &ProgramDef, compiled: &Compiled) -> NewProgram {
-    let image = compiled.image.image();
     let insns = compiled.verified.insns().to_vec();
-    let function =
-        |it: &beeline_jit::Function| Function { name: it.name.clone(), offset: it.offset, len: it.len };
     let program = Program {
         id: 0,
         name: def.name.clone(),
@@ -392,10 +389,10 @@ fn new_program(object: &Object, def: &ProgramDef, compiled: &Compiled) -> NewPro
         tag: beeline_store::tag(&insns),
         license: object.license.clone(),
         insns,
-        code: image.code.clone(),
-        relocs: image.relocs.clone(),
-        functions: image.functions.iter().map(function).collect(),
-        code_offsets: image.places.iter().map(|place| (place.pc, place.offset)).collect(),
+        code: Vec::new(),
+        relocs: Vec::new(),
+        functions: Vec::new(),
+        code_offsets: Vec::new(),
         needs: compiled.verified.needs(),
         map_ids: Vec::new(),
         subprograms: def.subprograms.iter().map(|it| (it.offset, it.name.clone())).collect(),
@@ -405,7 +402,11 @@ fn new_program(object: &Object, def: &ProgramDef, compiled: &Compiled) -> NewPro
         uid: rustix::process::geteuid().as_raw(),
         sleepable: def.sleepable,
     };
-    NewProgram { program, maps: def.map_refs.iter().map(|&index| index as usize).collect() }
+    NewProgram {
+        program,
+        image: compiled.image.clone(),
+        maps: def.map_refs.iter().map(|&index| index as usize).collect(),
+    }
 }
 
 fn report(
@@ -431,7 +432,7 @@ fn report(
         id,
         section: new.program.section.clone(),
         insns: new.program.insns.len(),
-        code_len: new.program.code.len(),
+        code_len: new.image.image().code.len(),
         verified: new.program.verified,
         links: links_of(index),
         unattached,

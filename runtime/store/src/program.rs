@@ -2,6 +2,7 @@
 
 use beeline_abi::code::{ProgramNeeds, Reloc};
 use beeline_isa::Insn;
+use beeline_jit::CodeImage;
 use serde::{Deserialize, Serialize};
 
 /// A program in the store.
@@ -30,7 +31,7 @@ pub struct Program {
     pub relocs: Vec<Reloc>,
     /// Functions in `code`.
     pub functions: Vec<Function>,
-    /// For `dump jited`: offset in `code` at which the code of an instruction begins, ascending.
+    /// For `dump jited`: an instruction, and the offset in `code` at which code of it begins; in order of offset.
     pub code_offsets: Vec<(u32, u32)>,
     /// What a stub must provide.
     pub needs: ProgramNeeds,
@@ -70,6 +71,22 @@ pub struct VerifierStats {
     pub states: u64,
     /// Nanoseconds that it took.
     pub time_ns: u64,
+}
+
+impl Program {
+    /// The same with this code.
+    pub(crate) fn with_code(self, image: &CodeImage) -> Program {
+        let image = image.image();
+        let function =
+            |it: &beeline_jit::Function| Function { name: it.name.clone(), offset: it.offset, len: it.len };
+        Program {
+            code: image.code.clone(),
+            relocs: image.relocs.clone(),
+            functions: image.functions.iter().map(function).collect(),
+            code_offsets: image.places.iter().map(|place| (place.pc, place.offset)).collect(),
+            ..self
+        }
+    }
 }
 
 /// The tag of a program: 64-bit FNV-1a over its instructions.

@@ -14,6 +14,7 @@ use crate::store::{OBJECTS, PIN_TYPES, PINS, STAGING};
 use crate::{MapFile, NO_TASK_LAYOUT, ObjectInfo, Store, StoreError, record};
 use beeline_abi::map::MapShape;
 use beeline_abi::process::TaskLayout;
+use beeline_jit::CodeImage;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -71,8 +72,10 @@ pub enum InitialValue {
 /// A program to be stored.
 #[derive(Clone, Debug)]
 pub struct NewProgram {
-    /// The program; its ids are filled in by the store.
+    /// The program; its ids and its code are filled in by the store.
     pub program: Program,
+    /// Its code. Only what was verified can be compiled to one: the store takes no other.
+    pub image: CodeImage,
     /// Its maps: indexes into [`NewObject::maps`].
     pub maps: Vec<usize>,
 }
@@ -367,7 +370,7 @@ impl<'a> Staged<'a> {
             let Some(map_ids) = new.maps.iter().map(map_id).collect() else {
                 return Err(StoreError::NotFound { what: "map of program", name: new.program.name.clone() });
             };
-            let program = Program { id, map_ids, ..new.program.clone() };
+            let program = Program { id, map_ids, ..new.program.clone() }.with_code(&new.image);
             let file = to_file_name("a program", &program.name)?;
             if directory.try_file(&file)?.is_some() {
                 return Err(self.duplicate("program", &program.name));

@@ -48,7 +48,7 @@ pub(crate) fn program(name: &str) -> Program {
         tag: beeline_store::tag(&insns),
         license: "GPL".into(),
         insns,
-        code: vec![0xc3],
+        code: Vec::new(),
         relocs: Vec::new(),
         functions: Vec::new(),
         code_offsets: Vec::new(),
@@ -61,6 +61,22 @@ pub(crate) fn program(name: &str) -> Program {
         uid: 0,
         sleepable: false,
     }
+}
+
+/// A program that was verified and compiled, as all in the store.
+pub(crate) fn new_program(name: &str, maps: Vec<usize>) -> NewProgram {
+    let program = program(name);
+    let input = beeline_verifier::Program {
+        name: name.into(),
+        prog_type: beeline_verifier::ProgType::KPROBE,
+        insns: program.insns.clone(),
+        ..beeline_verifier::Program::default()
+    };
+    let verified =
+        beeline_verifier::verify(input, &beeline_verifier::Options::default()).expect("it returns 1");
+    let image =
+        beeline_jit::compile(&verified, &beeline_jit::CompileOptions::default()).expect("it has code");
+    NewProgram { program, image, maps }
 }
 
 pub(crate) fn array(name: &str, value_size: u32, max_entries: u32) -> NewMap {
@@ -92,10 +108,7 @@ pub(crate) fn object(name: &str) -> NewObject {
         loaded_at: 1,
         task_layout: None,
         maps: vec![array("counts", 8, 100), data],
-        programs: vec![
-            NewProgram { program: program("first"), maps: vec![1, 0] },
-            NewProgram { program: program("second"), maps: vec![] },
-        ],
+        programs: vec![new_program("first", vec![1, 0]), new_program("second", vec![])],
         links: vec![link(0, ProbeKind::Entry), link(0, ProbeKind::Return), link(1, ProbeKind::Entry)],
     }
 }

@@ -20,6 +20,7 @@ fn everything_is_there_after_publishing() {
     assert_eq!(programs.iter().map(|it| it.id).collect::<Vec<_>>(), published.programs);
     assert_eq!(programs[0].map_ids, [published.maps[1], published.maps[0]]);
     assert_eq!(programs[0].insns, crate::program("first").insns);
+    assert!(!programs[0].code.is_empty() && programs[0].functions[0].offset == 0);
 
     let maps = store.maps().unwrap();
     assert!(maps.damaged.is_empty());
