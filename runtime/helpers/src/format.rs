@@ -24,14 +24,26 @@ const STORE_LEN: usize = 512;
 /// How an argument is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
-    Signed { long: bool },
-    Unsigned { long: bool, base: Base, upper: bool },
+    Signed {
+        long: bool,
+    },
+    Unsigned {
+        long: bool,
+        base: Base,
+        upper: bool,
+    },
     Char,
-    String,
+    /// `field`: the text is put into its field (`%s`); else the kernel made it in advance (`%pus`, `%pks`).
+    String {
+        field: bool,
+    },
     Pointer,
     Symbol,
     Backtrace,
-    Ip { six: bool, plain: bool },
+    Ip {
+        six: bool,
+        plain: bool,
+    },
 }
 
 /// One conversion.
@@ -134,7 +146,7 @@ impl Format {
         let mut i = start;
         match self.at(i) {
             b'p' => return self.pointer_kind(i + 1),
-            b's' if self.ends_at(i + 1) => return Ok((Kind::String, i + 1)),
+            b's' if self.ends_at(i + 1) => return Ok((Kind::String { field: true }, i + 1)),
             b'c' => return Ok((Kind::Char, i + 1)),
             _ => {}
         }
@@ -161,7 +173,7 @@ impl Format {
             return Ok((Kind::Pointer, i));
         }
         match (self.at(i), self.at(i + 1)) {
-            (b'k' | b'u', b's') if self.ends_at(i + 2) => Ok((Kind::String, i + 2)),
+            (b'k' | b'u', b's') if self.ends_at(i + 2) => Ok((Kind::String { field: false }, i + 2)),
             (b'k' | b'u', b's') => Err(EINVAL),
             (b'K' | b'x', _) => Ok((Kind::Pointer, i + 1)),
             (b's' | b'S', _) => Ok((Kind::Symbol, i + 1)),
@@ -228,7 +240,7 @@ impl Format {
         let number = |used: usize, size: usize| used.next_multiple_of(4) + size;
         let room = STORE_LEN - *used;
         *used = match kind {
-            Kind::String => {
+            Kind::String { .. } => {
                 if room == 0 {
                     return Err(ENOSPC);
                 }
@@ -249,7 +261,7 @@ impl Format {
         };
         match kind {
             // Text that is cut there is cut in the kernel too.
-            Kind::String | Kind::Ip { .. } | Kind::Backtrace => *used = (*used).min(STORE_LEN),
+            Kind::String { .. } | Kind::Ip { .. } | Kind::Backtrace => *used = (*used).min(STORE_LEN),
             _ if *used > STORE_LEN => return Err(ENOSPC),
             _ => {}
         }
@@ -319,22 +331,19 @@ impl Format {
                 out.number(spec, None, value, base, upper);
             }
             Kind::Char => out.text(spec, &[value as u8]),
-            Kind::String => {
+            Kind::String { field } => {
                 let text = self.fetched(*fetched);
                 *fetched += text.len() + 1;
-                out.text(spec, text);
+                if field { out.text(spec, text) } else { out.finished(text) }
             }
             Kind::Pointer if spec.width == 0 => {
                 out.number(&Spec { zero: true, width: 16, ..*spec }, None, value, Base::Sixteen, false);
             }
             Kind::Pointer => out.number(spec, None, value, Base::Sixteen, false),
-            Kind::Symbol | Kind::Backtrace => {
-                let mut text = Small::new();
-                text.push(b'0').push(b'x').push_number(value, Base::Sixteen, 1);
-                out.text(spec, text.as_bytes());
-            }
+            Kind::Symbol => out.text(spec, symbol(value).as_bytes()),
+            Kind::Backtrace => out.finished(symbol(value).as_bytes()),
             // SAFETY: the caller's contract.
-            Kind::Ip { six, plain } => unsafe { out.text(spec, address(run, value, six, plain).as_bytes()) },
+            Kind::Ip { six, plain } => unsafe { out.finished(address(run, value, six, plain).as_bytes()) },
         }
     }
 
@@ -391,6 +400,13 @@ impl Small {
     fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or(&[])
     }
+}
+
+/// An address as the kernel prints one that has no symbol.
+fn symbol(value: u64) -> Small {
+    let mut text = Small::new();
+    text.push(b'0').push(b'x').push_number(value, Base::Sixteen, 1);
+    text
 }
 
 /// An IP address in network order in memory, zeros when it cannot be read.
@@ -501,6 +517,15 @@ impl Out {
         }
         if spec.left {
             self.pad(b' ', padding);
+        }
+    }
+
+    /// A text that the kernel made in advance: no field, and it counts for nothing once the buffer is full.
+    fn finished(&mut self, text: &[u8]) {
+        if self.position < self.size {
+            for &byte in text {
+                self.put(byte);
+            }
         }
     }
 

@@ -108,7 +108,7 @@ pub unsafe fn copy_string(run: *mut RunContext, target: *mut u8, size: usize, so
                 let byte = *piece.add(i);
                 *target.add(done + i) = byte;
                 if byte == 0 {
-                    pad_word(target, done + i, size);
+                    pad_word(run, target, done + i, size, source);
                     return Some(done + i + 1);
                 }
                 i += 1;
@@ -123,19 +123,49 @@ pub unsafe fn copy_string(run: *mut RunContext, target: *mut u8, size: usize, so
     Some(size)
 }
 
-/// Zeroes what follows the NUL at index `nul` in its eight-byte word, when the whole word lies within `size`.
-unsafe fn pad_word(target: *mut u8, nul: usize, size: usize) {
-    let end = (nul & !7) + 8;
-    if end <= size {
-        // SAFETY: `nul < end <= size`.
-        unsafe { core::ptr::write_bytes(target.add(nul), 0, end - nul) };
+/// Zeroes what follows the NUL at index `nul` in its eight-byte word, when the whole word lies within `size` and can be
+/// read from the source: the kernel goes on byte by byte where it cannot.
+unsafe fn pad_word(run: *mut RunContext, target: *mut u8, nul: usize, size: usize, source: u64) {
+    let start = nul & !7;
+    if start + 8 > size {
+        return;
+    }
+    let last = source.wrapping_add(start as u64 + 7);
+    let next_page = last & !(PAGE_SIZE - 1);
+    let mut byte = 0u8;
+    // SAFETY: `nul < start + 8 <= size`; the caller's run.
+    unsafe {
+        if source.wrapping_add(nul as u64) >= next_page || copy(run, &raw mut byte, 1, last) {
+            core::ptr::write_bytes(target.add(nul), 0, start + 8 - nul);
+        }
     }
 }
 
-/// `long bpf_probe_read(void *dst, u32 size, const void *src)` and its `_user`, `_kernel`, `copy_from_user` variants.
+/// Largest address that the kernel takes for a user's (`USER_PTR_MAX` with four levels of page tables).
+const ADDRESS_MAX: u64 = 0x7fff_ffff_f000;
+
+/// `long bpf_probe_read(void *dst, u32 size, const void *src)` and its `_user` and `_kernel` variants.
+///
+/// Errors: `-EFAULT`, `dst` zeroed; also for no bytes at all from an address that no process has.
+pub(crate) unsafe extern "sysv64" fn probe_read(
+    target: u64,
+    size: u64,
+    source: u64,
+    _: u64,
+    _: u64,
+    run: *mut RunContext,
+) -> u64 {
+    if source > ADDRESS_MAX && size as u32 == 0 {
+        return error(EFAULT);
+    }
+    // SAFETY: the caller's contract is the same.
+    unsafe { copy_from_user(target, size, source, 0, 0, run) }
+}
+
+/// `long bpf_copy_from_user(void *dst, u32 size, const void *user_ptr)`.
 ///
 /// Errors: `-EFAULT`, `dst` zeroed.
-pub(crate) unsafe extern "sysv64" fn probe_read(
+pub(crate) unsafe extern "sysv64" fn copy_from_user(
     target: u64,
     size: u64,
     source: u64,
@@ -248,7 +278,8 @@ mod tests {
         // SAFETY: as above.
         unsafe { *page.add(PAGE_SIZE as usize - 1) = 0 };
         assert_eq!(read(probe_read_str, 4, end - 3), (3, vec![b'x', b'x', 0, 0xaa]));
-        assert_eq!(read(probe_read_str, 8, end - 3), (3, vec![b'x', b'x', 0, 0, 0, 0, 0, 0]));
+        let unpadded = vec![b'x', b'x', 0, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa];
+        assert_eq!(read(probe_read_str, 8, end - 3), (3, unpadded), "its word reaches into the hole");
     }
 
     #[test]

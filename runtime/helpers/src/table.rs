@@ -123,7 +123,7 @@ pub const HELPERS: &[Helper] = &[
     row(132, "bpf_ringbuf_submit", [RECORD, Anything], RetKind::Void, event::ringbuf_submit),
     row(133, "bpf_ringbuf_discard", [RECORD, Anything], RetKind::Void, event::ringbuf_discard),
     number(134, "bpf_ringbuf_query", [ConstMapPtr, Anything], event::ringbuf_query),
-    number(148, "bpf_copy_from_user", [OUTPUT, SizeOrZero, Anything], read::probe_read).sleeps(),
+    number(148, "bpf_copy_from_user", [OUTPUT, SizeOrZero, Anything], read::copy_from_user).sleeps(),
     row(158, "bpf_get_current_task_btf", [], RetKind::Btf("task_struct"), task::get_current_task).gpl(),
     number(160, "bpf_ktime_get_coarse_ns", [], time::ktime_get_coarse_ns).only(NOT_TRACING),
     number(164, "bpf_for_each_map_elem", [ConstMapPtr, Func, StackOrNull, Anything], control::for_each_map_elem),
