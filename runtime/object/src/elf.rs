@@ -66,6 +66,11 @@ impl Symbol<'_> {
         self.bind == elf::STB_LOCAL.0
     }
 
+    /// Global or weak: other objects see it.
+    pub(crate) fn is_visible(&self) -> bool {
+        self.bind == elf::STB_GLOBAL.0 || self.is_weak()
+    }
+
     /// May stay undefined.
     pub(crate) fn is_weak(&self) -> bool {
         self.bind == elf::STB_WEAK.0
@@ -88,7 +93,7 @@ impl Symbol<'_> {
 
     /// Defined elsewhere: by the kernel or its configuration.
     pub(crate) fn is_extern(&self) -> bool {
-        self.section == u32::from(elf::SHN_UNDEF.0) && !self.is_local() && self.kind == elf::STT_NOTYPE.0
+        self.section == u32::from(elf::SHN_UNDEF.0) && self.is_visible() && self.kind == elf::STT_NOTYPE.0
     }
 }
 

@@ -15,7 +15,7 @@ fn fail(section: &str, reason: String) -> ObjectError {
 /// Completes every data section, as libbpf's `bpf_object_fixup_btf`.
 pub(crate) fn complete_data_sections(elf: &Elf<'_>, btf: &mut Btf) -> Result<(), ObjectError> {
     let mut symbols = HashMap::new();
-    for symbol in elf.symbols.iter().filter(|symbol| symbol.is_object() && !symbol.is_local()) {
+    for symbol in elf.symbols.iter().filter(|symbol| symbol.is_object() && symbol.is_visible()) {
         symbols.entry(symbol.name).or_insert(*symbol);
     }
     let sections: Vec<u32> = btf.types().filter(|ty| ty.kind() == Kind::DataSec).map(Type::id).collect();

@@ -117,7 +117,8 @@ impl<'a, 'data> Context<'a, 'data> {
         if symbol.section == 0 || symbol.section >= SHN_LORESERVE {
             return Err(place.fail("a variable that is defined nowhere; forgot to initialise it?"));
         }
-        let is_subprogram = if symbol.is_local() { symbol.is_section() } else { symbol.is_function() };
+        let is_subprogram =
+            (symbol.is_local() && symbol.is_section()) || (symbol.is_visible() && symbol.is_function());
         if self.text_section == Some(symbol.section) && is_subprogram {
             if !symbol.value.is_multiple_of(8) || insn.imm % 8 != 0 {
                 return Err(place.fail("not the start of a function"));

@@ -114,7 +114,7 @@ fn mutated_objects_are_refused_or_read() {
     let originals: Vec<&[u8]> = fixtures.iter().map(|fixture| fixture.bytes.as_slice()).collect();
     let cases = std::env::var("BEELINE_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(250);
     let options = Options { kernel_symbols: true, ..Options::default() };
-    let (mut accepted, mut slowest) = (0, Duration::ZERO);
+    let (mut accepted, mut slowest) = (0, (Duration::ZERO, "", 0));
     for (number, fixture) in fixtures.iter().enumerate() {
         for case in 0..cases {
             let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ (number as u64) << 32 ^ case);
@@ -129,7 +129,7 @@ fn mutated_objects_are_refused_or_read() {
             }
             let took = started.elapsed();
             assert!(took < HANG, "{}: case {case} took {took:?}", fixture.name);
-            slowest = slowest.max(took);
+            slowest = slowest.max((took, &fixture.name, case));
         }
     }
     println!("{} cases, {accepted} accepted, slowest {slowest:?}", cases * fixtures.len() as u64);
