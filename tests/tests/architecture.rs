@@ -134,7 +134,8 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "runtime/store/src/mapping",
     "runtime/interp/src/memory",
     "runtime/engine/src/testrun",
-    "runtime/vm/src/executable",
+    "runtime/vm/src/engine.rs",
+    "runtime/vm/src/native.rs",
     "injector/ptrace/src",
     "injector/remote/src",
 ];

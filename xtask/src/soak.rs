@@ -21,27 +21,33 @@ enum What {
     Kill,
     /// attach and detach on a server under load
     Cycles,
+    /// kill -9 of the injector alone, at random moments of attach and detach
+    Inject,
     /// kill -9 of processes that use a map
     Maps,
     /// Random programs in the interpreter and in the compiler
     Vm,
+    /// Damaged object files
+    Object,
 }
 
-/// The tests read their count from `BEELINE_SOAK`; each ends with a summary line and fails when anything was lost.
+/// The tests read their count from the environment; each ends with a summary line and fails when anything was lost.
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(setup::Purpose::Test)?;
     workspace::beeline()?;
     objects::build_all()?;
-    let (package, filter) = match options.what {
-        What::Kill => ("beeline-tests", "kill"),
-        What::Cycles => ("beeline-tests", "cycles"),
-        What::Maps => ("beeline-maps", "kill"),
-        What::Vm => ("beeline-vm", "differential"),
+    let (package, filter, count) = match options.what {
+        What::Kill => ("beeline-tests", "kill", "BEELINE_SOAK"),
+        What::Cycles => ("beeline-tests", "cycles", "BEELINE_SOAK"),
+        What::Inject => ("beeline-inject", "kill", "BEELINE_SOAK"),
+        What::Maps => ("beeline-maps", "kill", "BEELINE_KILL_ROUNDS"),
+        What::Vm => ("beeline-vm", "random", "BEELINE_DIFFERENTIAL"),
+        What::Object => ("beeline-object", "mutat", "BEELINE_FUZZ_CASES"),
     };
     let mut command = cargo();
     command
         .args(["test", "--release", "--package", package, "--", filter, "--nocapture", "--test-threads=1"])
-        .env("BEELINE_SOAK", options.rounds.to_string());
+        .env(count, options.rounds.to_string());
     if crate::workspace::run(&mut command).is_err() {
         bail!("soak failed");
     }
