@@ -68,6 +68,13 @@ impl SitePlan {
     pub fn patched_len(&self) -> usize {
         self.original.len().min(PATCH_MAX)
     }
+
+    /// Another probe at `vaddr` cannot be in force at the same time: the jump of one would lie in that of the other. Plans are
+    /// made from the file alone, so whoever places several probes has to ask.
+    pub fn collides_with(&self, vaddr: u64) -> bool {
+        let distance = self.vaddr.abs_diff(vaddr);
+        distance != 0 && distance < WINDOW_MIN as u64
+    }
 }
 
 /// Plans an entry probe (one that runs when execution reaches `vaddr`, a link-time address).

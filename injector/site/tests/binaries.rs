@@ -283,6 +283,8 @@ fn returns_of_functions_that_look_at_their_caller_are_refused() {
     let malloc = resolve(&binary, &symbol("malloc", 0)).unwrap();
     let inside = plan(&binary, malloc.vaddr).unwrap();
     let next = malloc.vaddr + inside.original.len() as u64;
+    assert!(!inside.collides_with(malloc.vaddr) && !inside.collides_with(next));
+    assert!(inside.collides_with(malloc.vaddr + 4) && inside.collides_with(malloc.vaddr - 4));
     assert!(matches!(plan_return(&binary, next), Err(Refusal::NotAnEntry { .. })));
 }
 

@@ -27,13 +27,13 @@ fn check(library: &str, least: usize, load: bool, work: fn(&Symbols) -> Vec<u8>)
     let symbols = Symbols::open(&path, load);
     let expected = work(&symbols);
     // BEELINE_PROBE_STEP=1 probes everything.
-    let step = std::env::var("BEELINE_PROBE_STEP").ok().and_then(|s| s.parse().ok()).unwrap_or(24);
+    let step = std::env::var("BEELINE_PROBE_STEP").ok().and_then(|s| s.parse().ok()).unwrap_or(20);
     let cases = [
         (Sites::Entries, true),
         (Sites::Returns, false),
         (Sites::Returns, true),
         (Sites::Inside { step, first: 3 }, true),
-        (Sites::Inside { step, first: 17 }, false),
+        (Sites::Inside { step, first: 11 }, false),
     ];
     for (sites, heavy) in cases {
         let passed = in_child(|| run_probed(&path, sites, heavy, least, &expected, || work(&symbols)));

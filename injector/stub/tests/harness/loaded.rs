@@ -20,7 +20,7 @@ pub(crate) enum Sites {
     Returns,
     /// Anywhere in functions.
     Inside {
-        /// One window in so many.
+        /// One function in so many.
         step: usize,
         /// The first of them.
         first: usize,
@@ -55,11 +55,11 @@ impl Loaded {
         }
     }
 
-    /// Windows that do not overlap, from the first to the last instruction of each function; each `step`th of them.
+    /// Windows that do not overlap, from the first to the last instruction of each function; in each `step`th function.
     fn inside(&self, functions: &[Range<u64>], step: usize, first: usize) -> Vec<SitePlan> {
         let mut plans = Vec::new();
         let mut behind = 0;
-        for function in functions {
+        for function in functions.iter().skip(first).step_by(step) {
             let mut at = function.start.max(behind);
             while at < function.end {
                 match plan(&self.binary, at) {
@@ -72,7 +72,7 @@ impl Loaded {
             }
             behind = at;
         }
-        plans.into_iter().skip(first).step_by(step).collect()
+        plans
     }
 
     /// Plants a probe with `links` on all `sites`; returns how many.
