@@ -40,9 +40,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         What::Kill => ("beeline-tests", "kill", "BEELINE_SOAK"),
         What::Cycles => ("beeline-tests", "cycles", "BEELINE_SOAK"),
         What::Inject => ("beeline-inject", "kill", "BEELINE_SOAK"),
-        What::Maps => ("beeline-maps", "kill", "BEELINE_KILL_ROUNDS"),
-        What::Vm => ("beeline-vm", "random", "BEELINE_DIFFERENTIAL"),
-        What::Object => ("beeline-object", "mutat", "BEELINE_FUZZ_CASES"),
+        What::Maps => ("beeline-maps", "survive_kills", "BEELINE_KILL_ROUNDS"),
+        What::Vm => ("beeline-vm", "differential", "BEELINE_DIFFERENTIAL"),
+        What::Object => ("beeline-object", "mutated", "BEELINE_FUZZ_CASES"),
     };
     let mut command = cargo();
     command
