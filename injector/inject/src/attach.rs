@@ -20,7 +20,7 @@ use crate::image::AGENT_IMAGE;
 use crate::report::AttachReport;
 use crate::request::Request;
 use crate::sites::PlannedSites;
-use crate::target::{self, Facts, remote};
+use crate::target::{self, Facts, Surroundings, remote};
 use crate::tracer;
 use crate::wire::{BlockHead, HEAD_LEN, Wire, region_offset};
 use beeline_abi::process::ProcessBlock;
@@ -120,7 +120,7 @@ pub(crate) struct Prepared<'a> {
     maps: Mappings,
     files: MappedFiles,
     existing: Option<Box<Existing>>,
-    libc_rseq: Option<i64>,
+    surroundings: Surroundings,
     image: AgentImage,
     key: ThreadKey,
     small_stacks: bool,
@@ -158,8 +158,8 @@ impl<'a> Prepared<'a> {
             Some(existing) => existing.head.flags & ProcessBlock::FLAG_SMALL_STACKS != 0,
             None => executable.is_some_and(Binary::is_go),
         };
-        let libc_rseq = target::libc_rseq_offset(process, &files);
-        Ok(Prepared { process, request, maps, files, existing, libc_rseq, image, key, small_stacks })
+        let surroundings = Surroundings::of(process, &maps, &files)?;
+        Ok(Prepared { process, request, maps, files, existing, surroundings, image, key, small_stacks })
     }
 
     /// What a generation is made from.
@@ -206,17 +206,18 @@ impl<'a> Prepared<'a> {
         mut generation: Generation<'_>,
         stopped: &mut StoppedProcess,
     ) -> Result<(), Failure> {
-        let fresh = self.check_unchanged()?;
-        let facts = Facts::of(self.process, stopped, self.libc_rseq)?;
+        let maps = self.process.maps().map_err(|error| self.failed(error))?;
+        let fresh = self.check_unchanged(&maps)?;
+        let facts = Facts::of(self.process, stopped, &self.surroundings)?;
         if self.existing.is_none() && self.key == ThreadKey::FsSelf && !facts.self_pointer {
             return Err(Failure::OtherKey(ThreadKey::FsBase));
         }
-        for (address, reason) in self.unusable_sites(&generation, stopped)? {
+        for (address, reason) in self.unusable_sites(&generation, &maps, stopped)? {
             generation.give_up(address)?;
             planned.refuse(address, &reason);
         }
         let head = self.final_head(&generation, &facts, fresh.as_ref());
-        self.put_in(&generation, &head, fresh.as_ref(), stopped)?;
+        self.put_in(&generation, &head, fresh.as_ref(), &maps, stopped)?;
         let result = self.put_in_force(&generation, &head, stopped);
         if result.is_err() {
             self.take_back(&generation, stopped);
@@ -225,9 +226,8 @@ impl<'a> Prepared<'a> {
     }
 
     /// The agent is the one that was prepared for; its head as it is now.
-    fn check_unchanged(&self) -> Result<Option<BlockHead>, Failure> {
-        let maps = self.process.maps().map_err(|error| self.failed(error))?;
-        match (find(self.process, &maps)?, &self.existing) {
+    fn check_unchanged(&self, maps: &Mappings) -> Result<Option<BlockHead>, Failure> {
+        match (find(self.process, maps)?, &self.existing) {
             (Found::Nothing, None) => Ok(None),
             (Found::Agent(now), Some(then)) => {
                 let same = now.block == then.block
@@ -243,6 +243,7 @@ impl<'a> Prepared<'a> {
     fn unusable_sites(
         &self,
         generation: &Generation<'_>,
+        maps: &Mappings,
         stopped: &StoppedProcess,
     ) -> Result<Vec<(u64, String)>, TargetRefused> {
         let mut unusable = Vec::new();
@@ -255,7 +256,7 @@ impl<'a> Prepared<'a> {
             }
             inner.extend(patch.inner.iter().map(|&at| (patch.address + u64::from(at), patch.address)));
         }
-        for address in self.saved_inside(&inner, stopped)? {
+        for address in self.saved_inside(&inner, maps, stopped)? {
             let reason = format!(
                 "a signal handler is about to return into the instructions at {address:#x}; try again"
             );
@@ -268,6 +269,7 @@ impl<'a> Prepared<'a> {
     fn saved_inside(
         &self,
         inner: &HashMap<u64, u64>,
+        maps: &Mappings,
         stopped: &StoppedProcess,
     ) -> Result<Vec<u64>, TargetRefused> {
         let mut found = Vec::new();
@@ -276,7 +278,7 @@ impl<'a> Prepared<'a> {
         }
         for thread in stopped.threads() {
             let sp = thread.registers().map_err(|error| self.failed(error.into()))?.rsp & !7;
-            let Some(stack) = self.maps.at(sp) else { continue };
+            let Some(stack) = maps.at(sp) else { continue };
             let len = (stack.end - sp).min(STACK_SEARCH_MAX);
             let Ok(bytes) = self.process.memory().read_vec(sp, len as usize) else { continue };
             found.extend(bytes.chunks_exact(8).filter_map(|word| inner.get(&u64::get(word))));
@@ -311,12 +313,13 @@ impl<'a> Prepared<'a> {
         generation: &Generation<'_>,
         head: &BlockHead,
         fresh: Option<&BlockHead>,
+        maps: &Mappings,
         stopped: &mut StoppedProcess,
     ) -> Result<(), Failure> {
         if let Some(fresh) = fresh {
             self.announce(generation, fresh)?;
         }
-        let mut borrowed = match Borrowed::begin(self.process, stopped, 0) {
+        let mut borrowed = match Borrowed::begin(self.process, maps, stopped, 0) {
             Ok(borrowed) => borrowed,
             Err(RemoteError::Busy { .. }) => return Err(Failure::Again),
             Err(error) => return Err(self.failed(error).into()),

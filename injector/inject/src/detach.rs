@@ -145,7 +145,7 @@ impl<'a> Round<'a> {
             let reason = format!("somebody else has changed the code at {address:#x} on top of a probe");
             return Ok(State::Kept(reason));
         }
-        if let Some(state) = self.leave_rseq(&existing)? {
+        if let Some(state) = self.leave_rseq(&existing, &maps)? {
             return Ok(state);
         }
         self.unmap(&maps, Some(&existing))
@@ -231,7 +231,7 @@ impl<'a> Round<'a> {
     }
 
     /// No thread's `struct rseq` lies in our memory or refers to it.
-    fn leave_rseq(&mut self, existing: &Existing) -> Result<Option<State>, TargetRefused> {
+    fn leave_rseq(&mut self, existing: &Existing, maps: &Mappings) -> Result<Option<State>, TargetRefused> {
         let mut ours = Vec::new();
         for thread in self.stopped.threads() {
             let Some(rseq) = thread.rseq().map_err(|error| self.failed(error.into()))? else { continue };
@@ -250,7 +250,7 @@ impl<'a> Round<'a> {
             };
             let arguments =
                 [rseq.address, rseq.size.into(), RSEQ_FLAG_UNREGISTER, rseq.signature.into(), 0, 0];
-            let Some(mut borrowed) = self.borrow(index)? else { return Ok(Some(busy_borrower())) };
+            let Some(mut borrowed) = self.borrow(maps, index)? else { return Ok(Some(busy_borrower())) };
             let result = borrowed.system_call("rseq (unregister)", libc::SYS_rseq, arguments);
             borrowed.end(self.stopped).map_err(|error| remote(self.process.pid(), error))?;
             result.map_err(|error| self.failed(error))?;
@@ -260,7 +260,7 @@ impl<'a> Round<'a> {
 
     /// Unmaps all that is ours.
     fn unmap(&mut self, maps: &Mappings, existing: Option<&Existing>) -> Result<State, TargetRefused> {
-        let Some(mut borrowed) = self.borrow(0)? else { return Ok(busy_borrower()) };
+        let Some(mut borrowed) = self.borrow(maps, 0)? else { return Ok(busy_borrower()) };
         let result = unmap_all(&mut borrowed, maps, existing);
         borrowed.end(self.stopped).map_err(|error| remote(self.process.pid(), error))?;
         result.map_err(|error| self.failed(error))?;
@@ -268,8 +268,8 @@ impl<'a> Round<'a> {
     }
 
     /// Borrows a thread; none when one is still busy for a borrower that was killed.
-    fn borrow(&mut self, index: usize) -> Result<Option<Borrowed<'a>>, TargetRefused> {
-        match Borrowed::begin(self.process, self.stopped, index) {
+    fn borrow(&mut self, maps: &Mappings, index: usize) -> Result<Option<Borrowed<'a>>, TargetRefused> {
+        match Borrowed::begin(self.process, maps, self.stopped, index) {
             Ok(borrowed) => Ok(Some(borrowed)),
             Err(RemoteError::Busy { .. }) => Ok(None),
             Err(error) => Err(remote(self.process.pid(), error)),

@@ -74,6 +74,31 @@ pub(crate) fn executable<'a>(
     files.at(entry)?.binary(process).ok()
 }
 
+/// What the block says of the kernel; it does not change while the process runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Surroundings {
+    vdso_clock_gettime: u64,
+    /// Its ids mean nothing to others.
+    foreign: bool,
+    /// Where glibc keeps `struct rseq`.
+    libc_rseq: Option<i64>,
+}
+
+impl Surroundings {
+    pub(crate) fn of(
+        process: &Process,
+        maps: &Mappings,
+        files: &MappedFiles,
+    ) -> Result<Surroundings, TargetRefused> {
+        let clock = vdso::symbol(process, maps, "__vdso_clock_gettime");
+        Ok(Surroundings {
+            vdso_clock_gettime: clock.map_err(|error| remote(process.pid(), error))?.unwrap_or(0),
+            foreign: is_foreign(process),
+            libc_rseq: libc_rseq_offset(process, files),
+        })
+    }
+}
+
 /// What the block says of threads and kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Facts {
@@ -90,21 +115,21 @@ impl Facts {
     pub(crate) fn of(
         process: &Process,
         stopped: &StoppedProcess,
-        libc_rseq: Option<i64>,
+        surroundings: &Surroundings,
     ) -> Result<Facts, TargetRefused> {
-        let failed = |error| remote(process.pid(), error);
-        let threads = thread_pointer::examine(process, stopped).map_err(failed)?;
+        let threads =
+            thread_pointer::examine(process, stopped).map_err(|error| remote(process.pid(), error))?;
         // Only the C library's own area is registered for every thread to come.
-        let rseq = threads.rseq_offset.filter(|&offset| libc_rseq == Some(offset));
+        let rseq = threads.rseq_offset.filter(|&offset| surroundings.libc_rseq == Some(offset));
         let mut flags = if rseq.is_some() { ProcessBlock::FLAG_RSEQ } else { 0 };
-        if is_foreign(process) {
+        if surroundings.foreign {
             flags |= ProcessBlock::FLAG_FOREIGN_IDS;
         }
         Ok(Facts {
             self_pointer: threads.self_pointer,
             tid_offset: threads.tid_offset.unwrap_or(0),
             rseq_offset: rseq.unwrap_or(0),
-            vdso_clock_gettime: vdso::symbol(process, "__vdso_clock_gettime").map_err(failed)?.unwrap_or(0),
+            vdso_clock_gettime: surroundings.vdso_clock_gettime,
             flags,
         })
     }
@@ -117,7 +142,7 @@ fn is_foreign(process: &Process) -> bool {
 }
 
 /// glibc's `__rseq_offset`, where it registers every thread's `struct rseq` (2.35 and later).
-pub(crate) fn libc_rseq_offset(process: &Process, files: &MappedFiles) -> Option<i64> {
+fn libc_rseq_offset(process: &Process, files: &MappedFiles) -> Option<i64> {
     files.iter().find_map(|file| {
         let binary = file.binary(process).ok()?;
         let word = |name: &str| {

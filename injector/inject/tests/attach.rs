@@ -282,3 +282,158 @@ fn static_programs() {
         assert_eq!(store.value(map, 2), 1, "{name}");
     }
 }
+
+/// Goroutines that grow their stacks and are preempted, and call the probed function meanwhile.
+const GO: &str = r#"
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"sync"
+)
+
+//go:noinline
+func probed(a, b int64) int64 { return a*3 + b }
+
+//go:noinline
+func deep(n int64) int64 {
+	var room [64]int64
+	room[n%64] = n
+	if n == 0 {
+		return 0
+	}
+	return deep(n-1) + 1 + room[(n+1)%64]
+}
+
+func main() {
+	fmt.Println("ready")
+	in := bufio.NewReader(os.Stdin)
+	for {
+		var count int64
+		if _, err := fmt.Fscan(in, &count); err != nil {
+			os.Exit(7)
+		}
+		var wait sync.WaitGroup
+		var lock sync.Mutex
+		var sum int64
+		for i := 0; i < 8; i++ {
+			wait.Add(1)
+			go func() {
+				defer wait.Done()
+				var mine int64
+				for j := int64(0); j < count; j++ {
+					mine += probed(j, 2)
+				}
+				mine += deep(1000)
+				lock.Lock()
+				sum += mine
+				lock.Unlock()
+			}()
+		}
+		wait.Wait()
+		fmt.Println(sum)
+	}
+}
+"#;
+
+#[test]
+fn go_programs() {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let (source, path) = (folder.join("caller.go"), folder.join("caller-go"));
+    std::fs::write(&source, GO).unwrap();
+    let build = Command::new("go")
+        .args(["build", "-o"])
+        .arg(&path)
+        .arg(&source)
+        .env("CGO_ENABLED", "0")
+        .env("GOCACHE", folder.join("go-cache"))
+        .env("GO111MODULE", "off")
+        .status();
+    match build {
+        Ok(status) => assert!(status.success(), "go build fails"),
+        Err(_) => {
+            println!("skipped: no go");
+            return;
+        }
+    }
+    let mut target = Target::run(&path);
+    let pid = target.pid();
+    let ask = |target: &mut Target, count: i64| {
+        writeln!(target.child.stdin.as_mut().unwrap(), "{count}").unwrap();
+        assert_eq!(target.line(), (8 * ((0..count).map(|a| a * 3 + 2).sum::<i64>() + 1000)).to_string());
+    };
+    let mut store = Store::new();
+    let map = store.array(4);
+    let probed = store.count(map, 0, ProbeKind::Entry, &path, "main.probed");
+    store.count(map, 1, ProbeKind::Entry, &path, "main.main");
+    let returning = store.count(map, 2, ProbeKind::Return, &path, "main.probed");
+    ask(&mut target, 100);
+    let report = attach(pid, &store.request).unwrap();
+    let state = |link: u32| &report.probes.iter().find(|probe| probe.link_id == link).unwrap().state;
+    assert!(matches!(state(probed), ProbeState::Placed { .. }), "{report:?}");
+    assert!(matches!(state(returning), ProbeState::Refused { .. }), "{report:?}");
+    for _ in 0..10 {
+        ask(&mut target, 1000);
+    }
+    assert_eq!(store.value(map, 0) + store.missed(probed), 80_000);
+    assert_eq!(store.missed(probed), 0);
+    assert_eq!(detach(pid, &DetachOptions::default()).unwrap().left, None);
+    ask(&mut target, 1000);
+    // And from the beginning.
+    let command = StartCommand { program: path.clone(), arguments: Vec::new(), environment: None };
+    let started = start(&command, &store.request).unwrap();
+    assert_eq!(started.wait().unwrap(), Ended::Exited(7));
+    assert_eq!(store.value(map, 1), 1);
+}
+
+/// Threads that sleep in `nanosleep` until told to call.
+const SLEEPERS: &str = r#"
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+__attribute__((noinline, noclone)) long probed(long a) { __asm__ volatile(""); return a + 1; }
+static volatile int go;
+static void *run(void *arg) {
+    struct timespec ms = {0, 20000000};
+    while (!go) if (nanosleep(&ms, 0)) abort();
+    long sum = 0;
+    for (long i = 0; i < 10; i++) sum += probed(i);
+    return (void *)sum;
+}
+int main(void) {
+    static pthread_t t[COUNT];
+    pthread_attr_t a; pthread_attr_init(&a); pthread_attr_setstacksize(&a, 65536);
+    for (int i = 0; i < COUNT; i++) if (pthread_create(&t[i], &a, run, 0)) abort();
+    printf("ready\n"); fflush(stdout);
+    char c;
+    if (read(0, &c, 1) != 1) abort();
+    go = 1;
+    long sum = 0;
+    for (int i = 0; i < COUNT; i++) { void *r; pthread_join(t[i], &r); sum += (long)r; }
+    printf("%ld\n", sum);
+    return 0;
+}
+"#;
+
+#[test]
+fn many_threads() {
+    for count in [1usize, 50, 500] {
+        let source = SLEEPERS.replace("COUNT", &count.to_string());
+        let Some(mut target) = Target::start(&format!("sleepers{count}"), &source) else { return };
+        let pid = target.pid();
+        let path = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+        let mut store = Store::new();
+        let map = store.array(1);
+        store.count(map, 0, ProbeKind::Entry, &path, "probed");
+        let report = attach(pid, &store.request).unwrap();
+        assert_eq!((report.in_force(), report.threads), (1, count + 1));
+        println!("{count} threads: stopped for {:?}", report.stopped);
+        target.child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        assert_eq!(target.line(), (55 * count).to_string());
+        assert_eq!(store.value(map, 0), 10 * count as u64);
+    }
+}

@@ -176,6 +176,7 @@ fn classify(status: c_int) -> Stop {
 /// The next status of `tid`. Statuses of others are kept: a leader is reported dead only after its threads have been
 /// collected, so waiting for one id alone can block for ever.
 fn wait_status(tid: Tid, timeout: Duration) -> Result<c_int, PtraceError> {
+    request::sleep_exactly();
     let begin = Instant::now();
     loop {
         if let Some(status) = EVENTS.with_borrow_mut(|events| events.remove(&tid)) {
@@ -198,12 +199,13 @@ fn wait_status(tid: Tid, timeout: Duration) -> Result<c_int, PtraceError> {
     }
 }
 
-/// A tracee mostly stops within microseconds: yield first, sleep when it takes longer.
+/// A tracee on another CPU mostly stops within microseconds. One that wants ours gets it when we sleep; yielding would
+/// put us behind everybody else on a busy machine.
 fn relax(waited: Duration) {
-    if waited < Duration::from_micros(300) {
-        std::thread::yield_now();
+    if waited < Duration::from_micros(15) {
+        std::hint::spin_loop();
     } else {
-        std::thread::sleep((waited / 8).clamp(Duration::from_micros(20), Duration::from_millis(1)));
+        std::thread::sleep((waited / 8).clamp(Duration::from_micros(5), Duration::from_millis(1)));
     }
 }
 

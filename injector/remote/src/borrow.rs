@@ -13,7 +13,7 @@ use crate::error::RemoteError;
 use crate::maps::{Mapping, Mappings};
 use crate::process::Process;
 use crate::trampoline::{BLOCK_LEN, Block, Home, scratch_of};
-use beeline_ptrace::{Registers, Resume, Stop, Stopped, StoppedProcess, Tid, Waited};
+use beeline_ptrace::{Registers, Resume, Stop, Stopped, StoppedProcess, Tid, Waited, read_status};
 use std::io;
 use std::ops::Range;
 use std::time::Duration;
@@ -55,28 +55,28 @@ pub struct Borrowed<'p> {
 }
 
 impl<'p> Borrowed<'p> {
-    /// Borrows the thread at `index` of a process that stands still.
+    /// Borrows the thread at `index` of a process that stands still and has these mappings.
     ///
     /// # Errors
     /// [`RemoteError::Busy`] when a thread still works for a borrower that was killed: let the process go on for a
     /// moment and try again. In this and all other cases the thread is back in `stopped`, as it was.
     pub fn begin(
         process: &'p Process,
+        maps: &Mappings,
         stopped: &mut StoppedProcess,
         index: usize,
     ) -> Result<Borrowed<'p>, RemoteError> {
-        let maps = process.maps()?;
-        let place = Place::find(process, &maps)?;
+        let place = Place::find(process, maps)?;
         place.check_unused(stopped)?;
         let thread = &stopped.threads()[index];
         let home =
             Home { registers: registers_outside_rseq(process, thread)?, signal_mask: thread.signal_mask()? };
-        let left_behind = place.scratch.filter(|range| is_scratch(&maps, range));
+        let left_behind = place.scratch.filter(|range| is_scratch(maps, range));
         let scratch_mapped = left_behind.is_some();
         let scratch = match left_behind {
             Some(range) => range,
             None => {
-                let start = process.free_range(&maps, SCRATCH_LEN, SCRATCH_RANGE, &[])?;
+                let start = process.free_range(maps, SCRATCH_LEN, SCRATCH_RANGE, &[])?;
                 start..start + SCRATCH_LEN
             }
         };
@@ -109,7 +109,7 @@ impl<'p> Borrowed<'p> {
         self.thread()?.set_registers(&home)?;
         let mask = SYNCHRONOUS.iter().fold(u64::MAX, |mask, signal| mask & !(1 << (signal - 1)));
         self.thread()?.set_signal_mask(mask | self.home.signal_mask)?;
-        if self.process.seccomp()? != 0 {
+        if read_status(self.tid).is_ok_and(|status| status.seccomp != 0) {
             self.thread()?.suspend_seccomp(true)?;
         }
         if self.scratch_mapped {

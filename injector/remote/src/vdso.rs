@@ -1,6 +1,7 @@
 //! The kernel's code in every process.
 
 use crate::error::RemoteError;
+use crate::maps::Mappings;
 use crate::process::Process;
 use object::{Object, ObjectSymbol};
 
@@ -8,8 +9,7 @@ use object::{Object, ObjectSymbol};
 ///
 /// # Errors
 /// When the process cannot be read.
-pub fn symbol(process: &Process, name: &str) -> Result<Option<u64>, RemoteError> {
-    let maps = process.maps()?;
+pub fn symbol(process: &Process, maps: &Mappings, name: &str) -> Result<Option<u64>, RemoteError> {
     let Some(mapping) = maps.named("[vdso]") else { return Ok(None) };
     let image = process.memory().read_vec(mapping.start, mapping.len() as usize)?;
     let Ok(file) = object::File::parse(&*image) else { return Ok(None) };
@@ -24,9 +24,9 @@ mod tests {
     #[test]
     fn own_vdso() {
         let process = Process::open(std::process::id() as i32, false).unwrap();
-        let address = symbol(&process, "__vdso_clock_gettime").unwrap().unwrap();
         let maps = process.maps().unwrap();
+        let address = symbol(&process, &maps, "__vdso_clock_gettime").unwrap().unwrap();
         assert!(maps.named("[vdso]").unwrap().holds(address));
-        assert_eq!(symbol(&process, "absent").unwrap(), None);
+        assert_eq!(symbol(&process, &maps, "absent").unwrap(), None);
     }
 }

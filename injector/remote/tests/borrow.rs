@@ -69,7 +69,7 @@ fn unharmed(kind: &str, feed: bool, expected: &str) {
             let mut stopped = StoppedProcess::stop(pid, StopOptions::default()).unwrap();
             let process = Process::open(pid, true).unwrap();
             let before = process.maps().unwrap();
-            let mut borrowed = Borrowed::begin(&process, &mut stopped, 0).unwrap();
+            let mut borrowed = Borrowed::begin(&process, &process.maps().unwrap(), &mut stopped, 0).unwrap();
             let found = borrowed.system_call("getpid", libc::SYS_getpid, [0; 6]).unwrap();
             assert_eq!(found, pid as u64);
             let error = borrowed.system_call("close", libc::SYS_close, [9999, 0, 0, 0, 0, 0]).unwrap_err();
@@ -148,7 +148,7 @@ fn a_group_stop_stays() {
         traced(|| {
             let mut stopped = StoppedProcess::stop(pid, StopOptions::default()).unwrap();
             let process = Process::open(pid, true).unwrap();
-            let mut borrowed = Borrowed::begin(&process, &mut stopped, 0).unwrap();
+            let mut borrowed = Borrowed::begin(&process, &process.maps().unwrap(), &mut stopped, 0).unwrap();
             assert_eq!(borrowed.system_call("getpid", libc::SYS_getpid, [0; 6]).unwrap(), pid as u64);
             borrowed.end(&mut stopped).unwrap();
             stopped.release();
@@ -174,7 +174,7 @@ fn files_and_functions() {
         let mut stopped = StoppedProcess::stop(pid, StopOptions::default()).unwrap();
         let process = Process::open(pid, true).unwrap();
         let maps = process.maps().unwrap();
-        let mut borrowed = Borrowed::begin(&process, &mut stopped, 0).unwrap();
+        let mut borrowed = Borrowed::begin(&process, &process.maps().unwrap(), &mut stopped, 0).unwrap();
         let borrowed_files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
         let received = borrowed.receive(&borrowed_files).unwrap();
         assert_eq!(received.len(), files.len());
@@ -298,7 +298,7 @@ fn borrows_in_a_loop() {
         };
         let process = Process::open(pid, true).unwrap();
         let index = round % stopped.threads().len();
-        match Borrowed::begin(&process, &mut stopped, index) {
+        match Borrowed::begin(&process, &process.maps().unwrap(), &mut stopped, index) {
             Ok(mut borrowed) => {
                 let files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
                 for descriptor in borrowed.receive(&files).unwrap() {
@@ -352,7 +352,7 @@ fn killed_at_any_moment() {
         loop {
             let mut stopped = StoppedProcess::stop(pid, StopOptions::default()).unwrap();
             let process = Process::open(pid, true).unwrap();
-            match Borrowed::begin(&process, &mut stopped, 0) {
+            match Borrowed::begin(&process, &process.maps().unwrap(), &mut stopped, 0) {
                 Ok(borrowed) => break borrowed.end(&mut stopped).unwrap(),
                 Err(RemoteError::Busy { .. }) if tries < 1000 => tries += 1,
                 Err(error) => panic!("{error}"),
