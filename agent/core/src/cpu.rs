@@ -1,7 +1,7 @@
 //! Owning a CPU of the store for one run.
 //!
 //! A [`CpuSlot`] says which thread runs a program that touches this CPU's data; all processes of the store share the
-//! slots. A slot is taken in a restartable sequence on its CPU ([`rseq`](crate::rseq)) and given back by a plain store,
+//! slots. A slot is taken in a restartable sequence on its CPU ([`rseq`]) and given back by a plain store,
 //! from wherever the owner runs by then. A thread that finds the slot taken by another lets that one run: it was
 //! preempted, seldom for long.
 //!

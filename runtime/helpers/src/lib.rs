@@ -5,9 +5,8 @@
 //! allocate nothing, panic nowhere, leave `errno` and signal handlers alone, and change no vector register when built
 //! for the agent's image.
 //!
-//! What a helper knows of its surroundings it finds through the [`RunContext`](beeline_abi::run::RunContext) that it is
-//! given as its sixth argument. `run.process` may be 0 (a test run): then it does without what only an attached process
-//! has.
+//! What a helper knows of its surroundings it finds through the [`RunContext`] that it is given as its sixth argument.
+//! `run.process` may be 0 (a test run): then it does without what only an attached process has.
 //!
 //! Results and errors are the kernel's (`kernel/bpf/helpers.c`, `kernel/trace/bpf_trace.c`). Where user space must
 //! differ, the function says so under *Differs*.

@@ -373,3 +373,72 @@ fn who_and_where() {
         }
     }
 }
+
+/// Loads a program that only calls helper `id`; the verifier's log.
+fn log_of_call(id: u32, prog_type: u32, license: &CStr) -> String {
+    const PROG_LOAD: u32 = 5;
+    const SYSCALL: u32 = 31;
+    const SLEEPABLE: u32 = 1 << 4;
+    let code = [instruction(0x85, 0, 0, 0, id), instruction(0xb7, 0, 0, 0, 0), instruction(0x95, 0, 0, 0, 0)];
+    let mut log = vec![0u8; 16 << 10];
+    let flags = if prog_type == SYSCALL { SLEEPABLE } else { 0 };
+    let mut load = attributes(&[
+        pair(prog_type, code.len() as u32),
+        code.as_ptr() as u64,
+        license.as_ptr() as u64,
+        pair(2, log.len() as u32),
+        log.as_mut_ptr() as u64,
+        pair(0, flags),
+    ]);
+    let program = bpf(PROG_LOAD, &mut load);
+    if program >= 0 {
+        // SAFETY: ours.
+        unsafe { libc::close(program as i32) };
+    }
+    String::from_utf8_lossy(&log).trim_end_matches('\0').to_owned()
+}
+
+/// The release of the running kernel, as far as it is compared.
+fn kernel_release() -> (u32, u32) {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = text.split(['.', '-']).map(|number| number.trim().parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// Who may call a helper, and under which licence, is what the kernel says that the table was made after.
+#[test]
+fn permissions() {
+    const MADE_AFTER: (u32, u32) = (6, 18);
+    /// Kernels may be built or locked so that nobody may write to user memory.
+    const PROBE_WRITE_USER: u32 = 36;
+    const SOCKET_FILTER: u32 = 1;
+    const PERF_EVENT: u32 = 7;
+    const TYPES: [u32; 8] = [SOCKET_FILTER, 2, 5, 6, PERF_EVENT, 17, 24, 31];
+    if kernel_release() != MADE_AFTER {
+        println!("skipped: this kernel is not {MADE_AFTER:?}");
+        return;
+    }
+    if !log_of_call(5, SOCKET_FILTER, c"GPL").contains("processed") {
+        println!("skipped: no permission to load eBPF programs");
+        return;
+    }
+    for helper in beeline_helpers::HELPERS.iter().filter(|helper| helper.proto.id != PROBE_WRITE_USER) {
+        let proto = helper.proto;
+        for prog_type in TYPES {
+            let log = log_of_call(proto.id, prog_type, c"GPL");
+            let refused = log.contains("cannot use helper") || log.contains("unknown func");
+            assert_eq!(
+                proto.programs.contains(prog_type),
+                !refused,
+                "{} in type {prog_type}: {log}",
+                proto.name
+            );
+            // There, one helper has a second prototype, which the table leaves out.
+            if !refused && prog_type != PERF_EVENT {
+                let log = log_of_call(proto.id, prog_type, c"proprietary");
+                assert_eq!(proto.gpl_only, log.contains("GPL"), "{}: {log}", proto.name);
+            }
+        }
+        assert!(log_of_call(proto.id, SOCKET_FILTER, c"GPL").contains(proto.name), "{}", proto.name);
+    }
+}
