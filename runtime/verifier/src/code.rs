@@ -5,7 +5,7 @@
 use crate::program::{INSNS_MAX, Program};
 use crate::refusal::Refusal;
 use beeline_abi::map::MapType;
-use beeline_isa::{Call, DecodeError, Imm64, Insn, Op, Operand, Width, decode, opcode};
+use beeline_isa::{Call, DecodeError, Imm64, Insn, Op, decode, opcode};
 
 /// A stretch of code that is entered by calls.
 #[derive(Clone, Debug)]
@@ -115,9 +115,6 @@ fn decode_all(insns: &[Insn]) -> Result<Vec<Option<Op>>, Refusal> {
         let pc = ops.len();
         let insn = insns[pc];
         let op = decode(&insns[pc..]).map_err(|e| Refusal::at(pc, encoding(insn, e)))?;
-        if let Some(reason) = constant_operand(op) {
-            return Err(Refusal::at(pc, reason));
-        }
         ops.push(Some(op));
         if insn.is_wide() {
             ops.push(None);
@@ -145,20 +142,6 @@ fn encoding(insn: Insn, error: DecodeError) -> String {
             };
             format!("BPF_{name} uses reserved fields")
         }
-    }
-}
-
-/// Constant operands that are never right.
-fn constant_operand(op: Op) -> Option<String> {
-    use beeline_isa::AluOp;
-    let Op::Alu { width, op, src: Operand::Imm(imm), .. } = op else { return None };
-    let bits = if width == Width::W64 { 64 } else { 32 };
-    match op {
-        AluOp::Div | AluOp::SDiv | AluOp::Mod | AluOp::SMod if imm == 0 => Some("div by zero".into()),
-        AluOp::Lsh | AluOp::Rsh | AluOp::Arsh if !(0..bits).contains(&imm) => {
-            Some(format!("invalid shift {imm}"))
-        }
-        _ => None,
     }
 }
 

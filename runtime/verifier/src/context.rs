@@ -50,7 +50,7 @@ pub fn field(prog_type: ProgType, off: i32, size: u32, write: bool) -> Option<Fi
     let number = |allowed: bool| allowed.then_some(Field::Number);
     match prog_type {
         ProgType::KPROBE => number(!write && end <= PT_REGS_SIZE),
-        ProgType::TRACEPOINT => number(!write && off >= 8 && off < TRACE_RECORD_SIZE),
+        ProgType::TRACEPOINT => number(!write && (8..TRACE_RECORD_SIZE).contains(&off)),
         // Twelve arguments of eight bytes.
         ProgType::RAW_TRACEPOINT | ProgType::RAW_TRACEPOINT_WRITABLE => number(!write && end <= 12 * 8),
         // `pt_regs`, the sample's period, its address.

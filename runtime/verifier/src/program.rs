@@ -102,7 +102,7 @@ impl Default for ProgType {
 }
 
 /// How to verify.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Options {
     /// Bits as in `bpf_attr.log_level`: 1 = the path that fails, 2 = every path, 4 = statistics. 0: a short log on rejection.
     pub log_level: u32,
@@ -110,12 +110,6 @@ pub struct Options {
     pub strict_alignment: bool,
     /// How much work may be done.
     pub limits: Limits,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options { log_level: 0, strict_alignment: false, limits: Limits::default() }
-    }
 }
 
 /// Bounds of the work; past them the program is refused. The defaults are the kernel's.

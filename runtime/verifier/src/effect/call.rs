@@ -283,13 +283,12 @@ fn range_returned(helper: u32, arguments: &Arguments) -> Scalar {
     }
 }
 
-/// True when all bytes of a constant key are known; the key, little-endian.
+/// The number in `size` bytes of the stack, little-endian, when it is known: zeros, or a spilled number of just that size.
 pub(crate) fn constant_bytes(frame: &Frame, off: i32, size: u32) -> Option<u64> {
     let (index, first) = crate::state::place(off);
     let slot = frame.stack.get(index)?;
-    if first == 0 && slot.spill_size() >= size && slot.spilled.kind == Kind::Scalar {
-        let value = slot.spilled.value.as_const()?;
-        return Some(if size == 8 { value } else { value & ((1 << (size * 8)) - 1) });
+    if first == 0 && slot.spill_size() == size && slot.spilled.kind == Kind::Scalar {
+        return slot.spilled.value.as_const();
     }
     let bytes = slot.bytes.get(first..first + size as usize)?;
     bytes.iter().all(|&byte| byte == Byte::Zero).then_some(0)

@@ -5,12 +5,14 @@ use crate::effect::arithmetic;
 use crate::explore::Explorer;
 use crate::refusal::{Checked, refuse};
 use crate::require::pointer::symbol;
+use crate::require::register::constant_operand;
 use crate::state::{Kind, RegState};
 use beeline_isa::{AluOp, Endianness, Imm64, Operand, Reg, Width};
 
 impl Explorer<'_> {
     /// `dst = dst op src`.
     pub(crate) fn alu(&mut self, width: Width, op: AluOp, dst: Reg, src: Operand) -> Checked {
+        constant_operand(width, op, src)?;
         let b = self.operand(src, width)?;
         let a = self.readable(dst)?;
         let result = match (a.kind.is_pointer(), b.kind.is_pointer()) {

@@ -3,7 +3,7 @@
 use crate::explore::Explorer;
 use crate::refusal::{Checked, refuse};
 use crate::state::{Kind, RegState};
-use beeline_isa::{Operand, Reg, Width};
+use beeline_isa::{AluOp, Operand, Reg, Width};
 
 impl Explorer<'_> {
     /// The register holds something.
@@ -22,5 +22,16 @@ impl Explorer<'_> {
             (Operand::Imm(imm), Width::W64) => Ok(RegState::constant(imm as i64 as u64)),
             (Operand::Imm(imm), Width::W32) => Ok(RegState::constant(u64::from(imm as u32))),
         }
+    }
+}
+
+/// A constant operand makes sense: no division by zero, no shift by more than there is.
+pub(crate) fn constant_operand(width: Width, op: AluOp, src: Operand) -> Checked {
+    let Operand::Imm(imm) = src else { return Ok(()) };
+    let bits = if width == Width::W64 { 64 } else { 32 };
+    match op {
+        AluOp::Div | AluOp::SDiv | AluOp::Mod | AluOp::SMod if imm == 0 => refuse!("div by zero"),
+        AluOp::Lsh | AluOp::Rsh | AluOp::Arsh if !(0..bits).contains(&imm) => refuse!("invalid shift {imm}"),
+        _ => Ok(()),
     }
 }
