@@ -239,7 +239,7 @@ fn loader_hook(process: &Process, files: &MappedFiles) -> Option<LoaderHook> {
     let binary = file.binary(process).ok()?;
     let symbol = |name: &str| Some(base + binary.symbols().named(name).pop()?.vaddr);
     let address = ["_dl_debug_state", "dl_debug_state"].into_iter().find_map(symbol)?;
-    Some(LoaderHook { address, state: symbol("_r_debug") })
+    Some(LoaderHook { address, state: binary.variable("_r_debug").map(|vaddr| base + vaddr) })
 }
 
 /// In a static program: the first function of the C library that runs when thread pointers are set up, and before any

@@ -146,11 +146,11 @@ fn libc_rseq_offset(process: &Process, files: &MappedFiles) -> Option<i64> {
     files.iter().find_map(|file| {
         let binary = file.binary(process).ok()?;
         let word = |name: &str| {
-            let symbol = binary.symbols().named(name).pop()?;
+            let variable = binary.variable(name)?;
             let segment = binary.segments().iter().find(|segment| segment.executable)?;
             // From where a byte of its code is mapped to where its data is.
             let base = file.addresses(segment.file_offset).first()?.wrapping_sub(segment.vaddr);
-            process.memory().read_u64(base.wrapping_add(symbol.vaddr)).ok()
+            process.memory().read_u64(base.wrapping_add(variable)).ok()
         };
         let size = word("__rseq_size")? as u32;
         let offset = word("__rseq_offset")? as i64;

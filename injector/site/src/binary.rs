@@ -4,7 +4,7 @@ use crate::analysis::Analysis;
 use crate::dynamic::Dynamic;
 use crate::error::OpenError;
 use crate::resolve::FunctionRange;
-use crate::symbols::{SymbolKind, Symbols};
+use crate::symbols::{self, SymbolKind, Symbols};
 use crate::unwind::Unwind;
 use object::LittleEndian;
 use object::elf;
@@ -258,6 +258,11 @@ impl Binary {
     /// The symbol tables.
     pub fn symbols(&self) -> &Symbols {
         self.symbols.get_or_init(|| Symbols::read(self))
+    }
+
+    /// Link-time address of a variable that the file defines. Looks through the whole symbol table at each call.
+    pub fn variable(&self, name: &str) -> Option<u64> {
+        symbols::variable(self, name)
     }
 
     /// The function around `vaddr`: the symbol with the smallest range that holds it, else the unwind entry.

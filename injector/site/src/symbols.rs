@@ -56,6 +56,21 @@ pub struct Symbols {
     stripped: bool,
 }
 
+/// Link-time address of the variable (`STT_OBJECT`) of this name that `binary` defines.
+pub(crate) fn variable(binary: &Binary, name: &str) -> Option<u64> {
+    let data = binary.data();
+    let sections = Header::parse(data).ok()?.sections(LE, data).ok()?;
+    [elf::SHT_DYNSYM, elf::SHT_SYMTAB].into_iter().find_map(|kind| {
+        let table = sections.symbols(LE, data, kind).ok()?;
+        let is_wanted = |symbol: &&elf::Sym64<LittleEndian>| {
+            symbol.st_type() == elf::STT_OBJECT
+                && !symbol.is_undefined(LE)
+                && symbol.name(LE, table.strings()).is_ok_and(|it| split_embedded(it).0 == name.as_bytes())
+        };
+        table.iter().find(is_wanted).map(|symbol| symbol.st_value(LE))
+    })
+}
+
 /// Differences that a similar name may have.
 const NEAR_EDITS_MAX: usize = 3;
 
