@@ -6,23 +6,29 @@
 //! preempted, seldom for long.
 //!
 //! - An owner that died is found by its owner word, and its slot is freed.
-//! - An owner that is stopped (a debugger, `SIGSTOP`) is waited for once, for 2 ms; from then on the hit is missed at
-//!   once until somebody else owns the CPU.
+//! - An owner that runs, or would if it had a processor, is waited for: up to 100 ms, which only a starved one needs.
+//! - An owner that is stopped (a debugger, `SIGSTOP`) is not waited for: the hit is missed. One that sleeps, because a
+//!   signal handler interrupted its program, is waited for once, for 2 ms.
 //! - A run that was abandoned (`longjmp` out of a signal handler) leaves its slot taken until the thread's next claim.
 //!
 //! Threads without a `struct rseq` of their libc get one in their slot. If the kernel refuses, their hits are missed.
 
 use crate::rseq::{self, Claim};
 use crate::slot_of;
-use beeline_abi::process::{CpuSlot, ForkPage, ProcessBlock};
+use beeline_abi::map::Access;
+use beeline_abi::process::{CpuSlot, ForkPage, OWNER_FOREIGN, ProcessBlock};
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::ThreadSlot;
+use beeline_helpers::time::MONOTONIC;
 use beeline_helpers::{identity, sys};
 use beeline_maps::owner;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 /// Longest wait for a CPU in nanoseconds.
-const WAIT_NS_MAX: u64 = 2_000_000;
+const WAIT_NS_MAX: u64 = 100_000_000;
+
+/// Time between two looks at what the owner is doing, in nanoseconds.
+const LOOK_NS: u64 = 2_000_000;
 
 /// Waits by yielding before sleeping.
 const YIELDS: u32 = 16;
@@ -132,10 +138,11 @@ unsafe fn wait_and_claim(
     // SAFETY: the caller's contract.
     unsafe {
         let slot = slot_of(run);
-        let start = sys::clock_ns(beeline_helpers::time::MONOTONIC);
-        let mut examined = 0u64;
+        let start = sys::clock_ns(MONOTONIC);
+        let mut wait = Wait { holder: 0, until_ns: 0, looked_ns: 0 };
         let mut round = 0u32;
         loop {
+            let elapsed_ns = sys::clock_ns(MONOTONIC).wrapping_sub(start);
             match rseq::claim(area, slots(block), (*block).cpus, owner) {
                 Claim::Taken(cpu) => {
                     (*run).access.cpu = cpu;
@@ -143,22 +150,24 @@ unsafe fn wait_and_claim(
                     return 1;
                 }
                 Claim::Unregistered => return 0,
+                Claim::Interrupted if elapsed_ns >= WAIT_NS_MAX => return 0,
                 Claim::Interrupted => {}
                 Claim::Busy(cpu) => {
                     let word = &(*slots(block).add(cpu as usize)).owner;
                     let holder = word.load(Acquire);
-                    if holder == (*slot).blocked_by && holder != 0 {
-                        return 0;
-                    }
-                    if round >= YIELDS / 2 && holder != examined {
-                        examined = holder;
-                        if holder != 0 && !owner::is_alive(&(*run).access, holder) {
+                    let due = holder != wait.holder || elapsed_ns >= wait.looked_ns + LOOK_NS;
+                    if holder != 0 && due && (round >= YIELDS / 2 || holder == (*slot).blocked_by) {
+                        if !owner::is_alive(&(*run).access, holder) {
                             // Only this word frees it: a living owner never stores over another's.
                             let _ = word.compare_exchange(holder, 0, Acquire, Relaxed);
                             continue;
                         }
+                        let state = state_of(&(*run).access, holder);
+                        let until_ns = state.patience_ns(holder == (*slot).blocked_by);
+                        wait = Wait { holder, until_ns, looked_ns: elapsed_ns };
                     }
-                    if sys::clock_ns(beeline_helpers::time::MONOTONIC).wrapping_sub(start) > WAIT_NS_MAX {
+                    let gone_by = holder == wait.holder && elapsed_ns >= wait.until_ns;
+                    if holder != 0 && gone_by || elapsed_ns >= WAIT_NS_MAX {
                         (*slot).blocked_by = holder;
                         return 0;
                     }
@@ -171,5 +180,74 @@ unsafe fn wait_and_claim(
             }
             round += 1;
         }
+    }
+}
+
+/// What is known of the owner that is waited for.
+struct Wait {
+    holder: u64,
+    /// When the wait for it ends, from its start.
+    until_ns: u64,
+    /// When it was looked at.
+    looked_ns: u64,
+}
+
+/// What an owner is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// It runs or waits for a CPU or for a page: it will be done as soon as it is let.
+    Runs,
+    /// It sleeps, in a signal handler that interrupted its program.
+    Sleeps,
+    /// A debugger or a signal stopped it.
+    Stopped,
+    /// It lives in other namespaces, or there is no `/proc`.
+    Unknown,
+}
+
+impl State {
+    /// How long to wait for an owner in this state, `again` when that was in vain the last time.
+    const fn patience_ns(self, again: bool) -> u64 {
+        match self {
+            State::Runs => WAIT_NS_MAX,
+            _ if again => 0,
+            State::Sleeps | State::Unknown => WAIT_NS_MAX / 50,
+            State::Stopped => 0,
+        }
+    }
+}
+
+/// What the thread with this owner word is doing.
+fn state_of(access: &Access, owner: u64) -> State {
+    if (access.owner | owner) & OWNER_FOREIGN != 0 {
+        return State::Unknown;
+    }
+    let mut path = sys::Path::<32>::new();
+    path.push(b"/proc/").push_number(owner as u32).push(b"/stat");
+    let mut stat = [0u8; 512];
+    let len = sys::read_file(path.as_bytes(), &mut stat);
+    let Some(stat) = stat.get(..len) else { return State::Unknown };
+    let Some(end) = stat.iter().rposition(|&byte| byte == b')') else { return State::Unknown };
+    match stat.get(end + 2) {
+        Some(b'R' | b'D') => State::Runs,
+        Some(b'T' | b't') => State::Stopped,
+        Some(_) => State::Sleeps,
+        None => State::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states() {
+        let here = u64::from(sys::thread_id());
+        let access = Access::default();
+        assert_eq!(state_of(&access, here), State::Runs);
+        assert_eq!(state_of(&access, here | OWNER_FOREIGN), State::Unknown);
+        assert_eq!(state_of(&access, 0x3fff_ffff), State::Unknown);
+        assert_eq!(State::Stopped.patience_ns(false), 0);
+        assert_eq!(State::Runs.patience_ns(true), WAIT_NS_MAX);
     }
 }
