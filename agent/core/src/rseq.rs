@@ -16,7 +16,7 @@
 use beeline_abi::process::CpuSlot;
 use beeline_abi::thread::{RSEQ_LEN, RSEQ_SIG};
 use beeline_helpers::sys::{self, nr};
-use core::arch::global_asm;
+use core::arch::asm;
 
 /// Outcome of one try.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,70 +31,13 @@ pub enum Claim {
     Interrupted,
 }
 
-/// Set in the result of the sequence when the CPU in the low half is another's.
-const BUSY: u64 = 1 << 32;
-/// The result when `cpu_id` is no CPU's.
-const UNREGISTERED: u64 = 1 << 33;
-/// The result after too many aborts.
-const INTERRUPTED: u64 = 1 << 34;
+/// The outcomes of the sequence that are no CPU's number.
+const BUSY: u32 = 1;
+const UNREGISTERED: u32 = 2;
+const INTERRUPTED: u32 = 3;
 
-unsafe extern "sysv64" {
-    /// `(struct rseq *, CpuSlot *, cpus, owner) -> cpu | flags above`
-    fn beeline_rseq_claim(area: *mut u64, slots: *const CpuSlot, cpus: u64, owner: u64) -> u64;
-}
-
-global_asm!(
-    ".pushsection .data.rel.ro.beeline_rseq, \"aw\", @progbits",
-    ".balign 32",
-    ".Lbeeline_rseq_cs:",
-    ".long 0, 0", // version, flags
-    ".quad .Lbeeline_rseq_start",
-    ".quad .Lbeeline_rseq_commit - .Lbeeline_rseq_start",
-    ".quad .Lbeeline_rseq_abort",
-    ".popsection",
-    ".pushsection .text.beeline_rseq_claim, \"ax\", @progbits",
-    ".globl beeline_rseq_claim",
-    ".hidden beeline_rseq_claim",
-    ".type beeline_rseq_claim, @function",
-    ".balign 16",
-    "beeline_rseq_claim:",
-    "    mov r9d, 1000", // aborts that are borne
-    "2:",
-    "    lea rax, [rip + .Lbeeline_rseq_cs]",
-    "    mov [rdi + 8], rax", // rseq_cs
-    ".Lbeeline_rseq_start:",
-    "    mov eax, [rdi + 4]", // cpu_id; above all CPUs while unregistered
-    "    cmp rax, rdx",
-    "    jae 4f",
-    "    mov r10, rax",
-    "    shl r10, 6", // size of a CpuSlot
-    "    mov r11, [rsi + r10]",
-    "    test r11, r11",
-    "    jz 3f",
-    "    cmp r11, rcx", // our own, of a run that was abandoned
-    "    jne 5f",
-    "3:  mov [rsi + r10], rcx",
-    ".Lbeeline_rseq_commit:",
-    "    mov qword ptr [rdi + 8], 0",
-    "    ret",
-    "4:  mov eax, 2",
-    "    shl rax, 32",
-    "    jmp 6f",
-    "5:  bts rax, 32",
-    "6:  mov qword ptr [rdi + 8], 0",
-    "    ret",
-    "    .byte 0x0f, 0xb9, 0x3d", // the signature, as the displacement of a `ud1`
-    "    .long {signature}",
-    ".Lbeeline_rseq_abort:", // the kernel has cleared rseq_cs; all registers are as they were
-    "    dec r9d",
-    "    jnz 2b",
-    "    mov eax, 4",
-    "    shl rax, 32",
-    "    jmp 6b",
-    ".size beeline_rseq_claim, . - beeline_rseq_claim",
-    ".popsection",
-    signature = const RSEQ_SIG,
-);
+/// Aborts that are borne by one try.
+const ABORTS_MAX: u32 = 1000;
 
 /// Tries once to own the CPU that the thread runs on.
 ///
@@ -103,14 +46,73 @@ global_asm!(
 /// `area` is the calling thread's `struct rseq`, `slots` has `cpus` entries.
 #[inline]
 pub unsafe fn claim(area: *mut u64, slots: *const CpuSlot, cpus: u32, owner: u64) -> Claim {
-    // SAFETY: the caller's contract.
-    let result = unsafe { beeline_rseq_claim(area, slots, u64::from(cpus), owner) };
-    match result {
-        cpu if cpu < BUSY => Claim::Taken(cpu as u32),
-        busy if busy < UNREGISTERED => Claim::Busy(busy as u32),
+    let cpu: u64;
+    let outcome: u32;
+    // SAFETY: the caller's contract: `cpu` is compared with `cpus` before the slot is touched. The kernel changes no
+    // register when it goes to the abort handler.
+    unsafe {
+        asm!(
+            ".pushsection .data.rel.ro.beeline_rseq, \"aw\", @progbits",
+            ".balign 32",
+            "20:",
+            ".long 0, 0", // version, flags
+            ".quad 22f",
+            ".quad 23f - 22f",
+            ".quad 24f",
+            ".popsection",
+            ".pushsection .text.beeline_rseq_abort, \"ax\", @progbits",
+            ".byte 0x0f, 0xb9, 0x3d", // the signature, as the displacement of a `ud1`
+            ".long {signature}",
+            "24:", // the kernel has cleared rseq_cs
+            "dec {aborts:e}",
+            "jnz 21f",
+            "mov {outcome:e}, {interrupted}",
+            "jmp 25f",
+            ".popsection",
+            "21:",
+            "lea {scratch}, [rip + 20b]",
+            "mov [{area} + 8], {scratch}", // rseq_cs
+            "mov {outcome:e}, {unregistered}",
+            "22:",
+            "mov {cpu:e}, [{area} + 4]", // cpu_id; above all CPUs while unregistered
+            "cmp {cpu:e}, {cpus:e}",
+            "jae 25f",
+            "mov {slot}, {cpu}",
+            "shl {slot}, 6", // size of a CpuSlot
+            "add {slot}, {slots}",
+            "mov {scratch}, [{slot}]",
+            "test {scratch}, {scratch}",
+            "jz 26f",
+            "mov {outcome:e}, {busy}",
+            "cmp {scratch}, {owner}", // our own, of a run that was abandoned
+            "jne 25f",
+            "26:",
+            "xor {outcome:e}, {outcome:e}",
+            "mov [{slot}], {owner}", // the commit
+            "23:",
+            "25:",
+            "mov qword ptr [{area} + 8], 0",
+            signature = const RSEQ_SIG,
+            busy = const BUSY,
+            unregistered = const UNREGISTERED,
+            interrupted = const INTERRUPTED,
+            area = in(reg) area,
+            slots = in(reg) slots,
+            cpus = in(reg) cpus,
+            owner = in(reg) owner,
+            cpu = out(reg) cpu,
+            slot = out(reg) _,
+            scratch = out(reg) _,
+            outcome = out(reg) outcome,
+            aborts = inout(reg) ABORTS_MAX => _,
+            options(nostack),
+        );
+    }
+    match outcome {
+        0 => Claim::Taken(cpu as u32),
+        BUSY => Claim::Busy(cpu as u32),
         UNREGISTERED => Claim::Unregistered,
-        INTERRUPTED.. => Claim::Interrupted,
-        _ => Claim::Unregistered,
+        _ => Claim::Interrupted,
     }
 }
 
