@@ -139,7 +139,7 @@ unsafe fn wait_and_claim(
     unsafe {
         let slot = slot_of(run);
         let start = sys::clock_ns(MONOTONIC);
-        let mut wait = Wait { holder: 0, until_ns: 0, looked_ns: 0 };
+        let mut wait = Wait { holder: 0, state: State::Runs, looked_ns: 0 };
         let mut round = 0u32;
         loop {
             let elapsed_ns = sys::clock_ns(MONOTONIC).wrapping_sub(start);
@@ -155,19 +155,25 @@ unsafe fn wait_and_claim(
                 Claim::Busy(cpu) => {
                     let word = &(*slots(block).add(cpu as usize)).owner;
                     let holder = word.load(Acquire);
+                    let again = holder == (*slot).blocked_by;
                     let due = holder != wait.holder || elapsed_ns >= wait.looked_ns + LOOK_NS;
-                    if holder != 0 && due && (round >= YIELDS / 2 || holder == (*slot).blocked_by) {
+                    if holder != 0 && due && (round >= YIELDS / 2 || again) {
                         if !owner::is_alive(&(*run).access, holder) {
                             // Only this word frees it: a living owner never stores over another's.
                             let _ = word.compare_exchange(holder, 0, Acquire, Relaxed);
                             continue;
                         }
                         let state = state_of(&(*run).access, holder);
-                        let until_ns = state.patience_ns(holder == (*slot).blocked_by);
-                        wait = Wait { holder, until_ns, looked_ns: elapsed_ns };
+                        // What a thread does that no longer owns the CPU is of no interest.
+                        if word.load(Acquire) == holder {
+                            if wait.is_in_vain(holder, state, again) {
+                                (*slot).blocked_by = holder;
+                                return 0;
+                            }
+                            wait = Wait { holder, state, looked_ns: elapsed_ns };
+                        }
                     }
-                    let gone_by = holder == wait.holder && elapsed_ns >= wait.until_ns;
-                    if holder != 0 && gone_by || elapsed_ns >= WAIT_NS_MAX {
+                    if elapsed_ns >= WAIT_NS_MAX {
                         (*slot).blocked_by = holder;
                         return 0;
                     }
@@ -186,10 +192,22 @@ unsafe fn wait_and_claim(
 /// What is known of the owner that is waited for.
 struct Wait {
     holder: u64,
-    /// When the wait for it ends, from its start.
-    until_ns: u64,
-    /// When it was looked at.
+    /// What it did when it was looked at.
+    state: State,
+    /// When that was, from the start of the wait.
     looked_ns: u64,
+}
+
+impl Wait {
+    /// True when there is no point in waiting for an owner in this state. One that does not run gets a second look,
+    /// unless it was waited for before.
+    fn is_in_vain(&self, holder: u64, state: State, again: bool) -> bool {
+        match state {
+            State::Runs => false,
+            State::Stopped => true,
+            State::Sleeps | State::Unknown => again || (holder == self.holder && state == self.state),
+        }
+    }
 }
 
 /// What an owner is doing.
@@ -205,30 +223,37 @@ enum State {
     Unknown,
 }
 
-impl State {
-    /// How long to wait for an owner in this state, `again` when that was in vain the last time.
-    const fn patience_ns(self, again: bool) -> u64 {
-        match self {
-            State::Runs => WAIT_NS_MAX,
-            _ if again => 0,
-            State::Sleeps | State::Unknown => WAIT_NS_MAX / 50,
-            State::Stopped => 0,
-        }
-    }
-}
-
 /// What the thread with this owner word is doing.
+///
+/// Threads of the own process are known in any namespace; by their start time, others' ids are not mistaken for theirs.
 fn state_of(access: &Access, owner: u64) -> State {
+    let tid = (owner & !OWNER_FOREIGN) as u32;
+    let mut stat = [0u8; 512];
+    let own = read_stat(b"/proc/self/task/", tid, &mut stat);
+    if sys::stat_field(own, START_TIME).is_some_and(|start| start as u32 == (owner >> 32) as u32) {
+        return parse_state(own);
+    }
     if (access.owner | owner) & OWNER_FOREIGN != 0 {
         return State::Unknown;
     }
-    let mut path = sys::Path::<32>::new();
-    path.push(b"/proc/").push_number(owner as u32).push(b"/stat");
-    let mut stat = [0u8; 512];
-    let len = sys::read_file(path.as_bytes(), &mut stat);
-    let Some(stat) = stat.get(..len) else { return State::Unknown };
-    let Some(end) = stat.iter().rposition(|&byte| byte == b')') else { return State::Unknown };
-    match stat.get(end + 2) {
+    parse_state(read_stat(b"/proc/", tid, &mut stat))
+}
+
+/// Number of the start time in `proc(5)`'s stat.
+const START_TIME: usize = 22;
+
+/// Reads the `stat` file of a thread; empty when there is none.
+fn read_stat<'a>(directory: &[u8], tid: u32, stat: &'a mut [u8; 512]) -> &'a [u8] {
+    let mut path = sys::Path::<48>::new();
+    path.push(directory).push_number(tid).push(b"/stat");
+    let len = sys::read_file(path.as_bytes(), stat);
+    stat.get(..len).unwrap_or(&[])
+}
+
+/// The state in a `stat` file: the letter behind the name in parentheses.
+fn parse_state(stat: &[u8]) -> State {
+    let letter = stat.iter().rposition(|&byte| byte == b')').and_then(|end| stat.get(end + 2));
+    match letter {
         Some(b'R' | b'D') => State::Runs,
         Some(b'T' | b't') => State::Stopped,
         Some(_) => State::Sleeps,
@@ -242,12 +267,24 @@ mod tests {
 
     #[test]
     fn states() {
-        let here = u64::from(sys::thread_id());
+        let here = beeline_helpers::owner::current(None, sys::thread_id());
         let access = Access::default();
         assert_eq!(state_of(&access, here), State::Runs);
-        assert_eq!(state_of(&access, here | OWNER_FOREIGN), State::Unknown);
+        assert_eq!(state_of(&access, here | OWNER_FOREIGN), State::Runs, "a thread of this process");
+        assert_eq!(state_of(&access, (here ^ 1 << 40) | OWNER_FOREIGN), State::Unknown, "not this one");
         assert_eq!(state_of(&access, 0x3fff_ffff), State::Unknown);
-        assert_eq!(State::Stopped.patience_ns(false), 0);
-        assert_eq!(State::Runs.patience_ns(true), WAIT_NS_MAX);
+        assert_eq!(parse_state(b"1 (a) t) T 0"), State::Stopped);
+        assert_eq!(parse_state(b"1 (a)"), State::Unknown);
+    }
+
+    #[test]
+    fn waiting() {
+        let wait = Wait { holder: 5, state: State::Sleeps, looked_ns: 0 };
+        assert!(!wait.is_in_vain(5, State::Runs, true));
+        assert!(wait.is_in_vain(6, State::Stopped, false));
+        assert!(wait.is_in_vain(5, State::Sleeps, false), "at the second look");
+        assert!(!wait.is_in_vain(6, State::Sleeps, false));
+        assert!(wait.is_in_vain(6, State::Sleeps, true));
+        assert!(!wait.is_in_vain(5, State::Unknown, false));
     }
 }
