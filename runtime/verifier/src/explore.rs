@@ -255,12 +255,11 @@ impl<'a> Explorer<'a> {
             || self.jumps - self.jumps_at_checkpoint >= 2
                 && self.facts.insns_processed - self.insns_at_checkpoint >= 8;
         let live = self.live_regs();
-        if bounded {
-            if let Some(id) = self.find(&self.open_at[self.pc], How::Within, &live) {
-                self.covered_by(id, How::Within);
-                return Ok(true);
-            }
-        } else if !self.open_at[self.pc].is_empty() {
+        if bounded && let Some(id) = self.find(&self.open_at[self.pc], How::Within, &live) {
+            self.covered_by(id, How::Within);
+            return Ok(true);
+        }
+        if !self.open_at[self.pc].is_empty() {
             let newest = self.open_at[self.pc].len().saturating_sub(LOOPS_COMPARED);
             if self.find(&self.open_at[self.pc][newest..], How::Identical, &live).is_some() {
                 return Err(format!("infinite loop detected at insn {}", self.pc));
@@ -281,7 +280,19 @@ impl<'a> Explorer<'a> {
 
     /// The first of these checkpoints that covers the current state.
     fn find(&self, ids: &[CheckpointId], how: How, live: &[Regs]) -> Option<CheckpointId> {
-        ids.iter().rev().copied().find(|&id| self.compare(id, how, live))
+        let found = |&id: &CheckpointId| {
+            let open = self.checkpoints[id as usize].open > 0;
+            (how == How::Identical || !open || self.has_advanced_since(id)) && self.compare(id, how, live)
+        };
+        ids.iter().rev().copied().find(found)
+    }
+
+    /// Since checkpoint `id`, which is above, the path went round a loop that something else bounds: only then may it end
+    /// there. Without that the loop could turn for ever.
+    fn has_advanced_since(&self, id: CheckpointId) -> bool {
+        let Some(old) = &self.checkpoints[id as usize].state else { return false };
+        let turns = |state: &State| state.frames.iter().map(|frame| frame.callback_depth).collect::<Vec<_>>();
+        self.state.may_goto_depth > old.may_goto_depth || turns(&self.state) > turns(old)
     }
 
     /// Compares with the checkpoints that were explored to their end. Those that never cover anything are dropped, when
@@ -377,9 +388,9 @@ impl<'a> Explorer<'a> {
         self.insns_at_checkpoint = self.facts.insns_processed;
     }
 
-    /// The nearest state above that was kept at `pc` on this path.
-    pub(crate) fn latest_above(&self, pc: usize) -> Option<&State> {
-        let id = *self.open_at[pc].last()?;
+    /// The latest state above that was kept at `pc`, `newer` of them left out.
+    pub(crate) fn kept_above(&self, pc: usize, newer: usize) -> Option<&State> {
+        let id = *self.open_at[pc].iter().rev().nth(newer)?;
         self.checkpoints[id as usize].state.as_deref()
     }
 }

@@ -216,25 +216,50 @@ fn parts(reg: &RegState, rest: Vec<String>) -> Vec<String> {
     ids.chain(rest).collect()
 }
 
-/// The ranges that say more than the type does.
+/// The ranges that say more than the type does; ends that are equal are written once: `smax=umax=255`.
 fn ranges(set: &Scalar) -> Vec<String> {
-    let mut text = Vec::new();
-    let mut add = |name: &str, value: i128, plain: bool| {
-        if !plain {
-            text.push(format!("{name}={value}"));
+    let (s32, u32) = ((set.s32_min, set.s32_max), (set.u32_min, set.u32_max));
+    let mut ends: Vec<(&str, i128)> = Vec::new();
+    let mut add = |name, value: i128, trivial: i128| {
+        if value != trivial {
+            ends.push((name, value));
         }
     };
-    add("smin", set.smin.into(), set.smin == i64::MIN || set.smin as u64 == set.umin);
-    add("smax", set.smax.into(), set.smax == i64::MAX || set.smax as u64 == set.umax);
-    add("umin", set.umin.into(), set.umin == 0);
-    add("umax", set.umax.into(), set.umax == u64::MAX);
-    let (s32, u32) = ((set.s32_min, set.s32_max), (set.u32_min, set.u32_max));
-    add("smin32", s32.0.into(), s32.0 == i32::MIN || i64::from(s32.0) == set.smin || s32.0 as u32 == u32.0);
-    add("smax32", s32.1.into(), s32.1 == i32::MAX || i64::from(s32.1) == set.smax || s32.1 as u32 == u32.1);
-    add("umin32", u32.0.into(), u32.0 == 0 || u64::from(u32.0) == set.umin);
-    add("umax32", u32.1.into(), u32.1 == u32::MAX || u64::from(u32.1) == set.umax);
+    add("smin", set.smin.into(), i64::MIN.into());
+    add("smax", set.smax.into(), i64::MAX.into());
+    add("umin", set.umin.into(), 0);
+    add("umax", set.umax.into(), u64::MAX.into());
+    add("smin32", s32.0.into(), i32::MIN.into());
+    add("smax32", s32.1.into(), i32::MAX.into());
+    add("umin32", u32.0.into(), 0);
+    add("umax32", u32.1.into(), u32::MAX.into());
+    let mut text = Vec::new();
+    while !ends.is_empty() {
+        let value = ends[0].1;
+        let names = ends.iter().filter(|end| end.1 == value).map(|end| end.0).collect::<Vec<_>>();
+        text.push(format!("{}={}", names.join("="), number(value)));
+        ends.retain(|end| end.1 != value);
+    }
     if !set.tnum.is_unknown() {
-        text.push(format!("var_off={}", set.tnum));
+        text.push(format!("var_off={}", Pair(set.tnum)));
     }
     text
+}
+
+/// Small numbers in decimal, others in hexadecimal of 64 bits.
+fn number(value: i128) -> String {
+    if (i128::from(i16::MIN)..=i128::from(u16::MAX)).contains(&value) {
+        value.to_string()
+    } else {
+        format!("{:#x}", value as u64)
+    }
+}
+
+/// A tristate number with both its parts, even where they are a constant.
+struct Pair(crate::tnum::Tnum);
+
+impl std::fmt::Display for Pair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "({:#x}; {:#x})", self.0.value, self.0.mask)
+    }
 }

@@ -174,9 +174,13 @@ impl Tnum {
 }
 
 impl fmt::Display for Tnum {
-    /// As the kernel's `tnum_strn`: `(0x4; 0xff)`.
+    /// As the kernel's `tnum_strn`: `(0x4; 0xff)`; a constant as `0` or `0x4`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "({:#x}; {:#x})", self.value, self.mask)
+        match (self.value, self.mask) {
+            (0, 0) => f.write_str("0"),
+            (value, 0) => write!(f, "{value:#x}"),
+            (value, mask) => write!(f, "({value:#x}; {mask:#x})"),
+        }
     }
 }
 

@@ -89,14 +89,14 @@ impl Explorer<'_> {
         self.may_return_to_helper(callback)?;
         let callsite = self.state.frame().callsite as usize;
         self.state.frames.pop();
-        self.widen(callsite);
+        self.widen(callsite, 0);
         Ok(Next::Goto(callsite))
     }
 
     /// A bounded loop comes back to its head at `pc`: numbers that changed since the last time, and decided nothing, may be
     /// anything from now on, so that the loop comes to an end here too.
-    pub(crate) fn widen(&mut self, pc: usize) {
-        let Some(before) = self.latest_above(pc) else { return };
+    pub(crate) fn widen(&mut self, pc: usize, newer: usize) {
+        let Some(before) = self.kept_above(pc, newer) else { return };
         let mut changed: Vec<(usize, bool, usize)> = Vec::new();
         for (index, (old, new)) in before.frames.iter().zip(&self.state.frames).enumerate() {
             let differs = |old: &RegState, new: &RegState| {
@@ -243,7 +243,8 @@ impl Explorer<'_> {
     pub(crate) fn may_goto(&mut self, target: i16) -> Checked<Next> {
         let out = self.state.clone();
         self.push(jump_target(self.pc, target.into()), out)?;
-        self.widen(self.pc);
+        // The newest state that was kept here is this one.
+        self.widen(self.pc, 1);
         self.state.may_goto_depth += 1;
         Ok(Next::Goto(self.pc + 1))
     }

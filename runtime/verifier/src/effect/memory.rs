@@ -131,13 +131,13 @@ impl Explorer<'_> {
             self.mark_precise(value);
         }
         let old = self.state.frames[usize::from(frame)].stack[index];
+        if size < 8 && old.holds_pointer() {
+            self.pointer_read_as_number(&old.spilled);
+        }
         let node = if size == 8 { self.reads.node([NONE; 2]) } else { self.partly_written(old.node) };
         let slot = &mut self.state.frames[usize::from(frame)].stack[index];
-        *slot = if size == 8 {
-            Slot { node, ..Slot::UNINIT }
-        } else {
-            Slot { node, ..unspilled(&old, first, size) }
-        };
+        *slot =
+            if size == 8 { Slot { node, ..Slot::UNINIT } } else { Slot { node, ..unspilled(&old, first) } };
         let byte = if spills {
             Byte::Spill
         } else if zero {
@@ -179,7 +179,7 @@ impl Explorer<'_> {
             let keeps_zero = zero && old.bytes[byte] == Byte::Zero;
             let node = self.partly_written(old.node);
             let slot = &mut self.state.frames[usize::from(frame)].stack[index];
-            *slot = Slot { node, ..unspilled(&old, byte, 1) };
+            *slot = Slot { node, ..unspilled(&old, byte) };
             slot.bytes[byte] = if keeps_zero { Byte::Zero } else { Byte::Misc };
             if old.holds_pointer() {
                 self.pointer_read_as_number(&old.spilled);
@@ -199,7 +199,7 @@ impl Explorer<'_> {
             }
             if writes {
                 let slot = &mut self.state.frames[usize::from(frame)].stack[index];
-                *slot = Slot { node: old.node, ..unspilled(&old, byte, 1) };
+                *slot = Slot { node: old.node, ..unspilled(&old, byte) };
                 slot.bytes[byte] = Byte::Misc;
             }
         }
@@ -207,7 +207,6 @@ impl Explorer<'_> {
 
     /// A helper overwrites all of these bytes without reading them.
     pub(crate) fn helper_writes_stack(&mut self, frame: u8, span: Span) {
-        let size = span.end - span.least;
         let mut off = span.least;
         self.reach(frame, span);
         while off < span.end {
@@ -217,21 +216,23 @@ impl Explorer<'_> {
             self.overwrite(frame, at, piece as usize);
             off += piece;
         }
-        debug_assert!(size >= 0);
     }
 
     fn overwrite(&mut self, frame: u8, at: Span, size: usize) {
         let (index, first) = place(at.least);
         let old = self.state.frames[usize::from(frame)].stack[index];
+        if size < 8 && old.holds_pointer() {
+            self.pointer_read_as_number(&old.spilled);
+        }
         let node = if size == 8 { self.reads.node([NONE; 2]) } else { self.partly_written(old.node) };
         let slot = &mut self.state.frames[usize::from(frame)].stack[index];
-        *slot = Slot { node, ..unspilled(&old, first, size as u32) };
+        *slot = Slot { node, ..unspilled(&old, first) };
         slot.bytes[first..first + size].fill(Byte::Misc);
     }
 }
 
-/// The slot before `size` bytes from `first` are overwritten: a spilled register that they touch turns into plain bytes.
-fn unspilled(slot: &Slot, first: usize, _size: u32) -> Slot {
+/// The slot before bytes from `first` are overwritten: a spilled register that they touch turns into plain bytes.
+fn unspilled(slot: &Slot, first: usize) -> Slot {
     let mut slot = *slot;
     if first < slot.spill_size() as usize {
         for byte in slot.bytes.iter_mut().filter(|byte| **byte == Byte::Spill) {
