@@ -89,7 +89,20 @@ fn advice(error: &anyhow::Error) -> Option<&'static str> {
         Some(EngineError::Store(error)) => Some(advice_on_store(error)),
         _ => cause.downcast_ref::<StoreError>().map(advice_on_store),
     };
-    error.chain().find_map(store_error).flatten()
+    let target_error = |cause: &'_ (dyn std::error::Error + 'static)| advice_on_target(cause.downcast_ref()?);
+    error.chain().find_map(store_error).flatten().or_else(|| error.chain().find_map(target_error))
+}
+
+fn advice_on_target(error: &beeline_inject::TargetRefused) -> Option<&'static str> {
+    use beeline_inject::TargetRefused;
+    match error {
+        TargetRefused::WrongArchitecture { .. } => {
+            Some("A 32-bit program, or one for another machine, cannot carry probes.")
+        }
+        TargetRefused::ForeignAgent { .. } => Some("Detach it with the beeline that attached it."),
+        TargetRefused::NotAttached { .. } => Some("`beeline ps` lists the processes that carry probes."),
+        _ => None,
+    }
 }
 
 fn advice_on_store(error: &beeline_engine::StoreError) -> Option<&'static str> {

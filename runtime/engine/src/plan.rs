@@ -179,20 +179,20 @@ impl Engine {
 /// A task of which nothing is known.
 const NO_TASK: TaskLayout = beeline_store::NO_TASK_LAYOUT;
 
+type ProgramsById = BTreeMap<u32, ProgramEntry>;
+type MapsById = BTreeMap<u32, MapEntry>;
+
 /// Programs and maps that can be reached from the probes: a program's maps, and the programs in its prog arrays.
 pub(crate) struct Reach<'a> {
-    programs: &'a BTreeMap<u32, ProgramEntry>,
-    maps: &'a BTreeMap<u32, MapEntry>,
+    programs: &'a ProgramsById,
+    maps: &'a MapsById,
     found: BTreeSet<u32>,
     used: BTreeSet<u32>,
 }
 
 impl Reach<'_> {
     /// What can be reached from one program.
-    pub(crate) fn from_program(
-        engine: &Engine,
-        id: u32,
-    ) -> Result<(BTreeMap<u32, ProgramEntry>, BTreeMap<u32, MapEntry>), EngineError> {
+    pub(crate) fn from_program(engine: &Engine, id: u32) -> Result<(ProgramsById, MapsById), EngineError> {
         let mut programs = by_id(engine.programs()?.items, |entry| entry.program.id);
         let mut maps = by_id(engine.maps()?.maps, |entry| entry.file.id());
         let mut reach =
