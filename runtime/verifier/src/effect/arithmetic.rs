@@ -229,7 +229,6 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(1000))]
         #[test]
         fn results_hold_what_members_give((a, x) in member(), (b, y) in member()) {
             for op in OPS {

@@ -262,7 +262,6 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(1000))]
         #[test]
         fn outcomes_and_refinements_hold((a, x) in member(), (b, y) in member()) {
             for op in OPS {
