@@ -6,7 +6,9 @@ use crate::{Engine, EngineError, translate};
 use beeline_jit::{CodeImage, CompileOptions};
 use beeline_object::btf::Btf;
 use beeline_object::section_table::prog_type;
-use beeline_object::{MapDef, MapKind, Object, Options, ProgramDef, Target as Named};
+use beeline_object::{
+    InitialValue as Contents, MapDef, MapKind, Object, Options, ProgramDef, Target as Named,
+};
 use beeline_store::{
     InitialValue, NewLink, NewMap, NewObject, NewProgram, ProbeKind, Program, Published, Target,
     VerifierStats, check_name,
@@ -176,6 +178,7 @@ impl Engine {
             let explicit = options.attach.iter().any(|spec| spec.program == def.name);
             match own_place(def) {
                 _ if explicit => unattached.push(None),
+                Err(_) if is_tail_called(object, def) => unattached.push(None),
                 Ok((kind, path, place)) => {
                     let target = targets.find(&def.name, &path, &place)?;
                     links.push(link(index, kind, target));
@@ -240,6 +243,12 @@ pub fn default_name(path: &Path) -> String {
     let stem = file.strip_suffix(".bpf.o").or_else(|| file.strip_suffix(".o")).unwrap_or(&file);
     let plain = |c: char| if c.is_ascii_alphanumeric() || "_-+@.".contains(c) { c } else { '_' };
     stem.chars().map(plain).collect::<String>().trim_start_matches('.').to_owned()
+}
+
+/// True for a program that is in a prog array from the start: it is reached by tail calls and needs no place.
+fn is_tail_called(object: &Object, def: &ProgramDef) -> bool {
+    let names = object.maps.iter().flat_map(|map| &map.initial);
+    names.into_iter().any(|(_, value)| matches!(value, Contents::Program(name) if *name == def.name))
 }
 
 /// Where a program's `SEC()` sends it; or why nowhere.
@@ -353,16 +362,16 @@ fn new_map(def: &MapDef, programs: &[&ProgramDef]) -> Result<NewMap, EngineError
     }
     for (index, value) in &def.initial {
         let program = match value {
-            beeline_object::InitialValue::Program(name) => programs.iter().position(|def| def.name == *name),
-            beeline_object::InitialValue::Map(_) => None,
+            Contents::Program(name) => programs.iter().position(|def| def.name == *name),
+            Contents::Map(_) => None,
         };
         let Some(program) = program else {
             let unsupported =
                 EngineError::MapType { map: def.name.clone(), map_type: def.map_type, name: None };
             match value {
                 // A program that is not loaded leaves its place empty, as libbpf does.
-                beeline_object::InitialValue::Program(_) => continue,
-                beeline_object::InitialValue::Map(_) => return Err(unsupported),
+                Contents::Program(_) => continue,
+                Contents::Map(_) => return Err(unsupported),
             }
         };
         initial.push((index.to_ne_bytes().to_vec(), InitialValue::Program(program)));
