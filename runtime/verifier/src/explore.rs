@@ -81,6 +81,8 @@ pub(crate) struct Explorer<'a> {
     jumps_at_checkpoint: u32,
     insns_at_checkpoint: u32,
     globals_pending: Vec<u16>,
+    /// Bytes of all states in `pending` and `checkpoints`.
+    bytes: usize,
 }
 
 impl<'a> Explorer<'a> {
@@ -113,6 +115,7 @@ impl<'a> Explorer<'a> {
             jumps_at_checkpoint: 0,
             insns_at_checkpoint: 0,
             globals_pending: Vec::new(),
+            bytes: 0,
         })
     }
 
@@ -161,6 +164,7 @@ impl<'a> Explorer<'a> {
     }
 
     fn resume(&mut self, next: Pending) {
+        self.bytes -= next.state.bytes();
         self.state = next.state;
         self.pc = next.pc;
         self.previous_pc = next.previous_pc;
@@ -174,6 +178,9 @@ impl<'a> Explorer<'a> {
         self.facts.insns_processed += 1;
         if self.facts.insns_processed > self.options.limits.insns_processed_max {
             return Err(format!("BPF program is too large. Processed {} insn", self.facts.insns_processed));
+        }
+        if self.bytes > self.options.limits.state_bytes_max {
+            return Err(format!("BPF program is too complex: {} bytes of states at insn {pc}", self.bytes));
         }
         if self.flow.prune[pc] && self.arrive()? {
             return Ok(Next::End);
@@ -197,6 +204,7 @@ impl<'a> Explorer<'a> {
         if let Some(parent) = self.parent {
             self.checkpoints[parent as usize].open += 1;
         }
+        self.bytes += state.bytes();
         let log_len = self.log.position();
         self.pending.push(Pending { state, pc, previous_pc: self.pc, parent: self.parent, log_len });
         Ok(())
@@ -307,7 +315,8 @@ impl<'a> Explorer<'a> {
                 return true;
             }
             if count && self.missed(id) {
-                self.checkpoints[id as usize].state = None;
+                let dropped = self.checkpoints[id as usize].state.take();
+                self.bytes -= dropped.map_or(0, |state| state.bytes());
                 self.closed_at[self.pc].swap_remove(i);
             } else {
                 i += 1;
@@ -371,6 +380,7 @@ impl<'a> Explorer<'a> {
     fn keep(&mut self) {
         prune::forget_single_ids(&mut self.state);
         prune::renew_nodes(&mut self.state, &mut self.precision, &mut self.reads);
+        self.bytes += self.state.bytes();
         let id = self.checkpoints.len() as CheckpointId;
         self.checkpoints.push(Checkpoint {
             pc: self.pc,

@@ -112,20 +112,27 @@ pub struct Options {
     pub limits: Limits,
 }
 
-/// Bounds of the work; past them the program is refused. The defaults are the kernel's.
+/// Bounds of the work; past them the program is refused. The first two defaults are the kernel's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Instructions processed over all paths (`BPF_COMPLEXITY_LIMIT_INSNS`).
     pub insns_processed_max: u32,
     /// Branches waiting to be explored (`BPF_COMPLEXITY_LIMIT_JMP_SEQ`).
     pub branches_pending_max: u32,
+    /// Bytes of all states that are kept at a time, about.
+    pub state_bytes_max: usize,
     /// Bytes of log; the rest is cut off.
     pub log_bytes_max: usize,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { insns_processed_max: 1_000_000, branches_pending_max: 8192, log_bytes_max: 16 << 20 }
+        Limits {
+            insns_processed_max: 1_000_000,
+            branches_pending_max: 8192,
+            state_bytes_max: 192 << 20,
+            log_bytes_max: 16 << 20,
+        }
     }
 }
 

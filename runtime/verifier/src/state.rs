@@ -304,6 +304,12 @@ impl State {
         })
     }
 
+    /// Bytes that a copy of the state takes, about.
+    pub(crate) fn bytes(&self) -> usize {
+        let slots: usize = self.frames.iter().map(|frame| frame.stack.len()).sum();
+        size_of::<State>() + self.frames.len() * size_of::<Frame>() + slots * size_of::<Slot>()
+    }
+
     /// After a call: r0 to r5 hold nothing.
     pub(crate) fn clobber_caller_saved(&mut self) {
         for reg in &mut self.frame_mut().regs[..6] {

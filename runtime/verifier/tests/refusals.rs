@@ -249,3 +249,18 @@ fn the_log_shows_the_path() {
     }
     assert_eq!(rejection.log, expected);
 }
+
+/// Past a budget there is a refusal, not a wait: a branch that is never the same, with all of the stack in use.
+#[test]
+fn budgets() {
+    let mut insns = vec![copy(6, 1)];
+    insns.extend((1..=64).map(|slot| store(DW, 10, -8 * slot, 6)));
+    // A counter doubles the states: each turn adds 1 or 2.
+    insns.extend([mov(7, 0), helper(7), add(7, 1), jump(JEQ, 0, 0, 1), add(7, 1), jump(JLT, 7, 100_000, -5)]);
+    insns.extend((1..=64).map(|slot| load(DW, 1, 10, -8 * slot)));
+    insns.extend([mov(0, 0), EXIT_INSN]);
+    let limits = beeline_verifier::Limits { state_bytes_max: 4 << 20, ..Default::default() };
+    let refused =
+        verify(program(insns), &Options { limits, ..Options::default() }).expect_err("over the budget");
+    assert!(refused.reason.contains("too complex"), "{}", refused.reason);
+}
