@@ -3,6 +3,7 @@
 use crate::args::Attach;
 use crate::bridge::{Bridged, Placement};
 use crate::context::Context;
+use crate::output::progress::Progress;
 use crate::output::time::nanoseconds;
 use crate::output::{self, warn};
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -34,7 +35,10 @@ fn attach(context: &mut Context, engine: &Engine, pid: u32, objects: &[String]) 
         i32::try_from(pid).ok().filter(|&pid| pid > 0).ok_or_else(|| anyhow!("{pid} is no process id"))?;
     let filter = PlanFilter { pid: Some(pid), objects: objects.to_vec() };
     let bridged = Bridged::plan(context, engine, &filter)?;
-    let report = beeline_inject::attach(target, &bridged.request)?;
+    let progress = Progress::begin(format!("looking at the files of process {pid}"));
+    let result = beeline_inject::attach(target, &bridged.request);
+    drop(progress);
+    let report = result?;
     let placement = Placement::of(&bridged, &report.probes);
     if !context.json {
         show(context, &report, &placement)?;

@@ -3,6 +3,7 @@
 use super::attach::process_error;
 use crate::args::Detach;
 use crate::context::Context;
+use crate::output::progress::Progress;
 use crate::output::time::nanoseconds;
 use crate::output::{self, warn};
 use anyhow::{Result, anyhow, bail};
@@ -40,8 +41,10 @@ fn all(context: &Context) -> Result<Vec<u32>> {
 fn detach(context: &mut Context, pid: u32) -> Result<Value> {
     let target =
         i32::try_from(pid).ok().filter(|&pid| pid > 0).ok_or_else(|| anyhow!("{pid} is no process id"))?;
-    let report =
-        process_error(beeline_inject::detach(target, &DetachOptions::default()), "detach from", target)?;
+    let progress = Progress::begin(format!("waiting for the threads of process {pid}"));
+    let result = beeline_inject::detach(target, &DetachOptions::default());
+    drop(progress);
+    let report = process_error(result, "detach from", target)?;
     let DetachReport { restored, foreign, returns, stopped, left, .. } = &report;
     for address in foreign {
         warn(format_args!(

@@ -2,6 +2,7 @@
 
 use crate::args::Load;
 use crate::context::Context;
+use crate::output::progress::Progress;
 use crate::output::time::nanoseconds;
 use crate::output::{say, warn};
 use anyhow::{Result, bail};
@@ -44,7 +45,10 @@ pub(crate) fn run(context: &mut Context, args: &Load) -> Result<()> {
 }
 
 fn load(context: &Context, engine: &Engine, file: &Path, options: &LoadOptions) -> Result<Loaded> {
-    engine.load(file, options).map_err(|error| {
+    let progress = Progress::begin(format!("verifying and compiling {}", file.display()));
+    let result = engine.load(file, options);
+    drop(progress);
+    result.map_err(|error| {
         if let EngineError::Rejected { program, rejection } = &error {
             show_log(context, program, &rejection.log);
         }

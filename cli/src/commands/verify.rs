@@ -2,6 +2,7 @@
 
 use crate::args::Verify;
 use crate::context::Context;
+use crate::output::progress::Progress;
 use crate::output::time::nanoseconds;
 use anyhow::{Context as _, Result, bail};
 use beeline_engine::{EngineError, Verdict};
@@ -11,8 +12,10 @@ pub(crate) fn run(context: &mut Context, args: &Verify) -> Result<()> {
     let mut reports = Vec::new();
     let mut rejected = 0;
     for file in &args.files {
-        let verdicts = beeline_engine::verify(file, args.btf.as_deref(), args.log)
-            .with_context(|| format!("cannot verify {}", file.display()))?;
+        let progress = Progress::begin(format!("verifying {}", file.display()));
+        let verdicts = beeline_engine::verify(file, args.btf.as_deref(), args.log);
+        drop(progress);
+        let verdicts = verdicts.with_context(|| format!("cannot verify {}", file.display()))?;
         for verdict in &verdicts {
             rejected += usize::from(verdict.result.is_err());
             match context.json {

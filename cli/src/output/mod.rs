@@ -2,6 +2,7 @@
 
 pub(crate) mod dump;
 pub(crate) mod hex;
+pub(crate) mod progress;
 pub(crate) mod table;
 pub(crate) mod time;
 pub(crate) mod value;
