@@ -48,7 +48,11 @@ fn verdict(object: &Object, def: &ProgramDef) -> Result<Verified, Rejection> {
 }
 
 fn verdict_with(object: &Object, def: &ProgramDef, log_level: u32) -> Result<Verified, Rejection> {
-    let program = Program {
+    verify(program(object, def), &Options { log_level, ..Options::default() })
+}
+
+fn program(object: &Object, def: &ProgramDef) -> Program {
+    Program {
         name: def.name.clone(),
         prog_type: ProgType(def.prog_type),
         gpl_compatible: object.is_gpl_compatible(),
@@ -56,8 +60,7 @@ fn verdict_with(object: &Object, def: &ProgramDef, log_level: u32) -> Result<Ver
         // The object numbers maps over all programs.
         maps: object.maps.iter().map(map_info).collect(),
         ..Program::default()
-    };
-    verify(program, &Options { log_level, ..Options::default() })
+    }
 }
 
 #[test]
@@ -110,4 +113,56 @@ fn refusals_say_why() {
         checked += 1;
     }
     assert_eq!(checked, object.programs.len());
+}
+
+/// Whatever the instructions, there is a verdict: no panic, no endless search. `BEELINE_MUTATIONS` sets how many per program.
+#[test]
+fn mutated_programs_get_a_verdict() {
+    let Some(object) = compile("accepted") else { return };
+    let count = std::env::var("BEELINE_MUTATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
+    let limits = beeline_verifier::Limits { insns_processed_max: 5_000, ..Default::default() };
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let (mut accepted, mut refused) = (0, 0);
+    for def in &object.programs {
+        for _ in 0..count {
+            let mut program = program(&object, def);
+            for _ in 0..1 + random.below(3) {
+                mutate(&mut program, &mut random);
+            }
+            match verify(program, &Options { limits, ..Options::default() }) {
+                Ok(_) => accepted += 1,
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    println!("{accepted} accepted, {refused} refused");
+    assert!(accepted > 0 && refused > accepted / 10);
+}
+
+/// xorshift64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % end as u64) as usize
+    }
+}
+
+/// Changes a field of an instruction, or puts another one of the program in its place.
+fn mutate(program: &mut Program, random: &mut Random) {
+    const NUMBERS: [i32; 12] = [0, 1, -1, 4, 8, -8, 64, 512, i32::MAX, i32::MIN, 1 << 29, 0xffff];
+    let at = random.below(program.insns.len());
+    let other = program.insns[random.below(program.insns.len())];
+    let insn = &mut program.insns[at];
+    match random.below(6) {
+        0 => insn.imm = NUMBERS[random.below(NUMBERS.len())],
+        1 => insn.off = insn.off.wrapping_add([-8, -1, 1, 8][random.below(4)]),
+        2 => insn.regs = insn.regs & 0xf0 | random.below(11) as u8,
+        3 => insn.regs = insn.regs & 0x0f | (random.below(11) as u8) << 4,
+        4 => insn.code ^= 1 << random.below(8),
+        _ => *insn = other,
+    }
 }
