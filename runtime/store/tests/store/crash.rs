@@ -57,13 +57,13 @@ fn killed_at_any_point() {
 }
 
 fn kill_after(scratch: &Scratch, delay: Duration) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
         .args(["crash::child", "--exact", "--nocapture", "--test-threads=1"])
         .env(CHILD, scratch.path())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+        .stderr(Stdio::null());
+    let mut child = crate::spawn(&mut command).unwrap();
     let mut output = child.stdout.take().unwrap();
     let mut text = Vec::new();
     let mut byte = [0];

@@ -100,6 +100,66 @@ fn garbage_in_any_header_is_found() {
     assert!(read_all(&scratch.name()).is_empty());
 }
 
+/// Bytes are spoiled at random, also behind the headers and while everything is open: wrong answers are allowed,
+/// panics, faults and endless walks are not.
+#[test]
+fn garbage_anywhere_does_no_harm() {
+    let scratch = Scratch::new();
+    let store = scratch.store();
+    let mut new = object("one");
+    for (index, map_type) in [1, 5, 9, 27, 4, 3].into_iter().enumerate() {
+        let shape = beeline_abi::map::MapShape {
+            map_type,
+            key_size: if map_type == 27 { 0 } else { 4 },
+            value_size: if map_type == 27 { 0 } else { 4 },
+            max_entries: if map_type == 27 { 4096 } else { 32 },
+            ..Default::default()
+        };
+        let name = format!("map{index}");
+        new.maps.push(beeline_store::NewMap { name, shape, ..Default::default() });
+    }
+    store.publish(&new).unwrap();
+    let open = store.maps().unwrap();
+    let mut trace = store.trace().unwrap();
+    let paths = files(&scratch.path());
+    let mut random = 0x9E37_79B9_7F4A_7C15u64;
+    let mut next = |below: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % below
+    };
+    for round in 0..400 {
+        let path = &paths[next(paths.len() as u64) as usize];
+        let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let len = file.metadata().unwrap().len();
+        if len < 8 {
+            continue;
+        }
+        // Headers more often than the middle of nowhere.
+        let at = if round % 2 == 0 { next(len.min(1024) - 7) } else { next(len - 7) };
+        let mut before = [0; 8];
+        file.read_exact_at(&mut before, at).unwrap();
+        file.write_all_at(&next(u64::MAX).to_ne_bytes(), at).unwrap();
+        read_all(&scratch.name());
+        for map in &open.maps {
+            let entries = map.file.entries();
+            if let Ok(entries) = &entries {
+                assert!(entries.len() <= 256, "{} has {} entries", map.name, entries.len());
+            }
+            let _ = map.file.update(&[7, 0, 0, 0], &vec![1; map.file.value_len()], 0);
+            let _ = map.file.delete(&[7, 0, 0, 0]);
+            if let Ok(mut events) = map.file.events() {
+                (0..100).for_each(|_| drop(events.poll()));
+            }
+        }
+        (0..100).for_each(|_| drop(trace.poll()));
+        if round % 3 != 0 {
+            file.write_all_at(&before, at).unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_damaged_object_can_be_removed() {
     let (scratch, store) = published();
@@ -179,7 +239,8 @@ fn files_that_block_are_not_waited_for() {
     let (scratch, _) = published();
     let path = scratch.path().join("objects/one/progs/first");
     fs::remove_file(&path).unwrap();
-    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    let made =
+        crate::spawn(std::process::Command::new("mkfifo").arg(&path)).and_then(|mut child| child.wait());
     assert!(made.is_ok_and(|status| status.success()));
     assert!(read_all(&scratch.name()).iter().any(|it| matches!(it, StoreError::WrongKind { .. })));
 }

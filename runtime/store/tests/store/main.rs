@@ -12,6 +12,23 @@ use beeline_store::{
     InitialValue, NewLink, NewMap, NewObject, NewProgram, ProbeKind, Program, Store, StoreName, Target,
 };
 use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+/// Held for writing while a process is started, for reading while free memory is measured: between fork and exec a
+/// child has all our descriptors, and with them files that are removed already.
+static SPAWNING: RwLock<()> = RwLock::new(());
+
+/// Starts a process.
+pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    let _alone = SPAWNING.write().unwrap_or_else(PoisonError::into_inner);
+    command.spawn()
+}
+
+/// As long as it is held, nobody starts a process.
+pub(crate) fn quiet() -> RwLockReadGuard<'static, ()> {
+    SPAWNING.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A store's name of its own for one test; the store is removed with it.
 pub(crate) struct Scratch {

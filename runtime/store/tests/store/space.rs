@@ -1,9 +1,9 @@
 //! A tmpfs that is full: said clearly, nothing left behind, nothing lost.
 
-use crate::{array, object};
+use crate::{array, object, quiet, spawn};
 use beeline_store::{Store, StoreError, StoreName};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// A small tmpfs, unmounted with it; `None` where it cannot be mounted.
 struct Small {
@@ -13,11 +13,10 @@ struct Small {
 impl Small {
     fn mount(options: &str) -> Option<Small> {
         let folder = tempfile::tempdir().expect("a folder");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", options, "none"])
-            .arg(folder.path())
-            .output()
-            .is_ok_and(|output| output.status.success());
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "none"]).arg(folder.path()).stderr(Stdio::null());
+        let mounted =
+            spawn(&mut mount).and_then(|mut child| child.wait()).is_ok_and(|status| status.success());
         if !mounted {
             eprintln!("skipped: cannot mount a tmpfs");
         }
@@ -31,7 +30,8 @@ impl Small {
 
 impl Drop for Small {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.folder.path()).status();
+        let _ = spawn(Command::new("umount").arg("-l").arg(self.folder.path()))
+            .and_then(|mut child| child.wait());
     }
 }
 
@@ -43,6 +43,7 @@ fn used(folder: &Path) -> u64 {
 #[test]
 fn a_map_that_does_not_fit() {
     let Some(small) = Small::mount("size=4m,mode=700") else { return };
+    let _quiet = quiet();
     let store = Store::open_or_create(&small.store()).unwrap();
     store.publish(&object("small")).unwrap();
     let before = used(small.folder.path());
@@ -64,14 +65,20 @@ fn a_map_that_does_not_fit() {
 #[test]
 fn every_file_in_turn_does_not_fit() {
     let Some(small) = Small::mount("size=4m,mode=700") else { return };
+    let _quiet = quiet();
     let store = Store::open_or_create(&small.store()).unwrap();
     for left in (0..16).map(|pages| pages * 4096) {
         let filler = std::fs::File::create(small.folder.path().join("filler")).unwrap();
         let mut len = 0;
-        while rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), len, 4096).is_ok() {
-            len += 4096;
-        }
-        filler.set_len(len - left).unwrap();
+        let full = loop {
+            match rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), len, 4096) {
+                Ok(()) => len += 4096,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => break errno,
+            }
+        };
+        assert_eq!(full, rustix::io::Errno::NOSPC, "after {len} bytes");
+        filler.set_len(len.checked_sub(left).expect("the store leaves room for more")).unwrap();
         let before = used(small.folder.path());
         if let Err(error) = store.publish(&object("one")) {
             assert!(matches!(error, StoreError::Full { .. }), "{left}: {error}");
@@ -88,6 +95,7 @@ fn every_file_in_turn_does_not_fit() {
 #[test]
 fn no_inodes_left() {
     let Some(small) = Small::mount("size=16m,nr_inodes=20,mode=700") else { return };
+    let _quiet = quiet();
     let store = Store::open_or_create(&small.store()).unwrap();
     let error = store.publish(&object("one")).unwrap_err();
     assert!(matches!(error, StoreError::Full { .. }), "{error}");
@@ -97,6 +105,7 @@ fn no_inodes_left() {
 #[test]
 fn a_store_that_does_not_fit() {
     let Some(small) = Small::mount("size=600k,mode=700") else { return };
+    let _quiet = quiet();
     let error = Store::open_or_create(&small.store()).unwrap_err();
     assert!(matches!(error, StoreError::Full { .. }), "{error}");
     assert!(matches!(Store::open(&small.store()), Err(StoreError::Missing { .. })));
