@@ -278,7 +278,7 @@ pub(crate) struct MapOne {
 #[derive(Args, Debug)]
 pub(crate) struct MapWords {
     /// The map, then `key DATA`, `value DATA`
-    #[arg(required = true, value_name = "WORDS", allow_hyphen_values = true)]
+    #[arg(required = true, value_name = "WORDS", allow_negative_numbers = true)]
     pub(crate) words: Vec<String>,
 }
 
@@ -404,6 +404,15 @@ mod tests {
     fn the_last_store_counts() {
         let cli = Cli::try_parse_from(["beeline", "--store", "a", "--store", "b", "ps"]).unwrap();
         assert_eq!(cli.global.store, "b");
+    }
+
+    #[test]
+    fn negative_numbers_are_data() {
+        let line = ["beeline", "map", "update", "m", "key", "-1", "value", "-2", "-j"];
+        let cli = Cli::try_parse_from(line).unwrap();
+        assert!(cli.global.json);
+        let Command::Map(Map::Update(words)) = cli.command else { panic!("not update") };
+        assert_eq!(words.words, ["m", "key", "-1", "value", "-2"]);
     }
 
     #[test]

@@ -26,7 +26,11 @@ impl Context {
         };
         choice.write_global();
         Ok(Context {
-            store: StoreName::parse(&global.store)?,
+            store: if global.store.is_empty() {
+                StoreName::default()
+            } else {
+                StoreName::parse(&global.store)?
+            },
             json: global.json,
             verbose: global.verbose,
             out: Output::stdout(),

@@ -92,6 +92,17 @@ fn an_empty_store_is_no_error_for_lists() {
 }
 
 #[test]
+fn the_store_from_the_environment() {
+    let store = Store::new();
+    let run = |value: &std::ffi::OsStr| {
+        beeline().env("BEELINE_STORE", value).args(["trace"]).args(["--no-follow"]).output().expect("it runs")
+    };
+    assert!(run(store.path().as_os_str()).status.success());
+    assert!(run(std::ffi::OsStr::new("")).status.success(), "an empty variable is none");
+    assert_eq!(run(std::ffi::OsStr::new("a b")).status.code(), Some(1));
+}
+
+#[test]
 fn stores_that_are_not_to_be_used() {
     let bad = |store: &str| {
         let output = beeline().args(["--store", store, "map", "list"]).output().expect("the command runs");
