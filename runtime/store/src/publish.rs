@@ -176,7 +176,8 @@ impl Store {
         if directory.try_file(REMOVING)?.is_none() {
             directory.create_file(REMOVING)?;
         }
-        for link in self.links_of(object)?.into_iter().flatten() {
+        // What cannot be read cannot be turned off, and is no reason to keep it.
+        for link in self.links_of(object).into_iter().flatten().flatten() {
             link.set_enabled(false);
         }
         let aside = format!("{object}.{}.out", std::process::id());
@@ -201,7 +202,17 @@ impl Store {
             if entries.iter().any(|entry| entry == REMOVING) {
                 self.remove_locked(lock, &name)?;
             } else if entries.iter().any(|entry| entry == PENDING) {
-                self.finish_pending(&objects, &name)?;
+                match self.finish_pending(&objects, &name) {
+                    // A journal that nobody can follow must not stand in everybody's way.
+                    Err(
+                        StoreError::Corrupt { .. }
+                        | StoreError::Version { .. }
+                        | StoreError::PinExists { .. },
+                    ) => {
+                        directory.unlink(PENDING)?;
+                    }
+                    result => result?,
+                }
             }
         }
         Ok(())

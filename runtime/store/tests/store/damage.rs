@@ -174,6 +174,17 @@ fn a_damaged_object_can_be_removed() {
 }
 
 #[test]
+fn a_damaged_journal_stands_in_nobodys_way() {
+    let (scratch, store) = published();
+    fs::write(scratch.path().join("objects/one/pending"), b"nonsense").unwrap();
+    store.publish(&object("two")).unwrap();
+    assert!(!scratch.path().join("objects/one/pending").exists());
+    fs::write(scratch.path().join("objects/one/pending"), b"").unwrap();
+    store.remove("one").unwrap();
+    assert_eq!(store.object_names().unwrap(), ["two"]);
+}
+
+#[test]
 fn symbolic_links_are_never_followed() {
     let (scratch, store) = published();
     let target = scratch.folder.path().join("elsewhere");
