@@ -75,7 +75,9 @@ fn an_unknown_map_type() {
 #[test]
 fn a_program_that_cannot_be_proven_safe() {
     let text = NO_BTF
-        .replace("return bpf_map_lookup_elem(&m, &k) != 0", "return *(int *)bpf_map_lookup_elem(&m, &k)");
+        .replace("return bpf_map_lookup_elem(&m, &k) != 0", "return *(int *)bpf_map_lookup_elem(&m, &k)")
+        // In an array the kernel knows that a constant index is there.
+        .replace("BPF_MAP_TYPE_ARRAY", "BPF_MAP_TYPE_HASH");
     load_fails(&bpf(&file("unsafe.bpf.c", text.as_bytes())), &["map_value_or_null"]);
 }
 
@@ -140,11 +142,7 @@ fn an_empty_store() {
 
 #[test]
 fn a_32_bit_target() {
-    let probe = Command::new("gcc")
-        .args(["-m32", "-x", "c", "-o", "/dev/null", "-", "-nostdlib", "-static"])
-        .output();
     let source = file("small.c", SLEEP_32.as_bytes());
-    let works = probe.is_ok();
     let program = std::env::temp_dir().join(format!("beeline-{}-small", std::process::id()));
     let built = Command::new("gcc")
         .args([
@@ -161,21 +159,30 @@ fn a_32_bit_target() {
         .arg(&source)
         .output()
         .is_ok_and(|output| output.status.success());
-    if !works || !built {
+    if !built {
         eprintln!("skipped: gcc cannot build for 32 bits here");
         return;
     }
-    let Ok(mut child) = Command::new(&program).spawn() else {
+    let Ok(child) = Command::new(&program).spawn() else {
         eprintln!("skipped: the kernel does not run 32-bit programs");
         return;
     };
+    let mut child = Ended(child);
     let store = Store::new();
     store.ok(&["load", &object("examples/malloc-counter/malloc.bpf.c").to_string_lossy()]);
-    let message = store.fails(&["attach", &child.id().to_string()]);
+    let message = store.fails(&["attach", &child.0.id().to_string()]);
     assert!(message.contains("32-bit"), "{message}");
-    assert!(matches!(child.try_wait(), Ok(None)), "the target is untouched");
-    let _ = child.kill();
-    let _ = child.wait();
+    assert!(matches!(child.0.try_wait(), Ok(None)), "the target is untouched");
+}
+
+/// A child that does not outlive its test, however that ends.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Sleeps for an hour by nanosleep (162 on i386), without any library.
@@ -194,7 +201,7 @@ fn a_process_of_another_user() {
         return;
     }
     use std::os::unix::process::CommandExt;
-    let mut sleep = Command::new("/bin/sleep").arg("600").spawn().expect("it runs");
+    let mut sleep = Ended(Command::new("/bin/sleep").arg("600").spawn().expect("it runs"));
     let (uid, folder) = (65534, "/dev/shm/beeline-65534");
     let _ = std::fs::remove_dir_all(folder);
     // The command and the object have to be where nobody can read them.
@@ -209,17 +216,15 @@ fn a_process_of_another_user() {
     };
     let loaded = as_nobody(&["load", &object_copy.to_string_lossy()]);
     assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
-    let refused = as_nobody(&["attach", &sleep.id().to_string()]);
+    let refused = as_nobody(&["attach", &sleep.0.id().to_string()]);
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success());
     assert!(message.contains("ermission") || message.contains("CAP_SYS_PTRACE"), "{message}");
-    assert!(matches!(sleep.try_wait(), Ok(None)));
+    assert!(matches!(sleep.0.try_wait(), Ok(None)));
     // Root does not trust a store that somebody else can write.
     let store = Store::new();
     let foreign = store.fails(&["--store", "/dev/shm/beeline-65534/default", "map", "list"]);
     assert!(foreign.contains("owned by"), "{foreign}");
-    let _ = sleep.kill();
-    let _ = sleep.wait();
     let _ = std::fs::remove_dir_all(folder);
     let _ = std::fs::remove_dir_all(open);
 }

@@ -2,7 +2,7 @@
 
 use beeline_tests::{Store, Target, gcc, have, object, root, target};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 const CALLS: u64 = 5000;
 const THREADS: u64 = 4;
@@ -185,9 +185,12 @@ fn python_as_under_the_kernel() {
         eprintln!("skipped: the kernel does not let us attach uprobes");
         return;
     }
-    let mut child = Command::new("/usr/bin/python3");
-    child.env_clear().env("PYTHONHASHSEED", "0").args(PYTHON).stdout(std::process::Stdio::null());
-    let mut child = child.spawn().expect("python3 runs");
+    // The same standard streams in both runs: python3 allocates by what they are.
+    let streams = |command: &mut Command| {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.env_clear().env("PYTHONHASHSEED", "0").args(PYTHON).spawn().expect("it runs")
+    };
+    let mut child = streams(&mut Command::new("/usr/bin/python3"));
     let pid = child.id();
     child.wait().expect("a child of ours");
     kernel.send("done");
@@ -198,9 +201,9 @@ fn python_as_under_the_kernel() {
 
     let store = Store::new();
     store.ok(&["load", &object.to_string_lossy()]);
-    let mut start = store.command(&["start", "--", "/usr/bin/python3"]);
-    let output = start.args(PYTHON).env_clear().env("PYTHONHASHSEED", "0").output().expect("beeline runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let status =
+        streams(&mut store.command(&["start", "--", "/usr/bin/python3"])).wait().expect("beeline runs");
+    assert!(status.success());
     let (_, usage) = store.entries("by_process").remove(0);
     assert_eq!(usage["calls"].as_u64(), Some(in_kernel), "malloc() calls of python3");
     assert_eq!(store.percpu_sum("total", 0), in_kernel);
