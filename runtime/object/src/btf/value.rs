@@ -98,7 +98,8 @@ impl Reader<'_> {
         elements.collect::<Result<Vec<_>, _>>().map(Value::Array)
     }
 
-    /// The text in an array of one-byte integers called `char`.
+    /// The text in an array of one-byte integers called `char`. Line ends and tabs are text too, unlike for bpftool:
+    /// what protocols send is full of them.
     fn text(&self, element: u32, bytes: &[u8]) -> Option<String> {
         let element = self.btf.resolve(element)?;
         let is_char = element.kind() == Kind::Int
@@ -109,7 +110,7 @@ impl Reader<'_> {
         }
         let end = bytes.iter().position(|&byte| byte == 0)?;
         let text = std::str::from_utf8(&bytes[..end]).ok()?;
-        let printable = !text.chars().any(char::is_control);
+        let printable = text.chars().all(|c| !c.is_control() || matches!(c, '\r' | '\n' | '\t'));
         printable.then(|| text.to_owned())
     }
 
