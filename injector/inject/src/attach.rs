@@ -20,6 +20,7 @@ use crate::image::AGENT_IMAGE;
 use crate::report::AttachReport;
 use crate::request::Request;
 use crate::sites::PlannedSites;
+use crate::stack::Stack;
 use crate::target::{self, Facts, Surroundings, remote};
 use crate::tracer;
 use crate::wire::{BlockHead, HEAD_LEN, Wire, region_offset};
@@ -36,8 +37,6 @@ use std::time::Duration;
 const ATTEMPTS_MAX: usize = 200;
 /// How long the process gets before the next attempt.
 const PAUSE: Duration = Duration::from_millis(1);
-/// Bytes of a stack that are searched for program counters that signal handlers will return to.
-const STACK_SEARCH_MAX: u64 = 1 << 20;
 
 /// Puts the request's probes into process `pid`.
 ///
@@ -277,11 +276,9 @@ impl<'a> Prepared<'a> {
             return Ok(found);
         }
         for thread in stopped.threads() {
-            let sp = thread.registers().map_err(|error| self.failed(error.into()))?.rsp & !7;
-            let Some(stack) = maps.at(sp) else { continue };
-            let len = (stack.end - sp).min(STACK_SEARCH_MAX);
-            let Ok(bytes) = self.process.memory().read_vec(sp, len as usize) else { continue };
-            found.extend(bytes.chunks_exact(8).filter_map(|word| inner.get(&u64::get(word))));
+            let registers = thread.registers().map_err(|error| self.failed(error.into()))?;
+            let stack = Stack::of(self.process, maps, &registers);
+            found.extend(stack.words().filter_map(|word| inner.get(&word)));
         }
         found.sort_unstable();
         found.dedup();

@@ -13,6 +13,7 @@
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, find, is_ours};
 use crate::report::DetachReport;
+use crate::stack::Stack;
 use crate::target::{self, remote};
 use crate::tracer;
 use crate::wire::{BlockHead, Wire, region_offset};
@@ -25,8 +26,6 @@ use std::time::{Duration, Instant};
 
 /// `RSEQ_FLAG_UNREGISTER`.
 const RSEQ_FLAG_UNREGISTER: u64 = 1;
-/// Bytes of a stack that are searched for frames of signal handlers.
-const STACK_SEARCH_MAX: u64 = 1 << 20;
 
 /// How patiently a process is detached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -212,22 +211,12 @@ impl<'a> Round<'a> {
         if existing.owns(registers.rsp) {
             return Ok(Some("is on the stack of a probe"));
         }
-        let stack = maps.at(registers.rsp);
-        if slots.runs_program(&registers, stack) {
+        if slots.runs_program(&registers, maps.at(registers.rsp)) {
             return Ok(Some("runs a program"));
         }
-        let returns = stack.is_some_and(|stack| self.handler_returns(&registers, stack, existing));
+        let stack = Stack::of(self.process, maps, &registers);
+        let returns = stack.handler_returns().any(|pc| existing.owns(pc));
         Ok(returns.then_some("will return from a signal handler into a probe"))
-    }
-
-    /// A signal frame on the stack has its program counter in our code: in `ucontext`, flags and segment registers follow.
-    fn handler_returns(&self, registers: &Registers, stack: &Mapping, existing: &Existing) -> bool {
-        const USER_CODE_SEGMENT: u64 = 0x33;
-        let start = registers.rsp & !7;
-        let len = (stack.end - start).min(STACK_SEARCH_MAX);
-        let Ok(bytes) = self.process.memory().read_vec(start, len as usize) else { return false };
-        let words: Vec<u64> = bytes.chunks_exact(8).map(u64::get).collect();
-        words.windows(3).any(|words| words[2] & 0xffff == USER_CODE_SEGMENT && existing.owns(words[0]))
     }
 
     /// No thread's `struct rseq` lies in our memory or refers to it.

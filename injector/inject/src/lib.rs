@@ -27,6 +27,7 @@ mod report;
 mod request;
 mod sites;
 mod space;
+mod stack;
 mod start;
 mod target;
 mod tracer;

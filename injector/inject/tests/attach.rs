@@ -184,6 +184,27 @@ fn malloc_of_the_c_library() {
 }
 
 #[test]
+fn counters_of_each_cpu_are_exact() {
+    let Some((mut target, path)) = caller("per-cpu") else { return };
+    let pid = target.pid();
+    let mut store = Store::new();
+    let map = store.array(8 * 64);
+    let program = store.cpu_counter(map, 0);
+    let entry = store.probe(program, ProbeKind::Entry, &path, symbol("probed"));
+    let program = store.cpu_counter(map, 1);
+    let returning = store.probe(program, ProbeKind::Return, &path, symbol("outer"));
+    assert_eq!(attach(pid, &store.request).unwrap().in_force(), 2);
+    for _ in 0..5 {
+        target.ask(50_000);
+    }
+    let found = [store.cpu_value(map, 0), store.cpu_value(map, 1)];
+    let missed = [store.missed(entry), store.missed(returning)];
+    assert_eq!((found, missed), ([1_000_000, 1_000_000], [0, 0]));
+    assert_eq!(detach(pid, &DetachOptions::default()).unwrap().left, None);
+    target.ask(10);
+}
+
+#[test]
 fn refusals() {
     let Some((mut target, path)) = caller("refusals") else { return };
     let pid = target.pid();
@@ -266,10 +287,14 @@ fn static_programs() {
         store.count(map, 0, ProbeKind::Entry, &path, "probed");
         store.count(map, 1, ProbeKind::Return, &path, "deep");
         store.count(map, 2, ProbeKind::Entry, &path, "main");
+        let cpus = store.array(8 * 64);
+        let program = store.cpu_counter(cpus, 0);
+        let per_cpu = store.probe(program, ProbeKind::Entry, &path, symbol("outer"));
         target.ask(10);
         let before = snapshot(pid).len();
-        assert_eq!(attach(pid, &store.request).unwrap().in_force(), 3, "{name}");
+        assert_eq!(attach(pid, &store.request).unwrap().in_force(), 4, "{name}");
         target.ask(1000);
+        assert_eq!((store.cpu_value(cpus, 0), store.missed(per_cpu)), (4000, 0), "{name}");
         assert_eq!([0, 1].map(|index| store.value(map, index)), [4000, 404], "{name}");
         assert_eq!(detach(pid, &DetachOptions::default()).unwrap().left, None, "{name}");
         target.ask(10);
@@ -277,7 +302,7 @@ fn static_programs() {
         // And from the beginning: it reads no number and ends.
         let command = StartCommand { program: path.clone(), arguments: Vec::new(), environment: None };
         let started = start(&command, &store.request).unwrap();
-        assert_eq!(started.report.in_force(), 3, "{name}: {:?}", started.report);
+        assert_eq!(started.report.in_force(), 4, "{name}: {:?}", started.report);
         assert_eq!(started.wait().unwrap(), Ended::Exited(7), "{name}");
         assert_eq!(store.value(map, 2), 1, "{name}");
     }

@@ -128,6 +128,25 @@ impl Store {
         id
     }
 
+    /// A program that adds one to the counter of its CPU, eight counters apart, without a locked instruction; its id.
+    pub(crate) fn cpu_counter(&mut self, map: u32, index: u32) -> u32 {
+        let id = self.counter(map, index);
+        let program = self.request.programs.last_mut().unwrap();
+        // mov access.cpu(%rsi),%ecx; shl $6,%rcx; mov $counter,%rax
+        let mut code = vec![0x8b, 0x4e, 0x08, 0x48, 0xc1, 0xe1, 0x06, 0x48, 0xb8];
+        code.extend([0; 8]);
+        code.extend([0x48, 0xff, 0x04, 0x08, 0x31, 0xc0, 0xc3]); // incq (%rax,%rcx); xor %eax,%eax; ret
+        program.code = code;
+        program.relocs[0].offset = 9;
+        program.needs.cpu = true;
+        id
+    }
+
+    /// The sum over all CPUs of a counter.
+    pub(crate) fn cpu_value(&self, map: u32, index: u32) -> u64 {
+        (0..CPUS).map(|cpu| self.value(map, 8 * cpu + index)).sum()
+    }
+
     /// A link; its id.
     pub(crate) fn probe(&mut self, program: u32, kind: ProbeKind, file: &Path, location: Location) -> u32 {
         let id = 300 + self.links.len() as u32;

@@ -1,0 +1,90 @@
+//! A stopped thread's stack, searched for places to which it will go on.
+//!
+//! ```text
+//! struct ucontext of a signal frame (x86-64):
+//!     16  ss_sp │ ss_flags │ ss_size      the alternate signal stack
+//!     40  r8 ... rsp │ rip │ eflags │ cs, gs, fs, ss │ ...
+//! ```
+//!
+//! Words on a stack may be old. A signal frame on an alternate stack is in use only while the thread is on that stack;
+//! everything else above the stack pointer counts.
+
+use crate::wire::Wire;
+use beeline_ptrace::Registers;
+use beeline_remote::{Mappings, Process};
+
+/// Bytes that are searched, from the stack pointer on.
+const SEARCH_MAX: u64 = 1 << 20;
+/// `cs` in user mode; in a signal frame it follows `rip` and the flags.
+const USER_CODE_SEGMENT: u64 = 0x33;
+/// From `ss_sp` and `ss_size` to `rip`, in words.
+const STACK_START_BEFORE: usize = 19;
+const STACK_SIZE_BEFORE: usize = 17;
+
+/// A part of a stack.
+#[derive(Debug)]
+pub(crate) struct Stack {
+    start: u64,
+    words: Vec<u64>,
+}
+
+impl Stack {
+    /// The stack of a thread, from its stack pointer on; empty when that is not mapped.
+    pub(crate) fn of(process: &Process, maps: &Mappings, registers: &Registers) -> Stack {
+        let start = registers.rsp & !7;
+        let len = maps.at(start).map_or(0, |mapping| (mapping.end - start).min(SEARCH_MAX));
+        let bytes = process.memory().read_vec(start, len as usize).unwrap_or_default();
+        Stack { start, words: bytes.chunks_exact(8).map(u64::get).collect() }
+    }
+
+    /// Program counters to which signal handlers of this thread will return.
+    pub(crate) fn handler_returns(&self) -> impl Iterator<Item = u64> {
+        let frames = (0..self.words.len()).filter(|&at| self.is_saved_pc(at) && !self.is_left(at));
+        frames.map(|at| self.words[at])
+    }
+
+    /// Every word, but for the program counters of signal frames that the thread has left.
+    pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
+        let all = (0..self.words.len()).filter(|&at| !(self.is_saved_pc(at) && self.is_left(at)));
+        all.map(|at| self.words[at])
+    }
+
+    /// The word is where a signal frame has its program counter.
+    fn is_saved_pc(&self, at: usize) -> bool {
+        self.words.get(at + 2).is_some_and(|word| word & 0xffff == USER_CODE_SEGMENT)
+    }
+
+    /// The signal frame lies on an alternate stack on which the thread is not any more.
+    fn is_left(&self, at: usize) -> bool {
+        let before = |distance: usize| at.checked_sub(distance).map(|at| self.words[at]);
+        let (Some(start), Some(size)) = (before(STACK_START_BEFORE), before(STACK_SIZE_BEFORE)) else {
+            return false;
+        };
+        let on_it = |address: u64| address.wrapping_sub(start) < size;
+        on_it(self.start + 8 * at as u64) && !on_it(self.start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stack(alternate: (u64, u64)) -> Stack {
+        let mut words = vec![0; 64];
+        words[40] = 0x1234; // rip
+        words[42] = 0x002b_0000_0000_0033;
+        words[40 - STACK_START_BEFORE] = alternate.0;
+        words[40 - STACK_SIZE_BEFORE] = alternate.1;
+        Stack { start: 0x1000, words }
+    }
+
+    #[test]
+    fn frames_in_use_and_left() {
+        let found = |alternate| stack(alternate).handler_returns().collect::<Vec<_>>();
+        assert_eq!(found((0, 0)), [0x1234]);
+        assert_eq!(found((0x1000, 0x1000)), [0x1234]);
+        assert_eq!(found((0x1008, 0x1000)), []);
+        assert_eq!(stack((0x1008, 0x1000)).words().count(), 63);
+        assert_eq!(found((0x9000, 0x1000)), [0x1234]);
+    }
+}
