@@ -12,7 +12,7 @@ __asm__(".globl first_push\n.type first_push,@function\n.p2align 6\nfirst_push:\
 	"push %rbp\nmov %rsp,%rbp\npush %rbx\nmov %rdi,%rbx\n" BODY "pop %rbx\npop %rbp\nret\n.size first_push,.-first_push\n");
 /* First instruction a 5-byte nop: the kernel's fastest uprobe. */
 __asm__(".globl first_nop\n.type first_nop,@function\n.p2align 6\nfirst_nop:\n"
-	"nopl 0(%rax,%rax,1)\npush %rbx\nmov %rdi,%rbx\n" BODY "pop %rbx\nret\n.size first_nop,.-first_nop\n");
+	".byte 0x0f,0x1f,0x44,0x00,0x00\npush %rbx\nmov %rdi,%rbx\n" BODY "pop %rbx\nret\n.size first_nop,.-first_nop\n");
 /* First instruction `sub`: the kernel single-steps it. */
 __asm__(".globl first_sub\n.type first_sub,@function\n.p2align 6\nfirst_sub:\n"
 	"sub $24,%rsp\nmov %rdi,8(%rsp)\n" BODY "add $24,%rsp\nret\n.size first_sub,.-first_sub\n");

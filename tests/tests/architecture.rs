@@ -135,6 +135,7 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "runtime/interp/src/memory",
     "runtime/engine/src/testrun",
     "runtime/vm/src/engine.rs",
+    "runtime/vm/src/main.rs",
     "runtime/vm/src/native.rs",
     "injector/ptrace/src",
     "injector/remote/src",

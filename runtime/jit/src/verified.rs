@@ -58,9 +58,13 @@ fn calls(verified: &Verified) -> BTreeMap<u32, CallFacts> {
         .collect()
 }
 
-/// As many as the prototype has; all five for a helper that has none.
+/// `bpf_trace_printk`: what its format asks for is in r3 to r5, of which the prototype says nothing.
+const TRACE_PRINTK: u32 = 6;
+
+/// As many as the prototype has; all five for a helper that has none, or that takes as many as it is given.
 fn helper_arguments(id: u32) -> u8 {
     match table::by_id(id) {
+        Some(_) if id == TRACE_PRINTK => 5,
         Some(helper) => helper.proto.args.iter().filter(|&&kind| kind != ArgKind::None).count() as u8,
         None => 5,
     }

@@ -151,7 +151,8 @@ impl Verified {
         };
         let needs = ProgramNeeds {
             context: if facts.tail_calls { ContextUse::ALL } else { facts.context },
-            cpu: facts.cpu,
+            // Whom it calls may need one, and a CPU can only be claimed where the run begins.
+            cpu: facts.cpu || facts.tail_calls,
             stack_bytes,
             tail_calls: facts.tail_calls,
         };
