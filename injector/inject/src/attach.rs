@@ -356,9 +356,7 @@ impl<'a> Prepared<'a> {
         files.extend(generation.shared.iter().map(|file| file.file));
         let descriptors = borrowed.receive(&files).map_err(|error| self.failed(error))?;
         let mapped = map_everything(borrowed, generation, &descriptors);
-        for &descriptor in &descriptors {
-            borrowed.close(descriptor).map_err(|error| self.failed(error))?;
-        }
+        borrowed.close_all(&descriptors).map_err(|error| self.failed(error))?;
         match mapped {
             Ok(()) => {}
             Err(RemoteError::SystemCall { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => {

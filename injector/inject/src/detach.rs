@@ -211,12 +211,16 @@ impl<'a> Round<'a> {
         if existing.owns(registers.rsp) {
             return Ok(Some("is on the stack of a probe"));
         }
-        if slots.runs_program(&registers, maps.at(registers.rsp)) {
-            return Ok(Some("runs a program"));
-        }
         let stack = Stack::of(self.process, maps, &registers);
-        let returns = stack.handler_returns().any(|pc| existing.owns(pc));
-        Ok(returns.then_some("will return from a signal handler into a probe"))
+        let mut handler = false;
+        for (pc, sp) in stack.handler_returns() {
+            handler = true;
+            if existing.owns(pc) || existing.owns(sp) {
+                return Ok(Some("will return from a signal handler into a probe"));
+            }
+        }
+        let runs = slots.runs_program(&registers, maps.at(registers.rsp), handler);
+        Ok(runs.then_some("runs a program"))
     }
 
     /// No thread's `struct rseq` lies in our memory or refers to it.
@@ -367,11 +371,11 @@ impl Slots {
     }
 
     /// The thread is below the frame of a program that has not ended. A guard word below the stack pointer, on the same
-    /// stack, was left by a run that was abandoned.
-    fn runs_program(&self, registers: &Registers, stack: Option<&Mapping>) -> bool {
+    /// stack, was left by a run that was abandoned; in a signal handler nobody knows which stacks lie side by side.
+    fn runs_program(&self, registers: &Registers, stack: Option<&Mapping>, handler: bool) -> bool {
         let Some(slot) = self.0.iter().find(|slot| slot.key & !1 == registers.fs_base) else { return false };
         let same_stack = stack.is_some_and(|stack| stack.holds(slot.guard));
-        slot.guard != 0 && !(same_stack && registers.rsp > slot.guard)
+        slot.guard != 0 && (handler || !(same_stack && registers.rsp > slot.guard))
     }
 }
 

@@ -12,7 +12,7 @@
 //! The tables of a later attach hold everything, old and new, and replace the earlier ones by one write of the block's
 //! head. Earlier tables stay: programs hold addresses of map handles, stubs those of links.
 
-use crate::agent::{AgentImage, AgentSegment, LinkedAgent};
+use crate::agent::{AgentImage, LinkedAgent};
 use crate::error::TargetRefused;
 use crate::existing::Existing;
 use crate::maps::{SharedFile, map_handle};
@@ -260,13 +260,24 @@ impl<'a> Builder<'a> {
         let data_len = (tables + tables_len).next_multiple_of(PAGE);
         let region = space.take(image.len() + GAP + data_len + PAGE, near, "the agent")?;
         let offset = self.memory.add(region.len)?;
-        let piece = |segment: &AgentSegment| Piece {
-            address: region.start + segment.start,
-            len: segment.len,
-            protection: segment.protection,
-            offset: offset + segment.start,
-        };
-        let mut pieces: Vec<Piece> = image.segments().iter().map(piece).collect();
+        let mut pieces: Vec<Piece> = Vec::new();
+        for segment in image.segments() {
+            // Constants may lie on executable pages: it saves a call in the stopped process.
+            let writable = segment.protection & libc::PROT_WRITE != 0;
+            let protection = if writable { segment.protection } else { libc::PROT_READ | libc::PROT_EXEC };
+            let address = region.start + segment.start;
+            match pieces.last_mut() {
+                Some(last) if last.protection == protection && last.address + last.len == address => {
+                    last.len += segment.len;
+                }
+                _ => pieces.push(Piece {
+                    address,
+                    len: segment.len,
+                    protection,
+                    offset: offset + segment.start,
+                }),
+            }
+        }
         self.block = region.start + image.len() + GAP;
         let data_offset = offset + image.len() + GAP;
         let protection = libc::PROT_READ | libc::PROT_WRITE;

@@ -37,10 +37,10 @@ impl Stack {
         Stack { start, words: bytes.chunks_exact(8).map(u64::get).collect() }
     }
 
-    /// Program counters to which signal handlers of this thread will return.
-    pub(crate) fn handler_returns(&self) -> impl Iterator<Item = u64> {
-        let frames = (0..self.words.len()).filter(|&at| self.is_saved_pc(at) && !self.is_left(at));
-        frames.map(|at| self.words[at])
+    /// Program counters to which signal handlers of this thread will return, and the stack pointers then.
+    pub(crate) fn handler_returns(&self) -> impl Iterator<Item = (u64, u64)> {
+        let frames = (1..self.words.len()).filter(|&at| self.is_saved_pc(at) && !self.is_left(at));
+        frames.map(|at| (self.words[at], self.words[at - 1]))
     }
 
     /// Every word, but for the program counters of signal frames that the thread has left.
@@ -71,6 +71,7 @@ mod tests {
 
     fn stack(alternate: (u64, u64)) -> Stack {
         let mut words = vec![0; 64];
+        words[39] = 0x5678; // rsp
         words[40] = 0x1234; // rip
         words[42] = 0x002b_0000_0000_0033;
         words[40 - STACK_START_BEFORE] = alternate.0;
@@ -81,10 +82,10 @@ mod tests {
     #[test]
     fn frames_in_use_and_left() {
         let found = |alternate| stack(alternate).handler_returns().collect::<Vec<_>>();
-        assert_eq!(found((0, 0)), [0x1234]);
-        assert_eq!(found((0x1000, 0x1000)), [0x1234]);
+        assert_eq!(found((0, 0)), [(0x1234, 0x5678)]);
+        assert_eq!(found((0x1000, 0x1000)), [(0x1234, 0x5678)]);
         assert_eq!(found((0x1008, 0x1000)), []);
         assert_eq!(stack((0x1008, 0x1000)).words().count(), 63);
-        assert_eq!(found((0x9000, 0x1000)), [0x1234]);
+        assert_eq!(found((0x9000, 0x1000)), [(0x1234, 0x5678)]);
     }
 }

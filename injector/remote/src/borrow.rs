@@ -259,6 +259,27 @@ impl<'p> Borrowed<'p> {
         self.system_call("close", libc::SYS_close, [descriptor, 0, 0, 0, 0, 0]).map(drop)
     }
 
+    /// Closes descriptors of the process, neighbouring ones with one call.
+    ///
+    /// # Errors
+    /// `EBADF` when one is not open.
+    pub fn close_all(&mut self, descriptors: &[u64]) -> Result<(), RemoteError> {
+        let mut sorted = descriptors.to_vec();
+        sorted.sort_unstable();
+        for run in sorted.chunk_by(|a, b| a + 1 == *b) {
+            let (first, last) = (run[0], run[run.len() - 1]);
+            let all = [first, last, 0, 0, 0, 0];
+            if run.len() > 1 && self.system_call("close_range", libc::SYS_close_range, all).is_ok() {
+                continue;
+            }
+            // A single one, or a kernel before 5.9.
+            for &descriptor in run {
+                self.close(descriptor)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Puts the thread back as it was found and returns it.
     ///
     /// # Errors

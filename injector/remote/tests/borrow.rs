@@ -195,9 +195,7 @@ fn files_and_functions() {
             matches!(again, RemoteError::SystemCall { ref source, .. } if source.raw_os_error() == Some(libc::EEXIST))
         );
         assert_eq!(borrowed.call(address, [40, 2, 0]).unwrap(), 42);
-        for descriptor in received {
-            borrowed.close(descriptor).unwrap();
-        }
+        borrowed.close_all(&received).unwrap();
         borrowed.unmap(address, 4096).unwrap();
         // A function that faults is our defect, and not the target's end.
         let error = borrowed.call(0x10, [0; 3]).unwrap_err();
