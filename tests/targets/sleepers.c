@@ -1,7 +1,8 @@
 // link: -pthread
 // Many threads, most of them blocked in different system calls, one calling work() all the time.
-//   sleepers THREADS
-// Says "ready"; on a line on standard input it stops, checks that no blocked call was disturbed, and says so.
+//   sleepers THREADS [eintr]
+// With `eintr` it takes an interrupted epoll_wait(), the one call here that the kernel never restarts, for what it is, as
+// programs have to. Says "ready"; on a line on standard input it stops, checks that no blocked call was disturbed, and says so.
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
@@ -11,6 +12,7 @@
 #include <unistd.h>
 
 static volatile int stop;
+static int bears_eintr;
 static long disturbed;
 static int pipes[2];
 
@@ -33,13 +35,18 @@ static void *blocked(void *argument)
 	char byte;
 	struct epoll_event event = { .events = EPOLLIN };
 	struct pollfd fd = { .fd = pipes[0], .events = POLLIN };
-	int epoll = epoll_create1(0);
+	int epoll = epoll_create1(0), result;
 
 	epoll_ctl(epoll, EPOLL_CTL_ADD, pipes[0], &event);
 	switch ((long)argument % 4) {
 	case 0: check(read(pipes[0], &byte, 1), "read"); break;
 	case 1: check(poll(&fd, 1, -1), "poll"); break;
-	case 2: check(epoll_wait(epoll, &event, 1, -1), "epoll_wait"); break;
+	case 2:
+		do
+			result = epoll_wait(epoll, &event, 1, -1);
+		while (result < 0 && errno == EINTR && bears_eintr);
+		check(result, "epoll_wait");
+		break;
 	case 3:
 		while (!stop)
 			check(usleep(100000), "usleep");
@@ -62,6 +69,8 @@ static void *busy(void *argument)
 int main(int argc, char **argv)
 {
 	int threads = atoi(argv[1]);
+
+	bears_eintr = argc > 2;
 	pthread_t ids[threads + 1];
 	char line[16];
 

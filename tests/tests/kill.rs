@@ -51,7 +51,7 @@ fn kill_the_command_at_any_moment() {
     let (entry, leave) = (format!("on_entry=uprobe:{place}"), format!("on_return=uretprobe:{place}"));
     let load = ["load", &object, "--attach", &entry, "--attach", &leave];
     let store = Store::new();
-    let mut target = Target::spawn(Command::new(&program).arg("6"));
+    let mut target = Target::spawn(Command::new(&program).args(["6", "eintr"]));
     assert_eq!(target.line(), "ready");
     let pid = target.pid();
 
