@@ -94,7 +94,7 @@ pub fn start(command: &StartCommand, request: &Request) -> Result<Started, Targe
         let pid = stopped.tid();
         let result = load(&command.path, stopped).and_then(|stopped| put_in(request, stopped));
         if result.is_err() {
-            // It has done nothing yet, and does not run without what it was started for.
+            // It has done nothing yet, and does not run without what it was started for. Mostly it is killed already.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::__WALL));
         }

@@ -494,3 +494,37 @@ int main(void) {
     target.child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
     assert_eq!(target.line(), "2");
 }
+
+/// A 32-bit program that waits: `mov $29 (pause),%eax; int $0x80; jmp`.
+fn program_of_32_bits() -> Vec<u8> {
+    let mut file = vec![0x7f, b'E', b'L', b'F', 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 3, 0];
+    let base = 0x0804_8000u32;
+    for word in [1, base + 84, 52, 0, 0, 52 | 32 << 16, 1, 0] {
+        file.extend(u32::to_le_bytes(word));
+    }
+    for word in [1, 0, base, base, 93, 93, 5, 0x1000] {
+        file.extend(u32::to_le_bytes(word));
+    }
+    file.extend([0xb8, 29, 0, 0, 0, 0xcd, 0x80, 0xeb, 0xf7]);
+    file
+}
+
+#[test]
+fn processes_of_32_bits_are_left_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("waits-32");
+    std::fs::write(&path, program_of_32_bits()).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let Ok(mut child) = Command::new(&path).spawn() else {
+        println!("skipped: this kernel runs no 32-bit programs");
+        return;
+    };
+    let store = Store::new();
+    let error = attach(child.id() as i32, &store.request).unwrap_err();
+    assert!(matches!(error, TargetRefused::WrongArchitecture { .. }), "{error}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let command = StartCommand { program: path, arguments: Vec::new(), environment: None };
+    let error = start(&command, &store.request).unwrap_err();
+    assert!(matches!(error, TargetRefused::WrongArchitecture { .. }), "{error}");
+}

@@ -92,7 +92,7 @@ fn redis_under_benchmark() {
         assert!(report.foreign.is_empty());
         cycles += 1;
         // The server gets the machine in between.
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(50));
         assert!(server.0.try_wait().unwrap().is_none(), "redis-server died in cycle {cycles}");
     }
     let output = benchmark.wait_with_output().unwrap();

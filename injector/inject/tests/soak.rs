@@ -172,7 +172,12 @@ fn injectors_killed_at_any_moment() {
         child.wait().unwrap();
         assert!(target.child.try_wait().unwrap().is_none(), "the target died in round {round}");
     }
-    // The next command repairs what is left, and works.
+    // The next command repairs what is left, and works. Probes that are in force count for the store of a killed injector.
+    match detach(pid, &DetachOptions::default()) {
+        Ok(report) => assert_eq!(report.left, None),
+        Err(TargetRefused::NotAttached { .. }) => {}
+        Err(error) => panic!("{error}"),
+    }
     let (store, map) = probes(pid);
     let report = attach(pid, &store.request).unwrap();
     assert_eq!(report.in_force(), 11, "{report:?}");

@@ -126,3 +126,11 @@ pub(crate) fn sleep_exactly() {
         libc::prctl(libc::PR_SET_TIMERSLACK, 1);
     }
 }
+
+/// Kills a process that we started.
+pub(crate) fn kill(pid: Tid) {
+    // SAFETY: a plain system call; it fails only when the process is gone.
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+    }
+}

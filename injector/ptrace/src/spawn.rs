@@ -89,7 +89,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Starts `command` and returns its only thread, stopped at the end of `execve`: the new program is mapped, not one
 /// of its instructions has run. The child has the caller's files, group and signal mask; `SIGPIPE` is at its default.
 ///
-/// The calling OS thread becomes the tracer and has to stay alive as long as tracing is wanted.
+/// The calling OS thread becomes the tracer and has to stay alive as long as tracing is wanted. Until it is detached,
+/// dropping the new process kills it.
 ///
 /// # Errors
 /// [`SpawnError::Exec`] with the reason when the file cannot be executed; nothing is left running in any case.
@@ -124,7 +125,7 @@ pub fn spawn(command: &Command) -> Result<Stopped, SpawnError> {
     }
     // Closing the pipe lets the child go on to its execve.
     drop(go_write);
-    until_exec(Running::from_tracee(pid), &command.path, &failed_read)
+    until_exec(Running::from_tracee(pid, true), &command.path, &failed_read)
 }
 
 fn until_exec(thread: Running, path: &Path, failed: &OwnedFd) -> Result<Stopped, SpawnError> {

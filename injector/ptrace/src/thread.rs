@@ -112,6 +112,8 @@ thread_local! {
 #[derive(Debug)]
 pub struct Running {
     tid: Tid,
+    /// It was started by us, and is killed rather than let go by accident.
+    doomed: bool,
     _not_send: PhantomData<*const ()>,
 }
 
@@ -122,13 +124,13 @@ impl Running {
     /// `EPERM` when this is not allowed or the thread is traced already, `ESRCH` when it is gone.
     pub fn seize(tid: Tid) -> io::Result<Running> {
         request::seize(tid, libc::PTRACE_O_TRACESYSGOOD)?;
-        Ok(Running::from_tracee(tid))
+        Ok(Running::from_tracee(tid, false))
     }
 
-    pub(crate) fn from_tracee(tid: Tid) -> Running {
+    pub(crate) fn from_tracee(tid: Tid, doomed: bool) -> Running {
         // A status left over from an earlier life of this id says nothing about the new one.
         EVENTS.with_borrow_mut(|events| events.remove(&tid));
-        Running { tid, _not_send: PhantomData }
+        Running { tid, doomed, _not_send: PhantomData }
     }
 
     /// The thread's id.
@@ -158,7 +160,10 @@ impl Running {
         }
         let stop = classify(status);
         let pending = if let Stop::Signal(signal) = stop { signal } else { 0 };
-        Ok(Waited::Stopped(Stopped { tid: self.tid, pending, attached: true, _not_send: PhantomData }, stop))
+        Ok(Waited::Stopped(
+            Stopped { tid: self.tid, doomed: self.doomed, pending, attached: true, _not_send: PhantomData },
+            stop,
+        ))
     }
 }
 
@@ -209,10 +214,12 @@ fn relax(waited: Duration) {
     }
 }
 
-/// A traced thread that stands still. Dropping it detaches it.
+/// A traced thread that stands still. Dropping it detaches it; one that [`spawn`](crate::spawn()) started is killed
+/// instead, because what it was started for has failed.
 #[derive(Debug)]
 pub struct Stopped {
     tid: Tid,
+    doomed: bool,
     /// Signal that is delivered when the thread goes on, 0 = none.
     pending: i32,
     attached: bool,
@@ -311,7 +318,7 @@ impl Stopped {
         self.attached = false;
         request::go_on(request, self.tid, self.pending)
             .map_err(|error| PtraceError::new("resume", self.tid, error))?;
-        Ok(Running::from_tracee(self.tid))
+        Ok(Running::from_tracee(self.tid, self.doomed))
     }
 
     /// Ends tracing: the thread goes on, or back into the group stop in which it was found.
@@ -341,6 +348,9 @@ const COLLECT_TIMEOUT: Duration = Duration::from_millis(50);
 impl Drop for Stopped {
     fn drop(&mut self) {
         if self.attached {
+            if self.doomed {
+                request::kill(self.tid);
+            }
             // The only failure is that the thread is dead, which is no concern of ours any more.
             let _ = detach(self.tid, self.pending);
         }
