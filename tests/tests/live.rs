@@ -260,6 +260,44 @@ fn a_second_store_does_not_see_the_first() {
     assert_eq!(second.percpu_sum("total", 0), 0);
 }
 
+/// Exceptions and `backtrace()` go through frames whose return is probed as if it were not.
+#[test]
+fn exceptions_pass_through_return_probes() {
+    if !have(&["g++"]) {
+        return;
+    }
+    for (variant, flags) in [("cxx", &[][..]), ("cxxstatic", &["-static"][..])] {
+        let program = target("tests/targets/throw.cc", variant, "g++", flags);
+        let path = program.to_string_lossy().into_owned();
+        let expected = Command::new(&program).arg("500").output().expect("it runs").stdout;
+        let store = Store::new();
+        load_counts(&store, &[&format!("{path}:work")]);
+        assert_eq!(store.ok(&["start", "--", &path, "500"]), String::from_utf8_lossy(&expected));
+        assert_eq!(store.number("shared", 0), 500 * 11, "every call is counted");
+        // The frames that an exception leaves never return; those that a backtrace went through are misses.
+        assert!(store.number("shared", 1) < 500 * 11);
+    }
+}
+
+/// Two jumps cannot overlap: the second probe is refused and named, the first works.
+#[test]
+fn probes_too_close_to_each_other_are_refused() {
+    let program = gcc("tests/targets/nearby.c");
+    let path = program.to_string_lossy().into_owned();
+    let store = Store::new();
+    load_counts(&store, &[&format!("{path}:nearby")]);
+    let again = object("examples/tail-calls/dispatch.bpf.c").to_string_lossy().into_owned();
+    store.ok(&["load", &again, "--attach", &format!("dispatch=uprobe:{path}:nearby+4")]);
+    let output = store.output(&["start", "--", &path, "1000"]);
+    assert!(output.status.success());
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("sum 1498500"),
+        "the program computes what it should"
+    );
+    assert!(String::from_utf8_lossy(&output.stderr).contains("overlap"), "the refused probe is named");
+    assert_eq!(store.number("shared", 0), 1000);
+}
+
 #[test]
 fn statically_linked_servers_attach_as_well() {
     let program = target("tests/targets/sleepers.c", "static", "gcc", &["-static"]);

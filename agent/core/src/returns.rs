@@ -8,9 +8,10 @@
 //! below the stack pointer may hold it still, so an entry that looks alive may be stale, but one whose word changed is
 //! dead for certain. Only such entries are dropped; the rest goes when its word is overwritten.
 
-use crate::{memory, process};
+use crate::{memory, process, slot_of};
 use beeline_abi::errno::EFAULT;
-use beeline_abi::process::ProcessBlock;
+use beeline_abi::link::LinkRuntime;
+use beeline_abi::process::{ProcessBlock, SiteRuntime};
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
 use beeline_helpers::read;
@@ -140,6 +141,45 @@ pub unsafe extern "sysv64" fn find(slot: *mut ThreadSlot, sp: u64) -> *mut Retur
             }
         }
         null_mut()
+    }
+}
+
+/// A program of the agent's own, for the entries of unwinders: puts every outstanding return address of the thread back
+/// where the function expects it, and forgets the entries. A walk over the stack, of an exception or a `backtrace()`, then
+/// sees the stack as it is without return probes. Their programs do not run for these calls: each is a miss.
+///
+/// # Safety
+///
+/// `run` is that of the calling thread's slot, whose guard is set.
+pub unsafe extern "sysv64" fn restore(_context: *mut u8, run: *mut RunContext) -> u64 {
+    // SAFETY: the caller's contract. A word that holds an entry's trampoline was written by a stub of this thread, in a
+    // frame that has not returned; from the top down, because tail calls stack entries on one word.
+    unsafe {
+        let slot = slot_of(run);
+        for index in (0..count(slot)).rev() {
+            let entry = entry(slot, index).read();
+            let mut word = 0u64;
+            let known = read::fetch(run, (&raw mut word).cast(), 8, entry.sp) == 0;
+            if known && word == entry.trampoline {
+                (entry.sp as *mut u64).write(entry.return_address);
+                count_misses(entry.site as *const SiteRuntime);
+            }
+        }
+        (*slot).returns_top = (*slot).returns_base;
+    }
+    0
+}
+
+/// Counts a miss on each return link of a site.
+unsafe fn count_misses(site: *const SiteRuntime) {
+    // SAFETY: sites and their links stay where they are while the agent is in the process.
+    unsafe {
+        for index in 0..(*site).link_count {
+            let link = ((*site).links as *const LinkRuntime).add(index as usize);
+            if (*link).flags & LinkRuntime::RETURN != 0 {
+                process::missed(link, 1);
+            }
+        }
     }
 }
 

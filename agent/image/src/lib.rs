@@ -10,13 +10,15 @@
 
 mod memory;
 
-use beeline_abi::link::LinkRuntime;
+use beeline_abi::ABI_VERSION;
+use beeline_abi::link::{LINK_MAGIC, LinkRuntime, LinkShared};
 use beeline_abi::process::ProcessBlock;
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::{ReturnSlot, ThreadSlot};
 use beeline_agent_core::{cpu, process, returns, slot};
 use beeline_helpers::table::BY_ID;
 use beeline_helpers::{HELPERS_LEN, HelperFn};
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// The address of each helper by id, 0 = none.
 #[unsafe(no_mangle)]
@@ -48,6 +50,22 @@ export!(beeline_claim_cpu(run: *mut RunContext) -> u64, cpu::claim);
 export!(beeline_release_cpu(run: *mut RunContext), cpu::release);
 export!(beeline_return_room(slot: *mut ThreadSlot, sp: u64) -> u64, returns::room);
 export!(beeline_return_find(slot: *mut ThreadSlot, sp: u64) -> *mut ReturnSlot, returns::find);
+
+export!(beeline_return_restore(context: *mut u8, run: *mut RunContext) -> u64, returns::restore);
+
+/// The shared words of links that the agent has with itself: always in force.
+#[unsafe(no_mangle)]
+#[used]
+#[allow(non_upper_case_globals, reason = "it is a symbol of the image")]
+pub static beeline_own_link: LinkShared = LinkShared {
+    magic: LINK_MAGIC,
+    version: ABI_VERSION,
+    id: LinkRuntime::OWN,
+    enabled: AtomicU32::new(1),
+    reserved: 0,
+    missed: AtomicU64::new(0),
+    reserved2: [0; 4],
+};
 
 /// Never reached: no function of the image refers to it, so the linker drops it. A test sees to that.
 #[panic_handler]

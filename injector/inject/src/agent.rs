@@ -18,6 +18,16 @@ pub(crate) struct AgentImage {
     helpers: (u64, usize),
     init: u64,
     symbols: AgentSymbols,
+    own: OwnLink,
+}
+
+/// What the agent runs for itself at the entries of unwinders.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct OwnLink {
+    /// Address of the program: it puts return addresses back before somebody walks the stack.
+    pub(crate) entry: u64,
+    /// Address of the shared words of its links.
+    pub(crate) shared: u64,
 }
 
 /// Pages of the image with the same rights.
@@ -37,6 +47,7 @@ pub(crate) struct LinkedAgent {
     pub(crate) bytes: Vec<u8>,
     pub(crate) init: u64,
     pub(crate) symbols: AgentSymbols,
+    pub(crate) own: OwnLink,
     /// Address of each helper by id, 0 = none.
     helpers: Vec<u64>,
 }
@@ -91,6 +102,10 @@ impl AgentImage {
                 return_room: symbol("beeline_return_room")?.0,
                 return_find: symbol("beeline_return_find")?.0,
             },
+            own: OwnLink {
+                entry: symbol("beeline_return_restore")?.0,
+                shared: symbol("beeline_own_link")?.0,
+            },
         })
     }
 
@@ -132,7 +147,8 @@ impl AgentImage {
             return_room: base + of.return_room,
             return_find: base + of.return_find,
         };
-        LinkedAgent { bytes, init: base + self.init, symbols, helpers }
+        let own = OwnLink { entry: base + self.own.entry, shared: base + self.own.shared };
+        LinkedAgent { bytes, init: base + self.init, symbols, own, helpers }
     }
 }
 

@@ -452,6 +452,15 @@ impl<'a> Builder<'a> {
             (Some(existing), Some(index)) => existing.links[index].clone(),
             _ => Vec::new(),
         };
+        if site.unwinder {
+            links.push(LinkRuntime {
+                shared: self.agent.own.shared,
+                func_ip: site.address,
+                entry: self.agent.own.entry,
+                link_id: LinkRuntime::OWN,
+                ..LinkRuntime::default()
+            });
+        }
         let mut needs: Vec<ProgramNeeds> = links.iter().map(|link| given.needs_of(link)).collect();
         for probe in site.probes.iter().map(|&index| &given.request.probes[index]) {
             let program = given.program(probe.program_id)?;
@@ -670,7 +679,7 @@ impl<'a> Ingredients<'a> {
             (Some(existing), Some(index)) => existing.links[index].len(),
             _ => 0,
         };
-        old + site.probes.len()
+        old + site.probes.len() + usize::from(site.unwinder)
     }
 
     /// Bytes that all programs of the request take.
@@ -687,6 +696,7 @@ impl<'a> Ingredients<'a> {
     /// What a program that is linked already needs; everything when nothing is known of it any more.
     fn needs_of(&self, link: &LinkRuntime) -> ProgramNeeds {
         match self.program(link.prog_id) {
+            _ if link.link_id == LinkRuntime::OWN => ProgramNeeds::default(),
             Ok(program) => program.needs,
             Err(_) => ProgramNeeds {
                 context: ContextUse::ALL,

@@ -5,6 +5,7 @@ use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, find, is_ours};
 use crate::report::{Attached, AttachedSite};
 use crate::target::remote;
+use beeline_abi::link::LinkRuntime;
 use beeline_ptrace::{StopError, StoppedProcess};
 use beeline_remote::{Mappings, Process};
 use std::fs;
@@ -42,7 +43,7 @@ fn describe(process: &Process, maps: &Mappings, existing: &Existing) -> Attached
     let site = |(site, links): (&beeline_abi::process::SiteRuntime, &Vec<beeline_abi::link::LinkRuntime>)| {
         AttachedSite {
             address: site.address,
-            links: links.iter().map(|link| link.link_id).collect(),
+            links: links.iter().map(|link| link.link_id).filter(|&id| id != LinkRuntime::OWN).collect(),
             in_place: existing.is_in_place(process, site),
         }
     };

@@ -4,8 +4,9 @@ use crate::existing::Existing;
 use crate::files::{MappedFile, MappedFiles};
 use crate::report::{ProbeOutcome, ProbeState};
 use crate::request::{ProbeKind, ProbeRequest, Request};
+use beeline_abi::link::LinkRuntime;
 use beeline_remote::Process;
-use beeline_site::{SitePlan, WINDOW_MIN, plan, plan_return, resolve};
+use beeline_site::{SitePlan, WINDOW_MIN, plan, plan_return, resolve, unwinder_entries};
 use std::collections::{BTreeMap, HashSet};
 
 /// A place, and the probes that go there.
@@ -17,6 +18,14 @@ pub(crate) struct PlannedSite {
     pub(crate) probes: Vec<usize>,
     /// Index of the site in the process's list, when it is patched already.
     pub(crate) existing: Option<usize>,
+    /// An unwinder begins here: the agent puts return addresses back.
+    pub(crate) unwinder: bool,
+}
+
+impl PlannedSite {
+    fn new(address: u64, plan: SitePlan) -> PlannedSite {
+        PlannedSite { address, plan, probes: Vec::new(), existing: None, unwinder: false }
+    }
 }
 
 /// The probes of a request, sorted out.
@@ -54,9 +63,44 @@ impl PlannedSites {
             };
             states.push(state);
         }
+        let is_return = |site: &PlannedSite| {
+            site.probes.iter().any(|&index| request.probes[index].kind == ProbeKind::Return)
+        };
+        if sites.values().any(is_return) {
+            enter_unwinders(&mut sites, process, files, existing);
+        }
         let mut planned = PlannedSites { sites: sites.into_values().collect(), states };
         planned.find_existing(existing);
+        planned.refuse_overlaps(existing);
         planned
+    }
+
+    /// Two jumps that overlap would each destroy the other: the later site is refused, and one that would overlap a jump
+    /// that is in place.
+    fn refuse_overlaps(&mut self, existing: Option<&Existing>) {
+        let width = WINDOW_MIN as u64;
+        let in_place = |address: u64| {
+            let known = existing.into_iter().flat_map(|existing| &existing.sites);
+            known
+                .filter(|site| site.link_count != 0)
+                .map(|site| site.address)
+                .find(|&other| other != address && other.abs_diff(address) < width)
+        };
+        let mut refused: Vec<(u64, u64)> = Vec::new();
+        let mut last: Option<u64> = None;
+        for site in &self.sites {
+            let overlapped = last.filter(|&last| site.address - last < width);
+            match overlapped.or_else(|| in_place(site.address)) {
+                Some(other) => refused.push((site.address, other)),
+                None => last = Some(site.address),
+            }
+        }
+        for (address, other) in refused {
+            self.refuse(
+                address,
+                &format!("the jump at {address:#x} would overlap the one of the probe at {other:#x}"),
+            );
+        }
     }
 
     fn find_existing(&mut self, existing: Option<&Existing>) {
@@ -106,10 +150,38 @@ fn enter(sites: &mut BTreeMap<u64, PlannedSite>, places: Vec<(u64, SitePlan)>, p
             state = ProbeState::Refused { reason };
             continue;
         }
-        let new = PlannedSite { address, plan, probes: Vec::new(), existing: None };
-        sites.entry(address).or_insert(new).probes.push(probe);
+        sites.entry(address).or_insert_with(|| PlannedSite::new(address, plan)).probes.push(probe);
     }
     state
+}
+
+/// Enters the unwinders of all mapped files that the agent does not stand at yet.
+fn enter_unwinders(
+    sites: &mut BTreeMap<u64, PlannedSite>,
+    process: &Process,
+    files: &MappedFiles,
+    existing: Option<&Existing>,
+) {
+    let stands_at = |address: u64| {
+        existing.is_some_and(|existing| {
+            let known = existing.sites.iter().zip(&existing.links);
+            known
+                .filter(|(site, _)| site.address == address)
+                .any(|(_, links)| links.iter().any(|link| link.link_id == LinkRuntime::OWN))
+        })
+    };
+    for file in files.iter() {
+        let Ok(binary) = file.binary(process) else { continue };
+        for plan in unwinder_entries(binary) {
+            for address in file.addresses(plan.file_offset) {
+                if !stands_at(address) && unreachable_window(address).is_none() {
+                    let site =
+                        sites.entry(address).or_insert_with(|| PlannedSite::new(address, plan.clone()));
+                    site.unwinder = true;
+                }
+            }
+        }
+    }
 }
 
 /// The jump must change as a whole even if we are killed in the middle of writing it, so it lies in one page.

@@ -91,6 +91,8 @@ impl ProcessBlock {
     /// The process's pid or time namespace is not that of the store's other processes: nobody can tell from an owner
     /// word whether its threads live (see [`OWNER_FOREIGN`]).
     pub const FLAG_FOREIGN_IDS: u32 = 4;
+    /// Attaching or detaching is under way, or was interrupted: some sites may be patched and others not.
+    pub const FLAG_UNFINISHED: u32 = 8;
 }
 
 /// Bit of [`Access::owner`](crate::map::Access::owner): thread id and start time mean nothing outside of the owner's
