@@ -86,6 +86,34 @@ fn glibc_static() {
     check_worker(&target("tests/targets/worker.c", "static", "gcc", &["-static"]));
 }
 
+/// Nothing names what we look for in glibc, so the place of a probe is given as an offset in the file.
+#[test]
+fn glibc_static_stripped() {
+    let named = target("tests/targets/worker.c", "static", "gcc", &["-static", "-no-pie"]);
+    let stripped = named.with_file_name("worker-stripped-static");
+    std::fs::copy(&named, &stripped).expect("copied");
+    let run = |command: &mut Command| {
+        let output = command.output().expect("binutils are there");
+        assert!(output.status.success());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    run(Command::new("strip").arg(&stripped));
+    let symbols = run(Command::new("nm").arg(&named));
+    let line = symbols.lines().find(|line| line.ends_with(" T work")).expect("it has work()");
+    let address = u64::from_str_radix(line.split(' ').next().expect("an address"), 16).expect("hex");
+    let store = Store::new();
+    // Linked at 0x400000, where the file begins.
+    load_counts(&store, &stripped, &format!("{:#x}", address - 0x40_0000));
+    let mut worker = Target::spawn(Command::new(&stripped).args(["3", "2000", "wait"]));
+    assert_eq!(worker.line(), "ready");
+    store.ok(&["attach", &worker.pid()]);
+    worker.send("go");
+    assert!(worker.line().contains("work 6000"));
+    check_counts(&store, 6000, None);
+    worker.send("end");
+    worker.finish();
+}
+
 #[test]
 fn glibc_static_pie() {
     check_worker(&target("tests/targets/worker.c", "staticpie", "gcc", &["-static-pie"]));

@@ -82,6 +82,8 @@ pub(crate) struct Surroundings {
     foreign: bool,
     /// Where glibc keeps `struct rseq`.
     libc_rseq: Option<i64>,
+    /// No loader, no libraries.
+    is_static: bool,
 }
 
 impl Surroundings {
@@ -95,6 +97,7 @@ impl Surroundings {
             vdso_clock_gettime: clock.map_err(|error| remote(process.pid(), error))?.unwrap_or(0),
             foreign: is_foreign(process),
             libc_rseq: libc_rseq_offset(process, files),
+            is_static: executable(process, maps, files).is_some_and(|binary| binary.interpreter().is_none()),
         })
     }
 }
@@ -119,8 +122,13 @@ impl Facts {
     ) -> Result<Facts, TargetRefused> {
         let threads =
             thread_pointer::examine(process, stopped).map_err(|error| remote(process.pid(), error))?;
-        // Only the C library's own area is registered for every thread to come.
-        let rseq = threads.rseq_offset.filter(|&offset| surroundings.libc_rseq == Some(offset));
+        // Only the C library's own area is registered for every thread to come. A stripped static program does not name
+        // it, but has no other library that could have registered one.
+        let is_libc = |&offset: &i64| match surroundings.libc_rseq {
+            Some(known) => known == offset,
+            None => surroundings.is_static,
+        };
+        let rseq = threads.rseq_offset.filter(is_libc);
         let mut flags = if rseq.is_some() { ProcessBlock::FLAG_RSEQ } else { 0 };
         if surroundings.foreign {
             flags |= ProcessBlock::FLAG_FOREIGN_IDS;

@@ -15,15 +15,17 @@ struct Aligned<T: ?Sized>(T);
 static IMAGE: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/agent.so")));
 
 /// The table in ARCHITECTURE.md.
-const EXPORTS: [&str; 9] = [
+const EXPORTS: [&str; 11] = [
     "beeline_claim_cpu",
     "beeline_claim_slot",
     "beeline_guard",
     "beeline_helpers",
     "beeline_init",
     "beeline_missed",
+    "beeline_own_link",
     "beeline_release_cpu",
     "beeline_return_find",
+    "beeline_return_restore",
     "beeline_return_room",
 ];
 
