@@ -2,13 +2,16 @@
 
 use crate::workspace::{self, run, shown};
 use crate::{objects, setup};
-use anyhow::{Context, Result, bail};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use anyhow::{Context, Result};
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 /// Store of the demonstration, apart from the user's own.
 const STORE: &str = "demo";
+
+/// A program that everybody has.
+const PYTHON: &str = "/usr/bin/python3";
 
 /// Builds, loads, starts, attaches, shows, cleans up.
 pub(crate) fn run_demo() -> Result<()> {
@@ -25,19 +28,22 @@ pub(crate) fn run_demo() -> Result<()> {
             "--",
             "/usr/bin/python3",
             "-c",
-            "print('python3 says hello', len([str(i) for i in range(10000)]))",
+            "print('python3 says hello', len([bytes(1000) for i in range(10000)]))",
         ],
     )?;
 
-    let redis = Redis::start()?;
-    let pid = redis.child.id().to_string();
-    demo.show("Put it into a redis-server that is already running:", &["attach", &pid])?;
-    redis.load()?;
+    let mut python = Interpreter::start()?;
+    let pid = python.child.id().to_string();
+    demo.show("Put it into another python3 that is already running:", &["attach", &pid])?;
+    println!("\n# It makes {} buffers of 1000 bytes, with a malloc() for each:", python.work(20_000)?);
     demo.show("Which processes carry probes:", &["ps"])?;
     demo.show("malloc() calls and bytes of each process:", &["map", "dump", "by_process"])?;
-    demo.show("All calls:", &["map", "dump", "total"])?;
-    demo.show("Take the probe out again; redis-server runs on:", &["detach", &pid])?;
-    redis.ping()?;
+    demo.show("All calls, by CPU:", &["map", "dump", "total"])?;
+    demo.show("Take the probe out again:", &["detach", &pid])?;
+    println!(
+        "\n# The program runs on as if nothing had been, and makes {} buffers more.",
+        python.work(10_000)?
+    );
     demo.show("And forget the program:", &["unload", "malloc"])
 }
 
@@ -56,62 +62,47 @@ impl Demo {
     fn show(&self, what: &str, arguments: &[&str]) -> Result<()> {
         let mut command = self.command(arguments);
         let typed = shown(&command).replacen(&*self.beeline.to_string_lossy(), "beeline", 1);
-        let typed = typed.replace(&*format!("{}/", workspace::root().display()), "");
+        let target = workspace::target_dir();
+        let typed = typed.replace(&*target.to_string_lossy(), "target");
         println!("\n# {what}\n$ {typed}");
         run(&mut command)
     }
 }
 
-/// A redis-server of ours, on a socket in a temporary folder, ended with it.
-struct Redis {
+/// A python3 that makes as many buffers of 1000 bytes as each line of its input says, ended with the demonstration.
+struct Interpreter {
     child: Child,
-    folder: PathBuf,
+    answers: BufReader<ChildStdout>,
 }
 
-impl Redis {
-    fn start() -> Result<Redis> {
-        let folder = std::env::temp_dir().join(format!("beeline-demo-{}", std::process::id()));
-        std::fs::create_dir_all(&folder)?;
-        let child = Command::new("redis-server")
-            .args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"])
-            .arg(folder.join("redis.sock"))
-            .stdout(Stdio::null())
+impl Interpreter {
+    fn start() -> Result<Interpreter> {
+        const PROGRAM: &str = "import sys\nfor line in sys.stdin: print(len([bytes(1000) for i in range(int(line))]), flush=True)";
+        let mut child = Command::new(PYTHON)
+            .args(["-c", PROGRAM])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
-            .context("cannot start redis-server")?;
-        let redis = Redis { child, folder };
-        for _ in 0..100 {
-            if redis.ping().is_ok() {
-                return Ok(redis);
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        bail!("redis-server does not answer on its socket");
+            .context("cannot start python3")?;
+        let answers = BufReader::new(child.stdout.take().context("its output is a pipe")?);
+        let mut interpreter = Interpreter { child, answers };
+        interpreter.work(1)?;
+        Ok(interpreter)
     }
 
-    fn socket(&self) -> PathBuf {
-        self.folder.join("redis.sock")
-    }
-
-    fn ping(&self) -> Result<()> {
-        run(redis_client("redis-cli", &self.socket()).arg("ping").stdout(Stdio::null()).stderr(Stdio::null()))
-    }
-
-    fn load(&self) -> Result<()> {
-        println!("\n# 20,000 requests to it, from another program:");
-        run(redis_client("redis-benchmark", &self.socket()).args(["-q", "-n", "10000", "-t", "set,lpush"]))
+    /// Lets it make buffers, with a malloc() for each; returns how many it says it made.
+    fn work(&mut self, count: u32) -> Result<u32> {
+        let input = self.child.stdin.as_mut().context("its input is a pipe")?;
+        writeln!(input, "{count}")?;
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        line.trim().parse().with_context(|| format!("python3 answered {line:?}"))
     }
 }
 
-fn redis_client(program: &str, socket: &Path) -> Command {
-    let mut command = Command::new(program);
-    command.arg("-s").arg(socket);
-    command
-}
-
-impl Drop for Redis {
+impl Drop for Interpreter {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
