@@ -28,20 +28,20 @@ pub(crate) fn run_demo() -> Result<()> {
             "--",
             "/usr/bin/python3",
             "-c",
-            "print('python3 says hello', len([bytes(1000) for i in range(10000)]))",
+            "print('python3 says hello', len(['x' * (1000 + i % 9) for i in range(10000)]))",
         ],
     )?;
 
     let mut python = Interpreter::start()?;
     let pid = python.child.id().to_string();
     demo.show("Put it into another python3 that is already running:", &["attach", &pid])?;
-    println!("\n# It makes {} buffers of 1000 bytes, with a malloc() for each:", python.work(20_000)?);
+    println!("\n# It makes {} long strings, with a malloc() for each:", python.work(20_000)?);
     demo.show("Which processes carry probes:", &["ps"])?;
     demo.show("malloc() calls and bytes of each process:", &["map", "dump", "by_process"])?;
     demo.show("All calls, by CPU:", &["map", "dump", "total"])?;
     demo.show("Take the probe out again:", &["detach", &pid])?;
     println!(
-        "\n# The program runs on as if nothing had been, and makes {} buffers more.",
+        "\n# The program runs on as if nothing had been, and makes {} strings more.",
         python.work(10_000)?
     );
     demo.show("And forget the program:", &["unload", "malloc"])
@@ -69,7 +69,7 @@ impl Demo {
     }
 }
 
-/// A python3 that makes as many buffers of 1000 bytes as each line of its input says, ended with the demonstration.
+/// A python3 that makes as many long strings as each line of its input says, ended with the demonstration.
 struct Interpreter {
     child: Child,
     answers: BufReader<ChildStdout>,
@@ -77,7 +77,7 @@ struct Interpreter {
 
 impl Interpreter {
     fn start() -> Result<Interpreter> {
-        const PROGRAM: &str = "import sys\nfor line in sys.stdin: print(len([bytes(1000) for i in range(int(line))]), flush=True)";
+        const PROGRAM: &str = "import sys\nfor line in sys.stdin: print(len(['x' * (1000 + i % 9) for i in range(int(line))]), flush=True)";
         let mut child = Command::new(PYTHON)
             .args(["-c", PROGRAM])
             .stdin(Stdio::piped())
@@ -90,7 +90,7 @@ impl Interpreter {
         Ok(interpreter)
     }
 
-    /// Lets it make buffers, with a malloc() for each; returns how many it says it made.
+    /// Lets it make strings, with a malloc() for each; returns how many it says it made.
     fn work(&mut self, count: u32) -> Result<u32> {
         let input = self.child.stdin.as_mut().context("its input is a pipe")?;
         writeln!(input, "{count}")?;
