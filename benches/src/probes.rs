@@ -4,7 +4,7 @@
 //! probe is the median of its copy less the median of the copy without.
 
 use crate::build;
-use crate::process::{Process, beeline};
+use crate::process::{Process, Store, beeline};
 use crate::samples::Samples;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -65,7 +65,7 @@ fn measure(case: &Case, programs: &Programs, beeline_path: &Path, rounds: u32) -
     let spawn = || Process::spawn_pinned(&mut Command::new(&programs.calls));
     let (mut plain, mut in_kernel, mut ours) = (spawn()?, spawn()?, spawn()?);
     let mut kernel = kernel_probe(case, programs, &in_kernel);
-    let store = format!("bench-{}", std::process::id());
+    let store = Store::new();
     attach_ours(case, programs, beeline_path, &store, &ours)?;
 
     let [mut base, mut with_kernel, mut with_ours] = [(); 3].map(|()| Samples::default());

@@ -70,6 +70,30 @@ impl Drop for Process {
     }
 }
 
+/// A store of the benchmark's own, gone with it.
+pub(crate) struct Store(String);
+
+impl Store {
+    /// A folder that nobody else uses, where tmpfs is on every Linux.
+    pub(crate) fn new() -> Store {
+        Store(format!("/dev/shm/beeline-bench-{}", std::process::id()))
+    }
+}
+
+impl std::ops::Deref for Store {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// Runs `beeline` with a store of the benchmark's; returns what it printed.
 pub(crate) fn beeline(path: &std::path::Path, store: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(path).args(["--store", store]).args(arguments).output()?;

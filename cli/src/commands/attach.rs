@@ -45,7 +45,7 @@ fn attach(context: &mut Context, engine: &Engine, pid: u32, objects: &[String]) 
         context.out.flush()?;
     }
     for (link, reason) in &placement.refused {
-        warn(format_args!("{link} is not in process {pid}: {reason}"));
+        warn(format_args!("{link} is refused in process {pid}: {reason}"));
     }
     if placement.in_force() == 0 {
         bail!("{}", nothing_placed(&placement));

@@ -21,7 +21,7 @@ pub(crate) fn run(context: &mut Context, args: &Start) -> Result<ExitCode> {
         beeline_inject::start(&command, &bridged.request).with_context(|| format!("cannot start {name}"))?;
     let placement = Placement::of(&bridged, &started.report.probes);
     for (link, reason) in &placement.refused {
-        warn(format_args!("{link} is not in {name}: {reason}"));
+        warn(format_args!("{link} is refused in {name}: {reason}"));
     }
     if placement.in_force() == 0 {
         warn(format_args!("{name} runs without probes: {}", nothing_placed(&placement)));
