@@ -39,7 +39,7 @@ pub(crate) fn run_all(options: &Options) -> Result<()> {
 
 fn test(selection: &[&str], options: &Options) -> Result<()> {
     let mut command = cargo();
-    command.args(["test", "--release"]).args(selection);
+    command.args(["test", "--release", "--no-fail-fast"]).args(selection);
     if let Some(filter) = &options.filter {
         if !selection.contains(&"--") {
             command.arg("--");
