@@ -98,23 +98,57 @@ unsafe fn drop_dead_top(slot: *mut ThreadSlot, sp: u64) {
 
 /// Drops every dead entry, keeping the order of the others.
 unsafe fn drop_dead(slot: *mut ThreadSlot) {
-    // SAFETY: the caller's slot; `kept <= index`.
+    // SAFETY: the caller's slot.
+    unsafe { keep_alive(slot, 0, 0) }
+}
+
+/// Keeps the entries before `kept`, and of those from `from` on the ones that are alive, behind them.
+unsafe fn keep_alive(slot: *mut ThreadSlot, mut kept: u64, mut from: u64) {
+    // SAFETY: the caller's slot; `kept <= from`, so that no entry is overwritten before it was looked at.
     unsafe {
-        let mut kept = 0u64;
-        for index in 0..count(slot) {
-            let from = entry(slot, index);
-            if is_alive(slot, from) {
-                entry(slot, kept).write(from.read());
-                kept += 1;
+        let end = count(slot);
+        while from < end {
+            let many = (end - from).min(BATCH as u64);
+            let alive = which_alive(slot, from, many);
+            for index in 0..many {
+                if alive & 1 << index != 0 {
+                    entry(slot, kept).write(entry(slot, from + index).read());
+                    kept += 1;
+                }
             }
+            from += many;
         }
         (*slot).returns_top = (*slot).returns_base + kept * ENTRY;
     }
 }
 
-/// The entry for the stack word at `sp`. Of this thread's entries it is the top one then: those above it are dropped. One
-/// made on another thread (a coroutine that moved) is taken away there and copied to where it stays readable for the
-/// moment. Null only when no thread has one.
+/// Entries that are looked at by one system call.
+const BATCH: usize = read::WORDS_MAX;
+
+/// [`is_alive`] for `many` entries from `first` on, at most [`BATCH`], as a bit each.
+unsafe fn which_alive(slot: *mut ThreadSlot, first: u64, many: u64) -> u32 {
+    let mut sources = [0u64; BATCH];
+    let mut words = [0u64; BATCH];
+    // SAFETY: the slot is the calling thread's; both arrays hold as many as are asked for.
+    unsafe {
+        for (index, source) in sources.iter_mut().enumerate().take(many as usize) {
+            *source = (*entry(slot, first + index as u64)).sp;
+        }
+        let mut run = RunContext { regs: 0, ..(*slot).run };
+        let sources = sources.get(..many as usize).unwrap_or(&[]);
+        let Some(read) = read::fetch_words(&raw mut run, &mut words, sources) else { return u32::MAX };
+        let mut alive = 0;
+        for (index, word) in words.iter().enumerate().take(sources.len()) {
+            let same = *word == (*entry(slot, first + index as u64)).trampoline;
+            alive |= u32::from(same && read & 1 << index != 0) << index;
+        }
+        alive
+    }
+}
+
+/// The entry for the stack word at `sp`, taken away and copied to where it stays readable for the moment. Younger entries
+/// stay when they are alive: they may be those of a coroutine that waits on its own stack. The entry may have been made on
+/// another thread, by a coroutine that moved. Null only when no thread has one.
 ///
 /// # Safety
 ///
@@ -125,8 +159,7 @@ pub unsafe extern "sysv64" fn find(slot: *mut ThreadSlot, sp: u64) -> *mut Retur
         if !slot.is_null()
             && let Some(index) = newest(slot, sp)
         {
-            (*slot).returns_top = entry(slot, index + 1) as u64;
-            return entry(slot, index);
+            return take_own(slot, index);
         }
         let block = if slot.is_null() { process::block() } else { (*slot).run.process as *mut ProcessBlock };
         if block.is_null() {
@@ -189,7 +222,7 @@ unsafe fn newest(slot: *const ThreadSlot, sp: u64) -> Option<u64> {
     unsafe { (0..count(slot)).rev().find(|&index| (*entry(slot, index)).sp == sp) }
 }
 
-/// Entries that were taken from other threads, until their stubs have read them: a few instructions later.
+/// Entries that were taken away, until their stubs have read them: a few instructions later.
 struct Taken(UnsafeCell<[ReturnSlot; TAKEN]>);
 
 /// More threads than can be between a [`take`] and the next instructions at once.
@@ -204,12 +237,31 @@ static DRAWN: AtomicUsize = AtomicUsize::new(0);
 
 /// Takes an entry away from another thread's return stack; where it can be read.
 unsafe fn take(from: *mut ReturnSlot) -> *mut ReturnSlot {
-    // SAFETY: the index is within bounds; nobody else looks for this stack word.
+    // SAFETY: nobody else looks for this stack word.
+    unsafe {
+        let place = put_aside(from);
+        // No return address lies at 0: its thread drops it as dead.
+        (*from).sp = 0;
+        place
+    }
+}
+
+/// Takes an entry away from the calling thread's own return stack; where it can be read. Dead younger ones go with it.
+unsafe fn take_own(slot: *mut ThreadSlot, index: u64) -> *mut ReturnSlot {
+    // SAFETY: the caller's slot and an index in it.
+    unsafe {
+        let place = put_aside(entry(slot, index));
+        keep_alive(slot, index, index + 1);
+        place
+    }
+}
+
+/// Copies an entry to where it stays readable.
+unsafe fn put_aside(from: *const ReturnSlot) -> *mut ReturnSlot {
+    // SAFETY: the index is within bounds.
     unsafe {
         let place = PLACES.0.get().cast::<ReturnSlot>().add(DRAWN.fetch_add(1, Relaxed) % TAKEN);
         place.write(from.read());
-        // No return address lies at 0: its thread drops it as dead.
-        (*from).sp = 0;
         place
     }
 }

@@ -68,6 +68,47 @@ pub unsafe fn fetch(run: *mut RunContext, target: *mut u8, len: usize, source: u
     }
 }
 
+/// Most words that [`fetch_words`] reads.
+pub const WORDS_MAX: usize = 32;
+
+/// Reads one word from each of `sources`, at most [`WORDS_MAX`], any of which may be bad; a bit for each that could be
+/// read. `None` when the kernel refuses to read at all.
+///
+/// # Safety
+///
+/// `run` is the calling thread's.
+pub unsafe fn fetch_words(
+    run: *mut RunContext,
+    words: &mut [u64; WORDS_MAX],
+    sources: &[u64],
+) -> Option<u32> {
+    let mut remote = [const { IoVec { base: 0, len: 8 } }; WORDS_MAX];
+    for (vector, source) in remote.iter_mut().zip(sources) {
+        vector.base = *source;
+    }
+    let count = sources.len().min(WORDS_MAX) as u64;
+    let (mut from, mut read) = (0u64, 0u32);
+    while from < count {
+        // SAFETY: both lists have `count` entries, the first `from` of which are done; the kernel checks every address.
+        let copied = unsafe {
+            let local = IoVec { base: words.as_mut_ptr().add(from as usize) as u64, len: (count - from) * 8 };
+            let vectors = remote.as_ptr().add(from as usize) as u64;
+            let pid = u64::from(ids(run).tid);
+            sys::call6(nr::PROCESS_VM_READV, pid, &raw const local as u64, 1, vectors, count - from, 0)
+        };
+        if copied < 0 && copied != -EFAULT {
+            return None;
+        }
+        let done = (copied.max(0) as u64 / 8).min(count - from);
+        for index in from..from + done {
+            read |= 1 << index;
+        }
+        // The word behind the last one that was read is the bad one.
+        from += done + 1;
+    }
+    Some(read)
+}
+
 /// Copies `len` bytes from `source`; false when not all of them could be read: `target` then holds anything.
 ///
 /// # Safety
