@@ -279,6 +279,18 @@ fn exceptions_pass_through_return_probes() {
     }
 }
 
+/// A function that a coroutine has entered and one that the scheduler has entered return in any order.
+#[test]
+fn coroutines_return_in_any_order() {
+    let program = gcc("tests/targets/coroutines.c");
+    let path = program.to_string_lossy().into_owned();
+    let store = Store::new();
+    load_counts(&store, &[&format!("{path}:work")]);
+    assert_eq!(store.ok(&["start", "--", &path, "3000"]).trim(), "runs 1000 1000 1000");
+    assert_eq!(store.number("shared", 0), 6000, "each round enters twice");
+    assert_eq!(store.number("shared", 1), 6000 - 3, "the last entry of each coroutine never returns");
+}
+
 /// Two jumps cannot overlap: the second probe is refused and named, the first works.
 #[test]
 fn probes_too_close_to_each_other_are_refused() {

@@ -6,7 +6,7 @@ use crate::context::Context;
 use crate::output::progress::Progress;
 use crate::output::time::nanoseconds;
 use crate::output::{self, warn};
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use beeline_engine::{Engine, PlanFilter};
 use beeline_inject::AttachReport;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ pub(crate) fn run(context: &mut Context, args: &Attach) -> Result<()> {
     for &pid in args.pids.iter().chain(&args.pid_option) {
         match attach(context, &engine, pid, &args.object) {
             Ok(report) => reports.push(report),
-            Err(error) => failed.push(error.context(format!("cannot attach to process {pid}"))),
+            Err(error) => failed.push(error),
         }
     }
     if context.json {
@@ -31,14 +31,17 @@ pub(crate) fn run(context: &mut Context, args: &Attach) -> Result<()> {
 }
 
 fn attach(context: &mut Context, engine: &Engine, pid: u32, objects: &[String]) -> Result<Value> {
-    let target =
-        i32::try_from(pid).ok().filter(|&pid| pid > 0).ok_or_else(|| anyhow!("{pid} is no process id"))?;
+    let cannot = |error: Error| error.context(format!("cannot attach to process {pid}"));
+    let target = i32::try_from(pid)
+        .ok()
+        .filter(|&pid| pid > 0)
+        .ok_or_else(|| cannot(anyhow!("{pid} is no process id")))?;
     let filter = PlanFilter { pid: Some(pid), objects: objects.to_vec() };
-    let bridged = Bridged::plan(context, engine, &filter)?;
+    let bridged = Bridged::plan(context, engine, &filter).map_err(cannot)?;
     let progress = Progress::begin(format!("looking at the files of process {pid}"));
     let result = beeline_inject::attach(target, &bridged.request);
     drop(progress);
-    let report = result?;
+    let report = result.map_err(|error| cannot(error.into()))?;
     let placement = Placement::of(&bridged, &report.probes);
     if !context.json {
         show(context, &report, &placement)?;
@@ -48,10 +51,11 @@ fn attach(context: &mut Context, engine: &Engine, pid: u32, objects: &[String]) 
         warn(format_args!("{link} is refused in process {pid}: {reason}"));
     }
     if placement.in_force() == 0 {
-        bail!("{}", nothing_placed(&placement));
+        return Err(cannot(anyhow!("{}", nothing_placed(&placement))));
     }
     if !placement.refused.is_empty() {
-        bail!("{} of {} probes were refused", placement.refused.len(), report.probes.len());
+        let (refused, all) = (placement.refused.len(), report.probes.len());
+        bail!("process {pid} carries the other probes, but {refused} of {all} were refused");
     }
     Ok(to_json(&report, &placement))
 }

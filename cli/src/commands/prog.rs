@@ -6,9 +6,10 @@ use crate::output::hex;
 use crate::output::table::Table;
 use crate::output::time::{age, nanoseconds, utc};
 use crate::resolve;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use beeline_engine::{ProgramEntry, program_type_name};
 use serde_json::{Value, json};
+use std::io::Read as _;
 
 pub(crate) fn run(context: &mut Context, command: &Prog) -> Result<()> {
     match command {
@@ -168,7 +169,7 @@ fn test_run(context: &mut Context, args: &ProgRun) -> Result<()> {
     let engine = context.existing()?.ok_or_else(|| context.nothing_loaded())?;
     let entry = resolve::program(&engine, &args.program)?;
     let input = match &args.ctx_in {
-        Some(path) => std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
+        Some(path) => read_context(path).with_context(|| format!("cannot read {}", path.display()))?,
         None => Vec::new(),
     };
     let options =
@@ -183,4 +184,17 @@ fn test_run(context: &mut Context, args: &ProgRun) -> Result<()> {
         if args.repeat > 1 { " (average)" } else { "" },
         run.ns_per_run
     ))?)
+}
+
+/// Most bytes of a context: no program type has a larger one.
+const CONTEXT_MAX: u64 = 1 << 16;
+
+/// Reads a context's bytes from a file, which may be a device that never ends.
+fn read_context(path: &std::path::Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(CONTEXT_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > CONTEXT_MAX {
+        bail!("it has more than {CONTEXT_MAX} bytes, and no context has");
+    }
+    Ok(bytes)
 }

@@ -105,9 +105,21 @@ impl Engine {
     /// # Errors
     /// When the store cannot be read, or what a link needs is damaged.
     pub fn attach_plan(&self, filter: &PlanFilter) -> Result<AttachPlan, EngineError> {
+        /// Loads and unloads by others that may come between two of our looks at the store.
+        const RETRIES_MAX: u32 = 20;
+        for _ in 0..RETRIES_MAX {
+            match self.attach_plan_once(filter) {
+                Err(EngineError::NoProgram { .. } | EngineError::NoMap { .. }) => {}
+                result => return result,
+            }
+        }
+        self.attach_plan_once(filter)
+    }
+
+    fn attach_plan_once(&self, filter: &PlanFilter) -> Result<AttachPlan, EngineError> {
+        let (links, task_layout, left_out) = self.selected_links(filter)?;
         let programs = by_id(self.programs()?.items, |entry| entry.program.id);
         let maps = by_id(self.maps()?.maps, |entry| entry.file.id());
-        let (links, task_layout, left_out) = self.selected_links(filter)?;
         let mut reach =
             Reach { programs: &programs, maps: &maps, found: BTreeSet::new(), used: BTreeSet::new() };
         for entry in &links {

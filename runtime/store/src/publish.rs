@@ -10,7 +10,7 @@ use crate::lock::Lock;
 use crate::mapping::map::{self, MapParameters};
 use crate::name::{check_name, to_file_name};
 use crate::program::Program;
-use crate::store::{OBJECTS, PIN_TYPES, PINS, STAGING};
+use crate::store::{OBJECTS, PIN_TYPES, PINS, STAGING, files_in};
 use crate::{MapFile, NO_TASK_LAYOUT, ObjectInfo, Store, StoreError, record};
 use beeline_abi::map::MapShape;
 use beeline_abi::process::TaskLayout;
@@ -177,7 +177,7 @@ impl Store {
             directory.create_file(REMOVING)?;
         }
         // What cannot be read cannot be turned off, and is no reason to keep it.
-        for link in self.links_of(object).into_iter().flatten().flatten() {
+        for link in files_in(&directory, "links", LinkFile::open).into_iter().flatten().flatten() {
             link.set_enabled(false);
         }
         let aside = format!("{object}.{}.out", std::process::id());
@@ -196,7 +196,7 @@ impl Store {
             staging.remove_tree(&entry)?;
         }
         let objects = self.root.directory(OBJECTS)?;
-        for name in self.object_names()? {
+        for name in self.all_object_names()? {
             let Ok(directory) = objects.directory(&name) else { continue };
             let entries = directory.entries()?;
             if entries.iter().any(|entry| entry == REMOVING) {

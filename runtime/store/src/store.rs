@@ -17,6 +17,7 @@ use crate::header::{self, Header};
 use crate::lock::{LOCK, Lock};
 use crate::name::{StoreName, check_name, from_file_name};
 use crate::program::Program;
+use crate::publish::REMOVING;
 use crate::trace::TraceReader;
 use crate::{StoreError, record};
 use rustix::io::Errno;
@@ -141,14 +142,26 @@ impl Store {
     /// # Errors
     /// When the directory cannot be read.
     pub fn object_names(&self) -> Result<Vec<String>, StoreError> {
+        let objects = self.root.directory(OBJECTS)?;
+        let mut names = self.all_object_names()?;
+        // One that cannot be looked into is named: what is wrong with it shall be said.
+        names.retain(|name| !objects.directory(name).and_then(|it| is_removing(&it)).unwrap_or(false));
+        Ok(names)
+    }
+
+    /// Objects that are being unloaded included.
+    pub(crate) fn all_object_names(&self) -> Result<Vec<String>, StoreError> {
         let names = self.root.directory(OBJECTS)?.entries()?;
         Ok(names.into_iter().filter(|name| check_name("an object", name).is_ok()).collect())
     }
 
+    /// The directory of an object. One whose unloading has begun is gone, even if whoever began it was killed: its links
+    /// may be off already.
     pub(crate) fn object(&self, object: &str) -> Result<Directory, StoreError> {
         let missing = || StoreError::NotFound { what: "object", name: object.into() };
         check_name("an object", object).map_err(|_| missing())?;
-        self.root.directory(OBJECTS)?.try_directory(object)?.ok_or_else(missing)
+        let directory = self.root.directory(OBJECTS)?.try_directory(object)?.ok_or_else(missing)?;
+        if is_removing(&directory)? { Err(missing()) } else { Ok(directory) }
     }
 
     /// Opens every file of a kind. Files that vanish meanwhile (their object is being unloaded) are left out.
@@ -158,14 +171,7 @@ impl Store {
         kind: &str,
         open: impl Fn(&Directory, &str) -> Result<T, StoreError>,
     ) -> Result<Vec<Result<T, StoreError>>, StoreError> {
-        let object = self.object(object)?;
-        let Some(directory) = object.try_directory(kind)? else { return Ok(Vec::new()) };
-        let names = directory.entries()?;
-        let files = names.iter().filter(|name| from_file_name(name).is_some());
-        Ok(files
-            .map(|name| open(&directory, name))
-            .filter(|file| !matches!(file, Err(StoreError::Io { source: Errno::NOENT, .. })))
-            .collect())
+        files_in(&self.object(object)?, kind, open)
     }
 
     pub(crate) fn lock(&self) -> Result<Lock, StoreError> {
@@ -180,6 +186,26 @@ impl Store {
         }
         Ok(file.into())
     }
+}
+
+/// The object's unloading has begun.
+fn is_removing(object: &Directory) -> Result<bool, StoreError> {
+    Ok(object.try_file(REMOVING)?.is_some())
+}
+
+/// As [`Store::files_of`], of an object that may be on its way out.
+pub(crate) fn files_in<T>(
+    object: &Directory,
+    kind: &str,
+    open: impl Fn(&Directory, &str) -> Result<T, StoreError>,
+) -> Result<Vec<Result<T, StoreError>>, StoreError> {
+    let Some(directory) = object.try_directory(kind)? else { return Ok(Vec::new()) };
+    let names = directory.entries()?;
+    let files = names.iter().filter(|name| from_file_name(name).is_some());
+    Ok(files
+        .map(|name| open(&directory, name))
+        .filter(|file| !matches!(file, Err(StoreError::Io { source: Errno::NOENT, .. })))
+        .collect())
 }
 
 fn open_or_missing(path: &Path, store: &Path) -> Result<Directory, StoreError> {

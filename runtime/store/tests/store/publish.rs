@@ -55,6 +55,21 @@ fn ids_are_never_shared_and_never_come_back() {
     }
 }
 
+/// Whoever began to unload was killed: some links may be off, so nobody may see the object any more.
+#[test]
+fn what_is_being_unloaded_is_gone() {
+    let scratch = Scratch::new();
+    let store = scratch.store();
+    store.publish(&object("one")).unwrap();
+    std::fs::write(store.path().join("objects/one/removing"), "").unwrap();
+    assert!(store.object_names().unwrap().is_empty());
+    assert!(store.maps().unwrap().maps.is_empty());
+    assert!(matches!(store.links_of("one"), Err(StoreError::NotFound { .. })));
+    // The next command that changes something completes it; the name is free.
+    store.publish(&object("one")).unwrap();
+    assert_eq!(store.links_of("one").unwrap().len(), 3);
+}
+
 #[test]
 fn a_name_is_taken_once() {
     let scratch = Scratch::new();
