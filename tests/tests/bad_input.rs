@@ -124,6 +124,23 @@ fn a_name_that_exists() {
     store.ok(&["load", &object, "--name", "second"]);
 }
 
+/// Too few descriptors are what is wrong, not the files that could not be opened for lack of them.
+#[test]
+fn too_few_descriptors() {
+    let store = Store::new();
+    let malloc = object("examples/malloc-counter/malloc.bpf.c").to_string_lossy().into_owned();
+    for name in ["a", "b", "c", "d"] {
+        store.ok(&["load", &malloc, "--name", name]);
+    }
+    let mut limited = Command::new("/bin/sh");
+    limited.args(["-c", "ulimit -n 8; exec \"$0\" \"$@\""]).arg(beeline_tests::beeline_path());
+    let output =
+        limited.args(["--store", store.name(), "start", "--", "/bin/true"]).output().expect("sh runs");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(message.contains("open files"), "{message}");
+}
+
 #[test]
 fn an_empty_store() {
     let store = Store::new();

@@ -101,6 +101,7 @@ impl Engine {
             let entry = |program| ProgramEntry { object: object.clone(), program };
             match self.store.programs_of(&object) {
                 Ok(programs) => programs.into_iter().for_each(|it| listing.take(it.map(entry))),
+                Err(error) if error.is_exhaustion() => return Err(error.into()),
                 Err(error) => listing.damage(error),
             }
         }
@@ -131,6 +132,7 @@ impl Engine {
             };
             match self.store.links_of(&object) {
                 Ok(links) => links.into_iter().for_each(|it| listing.take(it.map(entry))),
+                Err(error) if error.is_exhaustion() => return Err(error.into()),
                 Err(error) => listing.damage(error),
             }
         }

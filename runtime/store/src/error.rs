@@ -178,6 +178,12 @@ impl StoreError {
         }
     }
 
+    /// This process, or the system, has no descriptors or memory left: it says nothing about the file.
+    pub fn is_exhaustion(&self) -> bool {
+        let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+        matches!(self, StoreError::Io { source, .. } if exhausted.contains(source))
+    }
+
     /// A file whose contents make no sense.
     pub(crate) fn corrupt(path: impl Into<PathBuf>, reason: impl Into<String>) -> StoreError {
         StoreError::Corrupt { path: path.into(), reason: reason.into() }

@@ -38,6 +38,7 @@ impl Store {
             match self.files_of(&object, "maps", named) {
                 Ok(files) => list.add(files, |entry| entry.objects.push(object.clone())),
                 Err(StoreError::NotFound { .. }) => {}
+                Err(error) if error.is_exhaustion() => return Err(error),
                 Err(error) => list.damaged.push(error),
             }
         }

@@ -201,11 +201,15 @@ pub(crate) fn files_in<T>(
 ) -> Result<Vec<Result<T, StoreError>>, StoreError> {
     let Some(directory) = object.try_directory(kind)? else { return Ok(Vec::new()) };
     let names = directory.entries()?;
-    let files = names.iter().filter(|name| from_file_name(name).is_some());
-    Ok(files
-        .map(|name| open(&directory, name))
-        .filter(|file| !matches!(file, Err(StoreError::Io { source: Errno::NOENT, .. })))
-        .collect())
+    let mut files = Vec::with_capacity(names.len());
+    for name in names.iter().filter(|name| from_file_name(name).is_some()) {
+        match open(&directory, name) {
+            Err(StoreError::Io { source: Errno::NOENT, .. }) => {}
+            Err(error) if error.is_exhaustion() => return Err(error),
+            file => files.push(file),
+        }
+    }
+    Ok(files)
 }
 
 fn open_or_missing(path: &Path, store: &Path) -> Result<Directory, StoreError> {
