@@ -397,12 +397,18 @@ fn pin(context: &mut Context, args: &MapPin) -> Result<()> {
     let Some(object) = entry.objects.first() else { bail!("map {} is only a pin by now", entry.name) };
     let name = args.pin.as_ref().unwrap_or(&entry.name);
     engine.store().pin(object, &entry.name, name)?;
+    if context.json {
+        return Ok(context.out.json(&json!({ "object": object, "map": entry.name, "pin": name }))?);
+    }
     Ok(context.out.line(format_args!("pinned {object}/{} as {name}", entry.name))?)
 }
 
 fn unpin(context: &mut Context, args: &MapUnpin) -> Result<()> {
     let engine = context.existing()?.ok_or_else(|| context.nothing_loaded())?;
     engine.store().unpin(&args.pin)?;
+    if context.json {
+        return Ok(context.out.json(&json!({ "unpinned": args.pin }))?);
+    }
     Ok(context.out.line(format_args!("unpinned {}", args.pin))?)
 }
 
