@@ -279,6 +279,32 @@ fn exceptions_pass_through_return_probes() {
     }
 }
 
+/// A process that stands still for attach may own a CPU in the middle of a program: others wait for it, and lose no hit.
+#[test]
+fn attaching_one_process_costs_another_no_hit() {
+    let program = gcc("tests/targets/worker.c");
+    let busy = gcc("tests/targets/sleepers.c");
+    let store = Store::new();
+    load_counts(&store, &[&format!("{}:work", program.display()), &format!("{}:work", busy.display())]);
+    let mut sleepers = Target::spawn(Command::new(&busy).arg("4"));
+    assert_eq!(sleepers.line(), "ready");
+    let mut worker = Target::spawn(Command::new(&program).args(["4", "2000000", "wait"]));
+    assert_eq!(worker.line(), "ready");
+    store.ok(&["attach", &worker.pid()]);
+    worker.send("go");
+    for _ in 0..10 {
+        store.ok(&["attach", &sleepers.pid()]);
+        store.ok(&["detach", &sleepers.pid()]);
+    }
+    assert!(worker.line().contains("work 8000000"));
+    let pid: u64 = worker.pid().parse().expect("a number");
+    assert_eq!(store.number("by_pid", pid), 8_000_000);
+    worker.send("end");
+    worker.finish();
+    sleepers.send("stop");
+    assert_eq!(sleepers.finish().trim(), "disturbed 0");
+}
+
 /// A function that a coroutine has entered and one that the scheduler has entered return in any order.
 #[test]
 fn coroutines_return_in_any_order() {

@@ -6,9 +6,10 @@
 //! preempted, seldom for long.
 //!
 //! - An owner that died is found by its owner word, and its slot is freed.
-//! - An owner that runs, or would if it had a processor, is waited for: up to 100 ms, which only a starved one needs.
-//! - An owner that is stopped (a debugger, `SIGSTOP`) is not waited for: the hit is missed. One that sleeps, because a
-//!   signal handler interrupted its program, is waited for once, for 2 ms.
+//! - An owner that runs, or would if it had a processor, is waited for: up to a second, which only a starved one needs.
+//! - An owner that is stopped is waited for once, for 100 ms: attach and detach stop a process for less. If it is a
+//!   debugger or `SIGSTOP`, hits are missed after that until the owner runs. One that sleeps, because a signal handler
+//!   interrupted its program, is waited for once, for 2 ms.
 //! - A run that was abandoned (`longjmp` out of a signal handler) leaves its slot taken until the thread's next claim.
 //!
 //! Threads without a `struct rseq` of their libc get one in their slot. If the kernel refuses, their hits are missed.
@@ -25,7 +26,10 @@ use beeline_maps::owner;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 /// Longest wait for a CPU in nanoseconds.
-const WAIT_NS_MAX: u64 = 100_000_000;
+const WAIT_NS_MAX: u64 = 1_000_000_000;
+
+/// Longest wait for an owner that is stopped, in nanoseconds.
+const STOPPED_NS_MAX: u64 = 100_000_000;
 
 /// Time between two looks at what the owner is doing, in nanoseconds.
 const LOOK_NS: u64 = 2_000_000;
@@ -166,7 +170,7 @@ unsafe fn wait_and_claim(
                         let state = state_of(&(*run).access, holder);
                         // What a thread does that no longer owns the CPU is of no interest.
                         if word.load(Acquire) == holder {
-                            if wait.is_in_vain(holder, state, again) {
+                            if wait.is_in_vain(holder, state, again, elapsed_ns) {
                                 (*slot).blocked_by = holder;
                                 return 0;
                             }
@@ -201,10 +205,10 @@ struct Wait {
 impl Wait {
     /// True when there is no point in waiting for an owner in this state. One that does not run gets a second look,
     /// unless it was waited for before.
-    fn is_in_vain(&self, holder: u64, state: State, again: bool) -> bool {
+    fn is_in_vain(&self, holder: u64, state: State, again: bool, elapsed_ns: u64) -> bool {
         match state {
             State::Runs => false,
-            State::Stopped => true,
+            State::Stopped => again || elapsed_ns >= STOPPED_NS_MAX,
             State::Sleeps | State::Unknown => again || (holder == self.holder && state == self.state),
         }
     }
@@ -280,11 +284,13 @@ mod tests {
     #[test]
     fn waiting() {
         let wait = Wait { holder: 5, state: State::Sleeps, looked_ns: 0 };
-        assert!(!wait.is_in_vain(5, State::Runs, true));
-        assert!(wait.is_in_vain(6, State::Stopped, false));
-        assert!(wait.is_in_vain(5, State::Sleeps, false), "at the second look");
-        assert!(!wait.is_in_vain(6, State::Sleeps, false));
-        assert!(wait.is_in_vain(6, State::Sleeps, true));
-        assert!(!wait.is_in_vain(5, State::Unknown, false));
+        assert!(!wait.is_in_vain(5, State::Runs, true, 0));
+        assert!(!wait.is_in_vain(6, State::Stopped, false, STOPPED_NS_MAX - 1), "attach lets it go");
+        assert!(wait.is_in_vain(6, State::Stopped, false, STOPPED_NS_MAX));
+        assert!(wait.is_in_vain(6, State::Stopped, true, 0), "waited for before");
+        assert!(wait.is_in_vain(5, State::Sleeps, false, 0), "at the second look");
+        assert!(!wait.is_in_vain(6, State::Sleeps, false, 0));
+        assert!(wait.is_in_vain(6, State::Sleeps, true, 0));
+        assert!(!wait.is_in_vain(5, State::Unknown, false, 0));
     }
 }
