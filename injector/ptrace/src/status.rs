@@ -47,11 +47,16 @@ pub struct Status {
 /// # Errors
 /// `NotFound` when there is no such task; whatever reading `/proc` gives otherwise.
 pub fn read_status(tid: Tid) -> io::Result<Status> {
-    let text = fs::read(format!("/proc/{tid}/status")).map_err(|error| match error.raw_os_error() {
-        Some(libc::ESRCH) => io::Error::from(io::ErrorKind::NotFound),
-        _ => error,
-    })?;
+    let text = fs::read(format!("/proc/{tid}/status")).map_err(absent)?;
     Ok(parse_status(&String::from_utf8_lossy(&text)))
+}
+
+/// A task that goes between opening and reading a file of its `/proc` gives `ESRCH` where `ENOENT` is what it means.
+fn absent(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::ESRCH) => io::ErrorKind::NotFound.into(),
+        _ => error,
+    }
 }
 
 fn parse_status(text: &str) -> Status {
@@ -84,10 +89,10 @@ fn parse_status(text: &str) -> Status {
 /// # Errors
 /// `NotFound` when there is no such process.
 pub fn thread_ids(pid: Tid) -> io::Result<Vec<Tid>> {
-    let entries = fs::read_dir(format!("/proc/{pid}/task"))?;
+    let entries = fs::read_dir(format!("/proc/{pid}/task")).map_err(absent)?;
     let mut ids = Vec::new();
     for entry in entries {
-        ids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<Tid>().ok()));
+        ids.extend(entry.map_err(absent)?.file_name().to_str().and_then(|name| name.parse::<Tid>().ok()));
     }
     Ok(ids)
 }

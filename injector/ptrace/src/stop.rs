@@ -239,6 +239,10 @@ impl StoppedProcess {
         let ids = match thread_ids(self.pid) {
             Ok(ids) => ids,
             Err(_) if !self.threads.is_empty() => Vec::new(),
+            // The wait for its last thread has collected it.
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                return Err(StopError::Died { pid: self.pid, how: None });
+            }
             Err(source) => return Err(StopError::Proc { pid: self.pid, source }),
         };
         let mut running = Vec::new();
