@@ -38,6 +38,9 @@ pub enum TrapKind {
     /// A write to r10.
     #[error("frame pointer is read only")]
     FramePointer,
+    /// Whoever looks on ended the run.
+    #[error("stopped by its watch")]
+    Watched,
     /// An instruction that no run can execute here.
     #[error("{0} is not supported")]
     Unsupported(&'static str),

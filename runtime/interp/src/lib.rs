@@ -6,7 +6,7 @@
 //! | | |
 //! |---|---|
 //! | [`Program`] | decoded instructions |
-//! | [`run`] | executes them |
+//! | [`run`] | executes them; [`run_watched`] with somebody who looks on |
 //! | [`memory::Trusted`] | every address is what it says: for verified programs |
 //! | [`memory::Checked`] | every access is looked up in a list of regions: for programs under suspicion |
 //! | [`memory::Native`] | the host whose helpers are functions of this process |
@@ -24,6 +24,6 @@ mod program;
 
 pub use error::{Stop, Trap, TrapKind};
 pub use host::{Environment, HelperCall, Host, NoHost, Outcome};
-pub use machine::{FUNCTION_BASE, LOOPS_MAX, Limits, run};
+pub use machine::{FUNCTION_BASE, LOOPS_MAX, Limits, Watch, run, run_watched};
 pub use memory::{AccessError, Memory};
 pub use program::Program;

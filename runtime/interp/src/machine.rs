@@ -32,6 +32,23 @@ impl Default for Limits {
     }
 }
 
+/// Looks on while a program runs: a test that compares what happens with what was proven.
+pub trait Watch {
+    /// The instruction at slot `pc` is about to be executed with these registers. What is written to them is what it
+    /// sees; r10 must stay. False ends the run with [`TrapKind::Watched`].
+    fn step(&mut self, pc: u32, registers: &mut [u64; 11]) -> bool;
+}
+
+/// Nobody looks on.
+struct Unwatched;
+
+impl Watch for Unwatched {
+    #[inline(always)]
+    fn step(&mut self, _pc: u32, _registers: &mut [u64; 11]) -> bool {
+        true
+    }
+}
+
 /// Runs a program from its first instruction; `arguments` are r1 to r5 at entry.
 ///
 /// # Errors
@@ -44,7 +61,23 @@ pub fn run(
     run: *mut RunContext,
     limits: Limits,
 ) -> Result<u64, Trap> {
-    let mut machine = Machine { program, memory, host, run, pc: 0, left: limits.instructions_max };
+    run_watched(program, memory, host, arguments, run, limits, &mut Unwatched)
+}
+
+/// As [`run`], with somebody who looks on.
+///
+/// # Errors
+/// [`Trap`] when it cannot go on, or is not to.
+pub fn run_watched<W: Watch>(
+    program: &Program,
+    memory: &mut dyn Memory,
+    host: &dyn Host,
+    arguments: [u64; 5],
+    run: *mut RunContext,
+    limits: Limits,
+    watch: &mut W,
+) -> Result<u64, Trap> {
+    let mut machine = Machine { program, memory, host, run, watch, pc: 0, left: limits.instructions_max };
     match machine.function(0, arguments) {
         Ok(result) => Ok(result),
         Err(stop) => match *stop {
@@ -57,11 +90,12 @@ pub fn run(
 /// The rare end of a run. Boxed, so that a step's result fits into registers.
 type Ended = Box<Stop>;
 
-struct Machine<'a> {
+struct Machine<'a, W> {
     program: &'a Program,
     memory: &'a mut dyn Memory,
     host: &'a dyn Host,
     run: *mut RunContext,
+    watch: &'a mut W,
     /// The instruction being executed.
     pc: u64,
     /// Instructions that may still be executed.
@@ -94,7 +128,7 @@ enum Step {
     Return(u64),
 }
 
-impl Machine<'_> {
+impl<W: Watch> Machine<'_, W> {
     fn function(&mut self, start: u64, arguments: [u64; 5]) -> Result<u64, Ended> {
         let pointer = self.memory.enter().map_err(|error| self.stop(TrapKind::Access(error)))?;
         let mut frame = Frame { registers: [0; 11], loops_left: LOOPS_MAX };
@@ -120,6 +154,9 @@ impl Machine<'_> {
                 Some(Err(error)) => return Err(self.stop(TrapKind::Undecodable(*error))),
                 None => return Err(self.stop(TrapKind::OutOfProgram)),
             };
+            if !self.watch.step(self.pc as u32, &mut frame.registers) {
+                return Err(self.stop(TrapKind::Watched));
+            }
             match self.step(frame, op)? {
                 Step::Next => self.pc += 1,
                 Step::To(target) => self.pc = target,
@@ -313,7 +350,7 @@ impl Machine<'_> {
     }
 }
 
-impl Environment for Machine<'_> {
+impl<W: Watch> Environment for Machine<'_, W> {
     fn memory(&mut self) -> &mut dyn Memory {
         self.memory
     }

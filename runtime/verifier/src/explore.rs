@@ -4,6 +4,7 @@
 //! where paths meet the state is kept as a checkpoint, and later arrivals are compared with it ([`prune`](crate::prune)).
 
 use crate::cfg::{self, ControlFlow};
+use crate::claims::Notes;
 use crate::code::Code;
 use crate::facts::Facts;
 use crate::graph::Graph;
@@ -67,8 +68,10 @@ pub(crate) struct Explorer<'a> {
     pub(crate) reads: Graph,
     pub(crate) facts: Facts,
     pub(crate) log: Log,
+    /// Every state, when somebody wants to compare them with what happens.
+    pub(crate) notes: Notes,
     flow: ControlFlow,
-    live: Vec<Regs>,
+    pub(crate) live: Vec<Regs>,
     parent: Option<CheckpointId>,
     pending: Vec<Pending>,
     checkpoints: Vec<Checkpoint>,
@@ -103,6 +106,7 @@ impl<'a> Explorer<'a> {
             reads: Graph::new(),
             facts: Facts::new(code),
             log: Log::new(options),
+            notes: Notes::none(),
             flow,
             live: liveness::analyse(code),
             parent: None,
@@ -187,6 +191,7 @@ impl<'a> Explorer<'a> {
         }
         let Some(op) = self.code.op(pc) else { return Err(format!("invalid insn idx {pc}")) };
         self.facts.live[pc] = true;
+        self.notes.note(pc, &self.state);
         self.log.insn(self.program, pc, &self.state);
         if matches!(op, Op::Jump { .. } | Op::Ja { .. } | Op::Call(_) | Op::Exit) {
             self.jumps += 1;

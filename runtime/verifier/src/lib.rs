@@ -15,11 +15,13 @@
 //! | `require/` | the rules, one place each |
 //! | `effect/` | the semantics |
 //! | [`context`] | what each program type may read and write of its context |
+//! | [`claims`] | what was taken to be true of each instruction, for tests that compare it with what happens |
 //! | `facts` | what is handed on: live instructions, calls, needs |
 #![forbid(unsafe_code)]
 
 pub mod bounds;
 mod cfg;
+pub mod claims;
 mod code;
 pub mod context;
 mod effect;
@@ -39,6 +41,7 @@ pub mod tnum;
 pub use facts::{CallFacts, Stats, Subprogram, Verified};
 pub use program::{GlobalArg, GlobalSignature, Limits, MapInfo, Options, ProgType, Program, SubprogramInfo};
 
+use claims::{Claims, Notes};
 use code::Code;
 use explore::Explorer;
 use refusal::Refusal;
@@ -58,10 +61,22 @@ pub struct Rejection {
 
 /// Proves `program` safe, or says where and why that could not be done.
 pub fn verify(program: Program, options: &Options) -> Result<Verified, Rejection> {
+    explore(program, options, false).map(|(verified, _)| verified)
+}
+
+/// As [`verify`]; gives also what was taken to be true before each instruction, for tests.
+pub fn verify_with_claims(program: Program, options: &Options) -> Result<(Verified, Claims), Rejection> {
+    explore(program, options, true)
+}
+
+fn explore(program: Program, options: &Options, with_claims: bool) -> Result<(Verified, Claims), Rejection> {
     let start = Instant::now();
     let code = Code::new(&program).map_err(|refusal| rejection(refusal, String::new()))?;
     let mut explorer =
         Explorer::new(&program, options, &code).map_err(|refusal| rejection(refusal, String::new()))?;
+    if with_claims {
+        explorer.notes = Notes::of_all(&code);
+    }
     if let Err(reason) = require::program::check(&program) {
         return Err(rejection(Refusal::at(0, reason), String::new()));
     }
@@ -73,9 +88,11 @@ pub fn verify(program: Program, options: &Options) -> Result<Verified, Rejection
         explorer.log.line(&facts::stats_line(&explorer.facts, options, stack_bytes));
     }
     let (facts, log) = (explorer.facts, explorer.log.take());
+    let (precision, reads, live) = (explorer.precision, explorer.reads, explorer.live);
+    let claims = explorer.notes.claims(&code, precision, reads, live);
     let mut verified = Verified::new(program, &code, facts, stack_bytes, log);
     verified.set_time(start.elapsed().as_nanos() as u64);
-    Ok(verified)
+    Ok((verified, claims))
 }
 
 /// The last line of a reason is the reason; those before it explain.
