@@ -19,6 +19,7 @@ pub mod control;
 pub mod event;
 pub mod format;
 pub mod identity;
+pub mod kernel_only;
 pub mod map;
 pub mod number;
 pub mod owner;

@@ -100,6 +100,8 @@ impl ProgramSet {
     pub const SOCKET_FILTER: ProgramSet = ProgramSet(1 << 1);
     /// `BPF_PROG_TYPE_KPROBE`: uprobes too.
     pub const KPROBE: ProgramSet = ProgramSet(1 << 2);
+    /// `BPF_PROG_TYPE_SCHED_CLS` and `SCHED_ACT`: traffic control.
+    pub const SCHED: ProgramSet = ProgramSet(1 << 3 | 1 << 4);
     /// `BPF_PROG_TYPE_TRACEPOINT`.
     pub const TRACEPOINT: ProgramSet = ProgramSet(1 << 5);
     /// `BPF_PROG_TYPE_XDP`.
@@ -153,13 +155,27 @@ pub struct HelperProto {
     pub programs: ProgramSet,
     /// Only sleepable programs may call it.
     pub might_sleep: bool,
+    /// Its memory arguments may be packet data (`pkt_access`).
+    pub packets: bool,
+    /// It may move or resize the packet: what was known of packet pointers is void (`bpf_helper_changes_pkt_data`).
+    pub changes_packet: bool,
 }
 
 impl HelperProto {
     /// A helper for every program type, without GPL restriction. `args` may be shorter than five: pad with
     /// [`ArgKind::None`] by [`args`].
     pub const fn new(id: u32, name: &'static str, args: [ArgKind; 5], ret: RetKind) -> HelperProto {
-        HelperProto { id, name, args, ret, gpl_only: false, programs: ProgramSet::ALL, might_sleep: false }
+        HelperProto {
+            id,
+            name,
+            args,
+            ret,
+            gpl_only: false,
+            programs: ProgramSet::ALL,
+            might_sleep: false,
+            packets: false,
+            changes_packet: false,
+        }
     }
 
     /// The same, GPL-only.
@@ -175,6 +191,16 @@ impl HelperProto {
     /// The same, for sleepable programs only.
     pub const fn sleeps(self) -> HelperProto {
         HelperProto { might_sleep: true, ..self }
+    }
+
+    /// The same, with packet data as memory.
+    pub const fn packets(self) -> HelperProto {
+        HelperProto { packets: true, ..self }
+    }
+
+    /// The same, moving or resizing the packet.
+    pub const fn changes_packet(self) -> HelperProto {
+        HelperProto { changes_packet: true, ..self }
     }
 }
 

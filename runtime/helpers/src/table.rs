@@ -82,14 +82,18 @@ impl Helper {
     const fn sleeps(self) -> Helper {
         Helper { proto: self.proto.sleeps(), ..self }
     }
+
+    const fn packets(self) -> Helper {
+        Helper { proto: self.proto.packets(), ..self }
+    }
 }
 
 /// Every helper, in order of ids.
 #[rustfmt::skip]
 pub const HELPERS: &[Helper] = &[
-    row(1, "bpf_map_lookup_elem", [ConstMapPtr, MapKey], RetKind::MapValueOrNull, map::map_lookup_elem),
-    number(2, "bpf_map_update_elem", [ConstMapPtr, MapKey, MapValue(Read), Anything], map::map_update_elem),
-    number(3, "bpf_map_delete_elem", [ConstMapPtr, MapKey], map::map_delete_elem),
+    row(1, "bpf_map_lookup_elem", [ConstMapPtr, MapKey], RetKind::MapValueOrNull, map::map_lookup_elem).packets(),
+    number(2, "bpf_map_update_elem", [ConstMapPtr, MapKey, MapValue(Read), Anything], map::map_update_elem).packets(),
+    number(3, "bpf_map_delete_elem", [ConstMapPtr, MapKey], map::map_delete_elem).packets(),
     number(4, "bpf_probe_read", [OUTPUT, SizeOrZero, Anything], read::probe_read).gpl().only(TRACING),
     number(5, "bpf_ktime_get_ns", [], time::ktime_get_ns),
     number(6, "bpf_trace_printk", [INPUT, Size], trace::trace_printk).gpl(),
@@ -136,7 +140,7 @@ pub const HELPERS: &[Helper] = &[
     number(183, "bpf_get_func_arg", [CTX, Anything, OUTPUT_WORD], probe::get_func_arg).only(ProgramSet::FENTRY),
     number(184, "bpf_get_func_ret", [CTX, OUTPUT_WORD], probe::get_func_ret).only(ProgramSet::FENTRY),
     number(185, "bpf_get_func_arg_cnt", [CTX], probe::get_func_arg_cnt).only(ProgramSet::FENTRY),
-    row(195, "bpf_map_lookup_percpu_elem", [ConstMapPtr, MapKey, Anything], RetKind::MapValueOrNull, map::map_lookup_percpu_elem),
+    row(195, "bpf_map_lookup_percpu_elem", [ConstMapPtr, MapKey, Anything], RetKind::MapValueOrNull, map::map_lookup_percpu_elem).packets(),
     number(208, "bpf_ktime_get_tai_ns", [], time::ktime_get_tai_ns),
 ];
 

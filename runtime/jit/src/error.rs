@@ -21,6 +21,14 @@ pub enum CompileError {
         /// What it is.
         what: &'static str,
     },
+    /// A helper that only a kernel can serve: it changes packets of a network stack, reads hardware counters or the like.
+    #[error("instruction {pc}: helper {name} can be verified, but not run in userspace")]
+    KernelOnly {
+        /// Where.
+        pc: u32,
+        /// The helper.
+        name: &'static str,
+    },
     /// A jump, call or callback reference leaves the program or the subprogram, or goes into the middle of something.
     #[error("instruction {pc}: jump to {target} leaves its subprogram")]
     BadTarget {

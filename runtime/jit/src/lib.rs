@@ -36,8 +36,10 @@ pub const RUN_BAD_CALL: u32 = 2;
 /// Compiles a verified program.
 ///
 /// # Errors
-/// [`CompileError`] for what has no machine code: legacy packet access, kernel functions, kernel variables.
+/// [`CompileError`] for what has no machine code: legacy packet access, kernel functions, kernel variables, helpers that
+/// only a kernel can serve.
 pub fn compile(verified: &Verified, options: &CompileOptions) -> Result<CodeImage, CompileError> {
+    verified::check_helpers(verified)?;
     let code = verified::code(verified, options);
     Ok(CodeImage { image: link::image(&code, translate::EntryConvention::Program)? })
 }

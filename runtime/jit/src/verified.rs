@@ -1,8 +1,9 @@
 //! From what the verifier proved to what the compiler compiles.
 
 use crate::code::{CallFacts, Code, Conformance, Subprogram};
+use crate::error::CompileError;
 use beeline_helpers::proto::ArgKind;
-use beeline_helpers::table;
+use beeline_helpers::{kernel_only, table};
 use beeline_verifier::Verified;
 use std::collections::BTreeMap;
 
@@ -56,6 +57,20 @@ fn calls(verified: &Verified) -> BTreeMap<u32, CallFacts> {
             Some((pc as u32, CallFacts { map: call.map, callback: call.callback, key }))
         })
         .collect()
+}
+
+/// Every helper that is called exists here.
+pub(crate) fn check_helpers(verified: &Verified) -> Result<(), CompileError> {
+    for pc in 0..verified.insns().len() {
+        let Some(call) = verified.call(pc) else { continue };
+        let id = call.helper as u32;
+        if table::by_id(id).is_none() {
+            let proto = kernel_only::proto(id, verified.program().prog_type.0);
+            let name = proto.map_or("unknown", |proto| proto.name);
+            return Err(CompileError::KernelOnly { pc: pc as u32, name });
+        }
+    }
+    Ok(())
 }
 
 /// `bpf_trace_printk`: what its format asks for is in r3 to r5, of which the prototype says nothing.

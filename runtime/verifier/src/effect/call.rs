@@ -2,7 +2,7 @@
 
 use crate::bounds::Scalar;
 use crate::code::jump_target;
-use crate::effect::pointer;
+use crate::effect::{packet, pointer};
 use crate::explore::{Explorer, Next};
 use crate::program::{FRAMES_MAX, GlobalArg};
 use crate::refusal::{Checked, refuse};
@@ -139,6 +139,9 @@ impl Explorer<'_> {
         }
         if arguments.released != 0 {
             pointer::release(&mut self.state, arguments.released);
+        }
+        if proto.changes_packet {
+            packet::forget(&mut self.state);
         }
         self.state.clobber_caller_saved();
         let returned = self.returned(proto, arguments)?;

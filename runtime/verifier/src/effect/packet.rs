@@ -56,3 +56,11 @@ fn reaches(state: &mut State, start: &RegState, beyond: bool) {
         reg.range = reg.range.max(range);
     }
 }
+
+/// The packet has moved: pointers into it point nowhere.
+pub(crate) fn forget(state: &mut State) {
+    let into_packet = |reg: &&mut RegState| reg.kind.is_packet() || reg.kind == Kind::PacketEnd;
+    for reg in state.each_reg().filter(into_packet) {
+        *reg = RegState::unknown();
+    }
+}

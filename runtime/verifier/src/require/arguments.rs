@@ -9,6 +9,7 @@ use crate::require::memory::{Access, Target};
 use crate::require::pointer::OFFSET_MAX;
 use crate::state::{Kind, MapRef, Memory, RegState};
 use beeline_abi::map::MapFlags;
+use beeline_helpers::kernel_only;
 use beeline_helpers::proto::{ArgKind, HelperProto, MemAccess};
 use beeline_isa::Reg;
 
@@ -37,9 +38,8 @@ const MEMORY: &str = "fp, pkt, pkt_meta, map_key, map_value, mem, ringbuf_mem, b
 impl Explorer<'_> {
     /// The helper exists and this program may call it.
     pub(crate) fn helper(&self, id: i32) -> Checked<&'static HelperProto> {
-        let known = u32::try_from(id).ok().and_then(beeline_helpers::by_id);
-        let Some(helper) = known else { refuse!("invalid func unknown#{id}") };
-        let proto = &helper.proto;
+        let known = u32::try_from(id).ok().and_then(|id| kernel_only::proto(id, self.program.prog_type.0));
+        let Some(proto) = known else { refuse!("invalid func unknown#{id}") };
         if !proto.programs.contains(self.program.prog_type.0) {
             refuse!("program of this type cannot use helper {}#{}", proto.name, proto.id);
         }
@@ -103,7 +103,7 @@ impl Explorer<'_> {
             ArgKind::MapValue(access) => {
                 let Some(map) = found.map else { refuse!("invalid map_ptr to access map->value") };
                 let size = self.map(map)?.shape.value_size;
-                self.memory(reg, &state, size, access, takes_packets(proto))?;
+                self.memory(reg, &state, size, access, proto.packets)?;
             }
             ArgKind::Mem { access, nullable } => {
                 self.sized(proto, reg, &state, access, nullable, next, found)?
@@ -118,7 +118,7 @@ impl Explorer<'_> {
                 {
                     refuse!("misaligned access off {}+{} size {size}", state.value.tnum, state.off);
                 }
-                self.memory(reg, &state, size, access, takes_packets(proto))?;
+                self.memory(reg, &state, size, access, proto.packets)?;
             }
             // Proven with the memory before it.
             ArgKind::Size | ArgKind::SizeOrZero => {}
@@ -153,7 +153,7 @@ impl Explorer<'_> {
     fn key(&mut self, proto: &HelperProto, reg: Reg, state: &RegState, found: &mut Arguments) -> Checked {
         let Some(map) = found.map else { refuse!("invalid map_ptr to access map->key") };
         let size = self.map(map)?.shape.key_size;
-        self.memory(reg, state, size, MemAccess::Read, takes_packets(proto))?;
+        self.memory(reg, state, size, MemAccess::Read, proto.packets)?;
         let Kind::Stack { frame } = state.kind else { return Ok(()) };
         let Some(off) = state.const_offset().filter(|_| matches!(size, 1 | 2 | 4 | 8)) else { return Ok(()) };
         let place = &self.state.frames[usize::from(frame)];
@@ -204,14 +204,14 @@ impl Explorer<'_> {
         found.size_max = Some(value.umax as u32);
         if state.is_null() && nullable {
             self.mark_precise(state);
-            return Ok(());
+            return if value.umax == 0 { Ok(()) } else { wrong(reg, state, "fp") };
         }
         // With a size that is not known, not all of the memory may be written.
         let access = match access {
             MemAccess::Write if size.as_const().is_none() => MemAccess::ReadWrite,
             access => access,
         };
-        self.memory(reg, state, value.umax as u32, access, takes_packets(proto))
+        self.memory(reg, state, value.umax as u32, access, proto.packets)
     }
 
     /// `size` bytes that the helper accesses.
@@ -312,12 +312,6 @@ impl Explorer<'_> {
         }
         Ok(())
     }
-}
-
-/// Map operations copy what they are given; other helpers were not made for packets.
-fn takes_packets(proto: &HelperProto) -> bool {
-    const MAP_OPERATIONS: [u32; 3] = [1, 2, 3];
-    MAP_OPERATIONS.contains(&proto.id)
 }
 
 /// The argument is of another kind.

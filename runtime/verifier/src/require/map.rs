@@ -16,7 +16,9 @@ mod helper {
     pub(super) const PERF_EVENT_READ: u32 = 22;
     pub(super) const PERF_EVENT_OUTPUT: u32 = 25;
     pub(super) const GET_STACKID: u32 = 27;
+    pub(super) const SKB_UNDER_CGROUP: u32 = 33;
     pub(super) const CURRENT_TASK_UNDER_CGROUP: u32 = 37;
+    pub(super) const REDIRECT_MAP: u32 = 51;
     pub(super) const PERF_EVENT_READ_VALUE: u32 = 55;
     pub(super) const PUSH: u32 = 87;
     pub(super) const POP: u32 = 88;
@@ -43,6 +45,9 @@ const KEYED: [u32; 7] = [
 /// Maps with a copy of every value for every CPU.
 const PERCPU: [u32; 3] = [MapType::PERCPU_HASH, MapType::PERCPU_ARRAY, MapType::LRU_PERCPU_HASH];
 
+/// `BPF_MAP_TYPE_DEVMAP`, `CPUMAP`, `XSKMAP`, `DEVMAP_HASH`.
+const REDIRECT_TARGETS: [u32; 4] = [14, 16, 17, 25];
+
 /// True when the helper works on maps of this type (`check_map_func_compatibility`).
 fn compatible(id: u32, map_type: u32) -> bool {
     use self::helper as h;
@@ -57,7 +62,8 @@ fn compatible(id: u32, map_type: u32) -> bool {
             map_type == MapType::PERF_EVENT_ARRAY
         }
         h::GET_STACKID => map_type == MapType::STACK_TRACE,
-        h::CURRENT_TASK_UNDER_CGROUP => map_type == MapType::CGROUP_ARRAY,
+        h::CURRENT_TASK_UNDER_CGROUP | h::SKB_UNDER_CGROUP => map_type == MapType::CGROUP_ARRAY,
+        h::REDIRECT_MAP => REDIRECT_TARGETS.contains(&map_type),
         h::PUSH | h::PEEK => matches!(map_type, MapType::QUEUE | MapType::STACK | MapType::BLOOM_FILTER),
         h::POP => matches!(map_type, MapType::QUEUE | MapType::STACK),
         h::RINGBUF_OUTPUT | h::RINGBUF_RESERVE | h::RINGBUF_QUERY => map_type == MapType::RINGBUF,
