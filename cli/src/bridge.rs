@@ -6,6 +6,7 @@ use beeline_engine::{AttachPlan, Engine, PlanFilter, PlannedMap, PlannedProbe, P
 use beeline_inject::{FileIdentity, Location, MapRequest, ProbeRequest, ProbeState, ProgramRequest, Request};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A request, and the names of the links in it for reports.
 pub(crate) struct Bridged {
@@ -87,7 +88,7 @@ fn probe(probe: PlannedProbe) -> ProbeRequest {
         },
         location: Location::FileOffset(target.file_offset),
         cookie: probe.cookie,
-        shared: probe.shared,
+        shared: Arc::new(probe.shared),
     }
 }
 

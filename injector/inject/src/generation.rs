@@ -326,8 +326,9 @@ impl<'a> Builder<'a> {
         }
         let mut placed: Vec<usize> =
             planned.sites.iter().flat_map(|site| site.probes.iter().copied()).collect();
-        placed.sort_unstable();
-        placed.dedup();
+        // One file for each link, however many places it has.
+        placed.sort_unstable_by_key(|&index| request.probes[index].link_id);
+        placed.dedup_by_key(|index| request.probes[*index].link_id);
         let placed = || placed.iter().map(|&index| &request.probes[index]);
         for probe in placed() {
             add(SharedFile::link(probe)?);

@@ -5,6 +5,7 @@ use beeline_abi::process::TaskLayout;
 use beeline_site::Location;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Everything that a process is to carry. Attaching is idempotent: what the process carries already is left as it is.
 #[derive(Debug)]
@@ -64,7 +65,7 @@ pub enum ProbeKind {
     Return,
 }
 
-/// A link of the store: a place and the program that runs there.
+/// A link of the store: a place and the program that runs there. A link with several places is several probes with its id.
 #[derive(Debug)]
 pub struct ProbeRequest {
     /// The link's id in the store.
@@ -80,8 +81,8 @@ pub struct ProbeRequest {
     /// `bpf_get_attach_cookie`.
     pub cookie: u64,
     /// The link's file, open for reading and writing; its first page is a
-    /// [`LinkShared`](beeline_abi::link::LinkShared).
-    pub shared: OwnedFd,
+    /// [`LinkShared`](beeline_abi::link::LinkShared). Probes of one link, at several places, share it.
+    pub shared: Arc<OwnedFd>,
 }
 
 /// Which file is meant, however a target came to it. A mapped file is this one when device and inode agree, or when

@@ -128,9 +128,13 @@ impl PlannedSites {
 
     /// What became of each probe, when all sites that are left are patched.
     pub(crate) fn outcomes(&self, request: &Request) -> Vec<ProbeOutcome> {
-        let outcome = |(index, probe): (usize, &ProbeRequest)| {
-            let here = self.sites.iter().filter(|site| site.probes.contains(&index));
-            let addresses: Vec<u64> = here.map(|site| site.address).collect();
+        let mut places: Vec<Vec<u64>> = vec![Vec::new(); request.probes.len()];
+        for site in &self.sites {
+            for &probe in &site.probes {
+                places[probe].push(site.address);
+            }
+        }
+        let outcome = |((index, probe), addresses): ((usize, &ProbeRequest), Vec<u64>)| {
             // A probe that is placed once and refused elsewhere is in force.
             let state = if addresses.is_empty() {
                 self.states[index].clone()
@@ -139,7 +143,7 @@ impl PlannedSites {
             };
             ProbeOutcome { link_id: probe.link_id, state }
         };
-        request.probes.iter().enumerate().map(outcome).collect()
+        request.probes.iter().enumerate().zip(places).map(outcome).collect()
     }
 }
 

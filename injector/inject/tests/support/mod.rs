@@ -16,6 +16,7 @@ use std::mem::offset_of;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Possible CPUs of the test store.
 const CPUS: u32 = 64;
@@ -110,6 +111,39 @@ impl Store {
         id
     }
 
+    /// A counter that wants the whole context, and changes every register that a program may change; its id.
+    pub(crate) fn clobbering_counter(&mut self, map: u32, index: u32) -> u32 {
+        let id = self.counter(map, index);
+        let program = self.request.programs.last_mut().unwrap();
+        let count = program.code.len() - 3;
+        program.code.truncate(count);
+        for register in [0xb8, 0xb9, 0xba, 0xbe, 0xbf] {
+            program.code.extend([0x48, register, 0xfe, 0xca, 0xfe, 0xca, 0xfe, 0xca, 0xfe, 0xca]); // mov $…,%r
+        }
+        for register in [0xb8, 0xb9, 0xba, 0xbb] {
+            program.code.extend([0x49, register, 0xfe, 0xca, 0xfe, 0xca, 0xfe, 0xca, 0xfe, 0xca]); // mov $…,%r8…
+        }
+        program.code.extend([0xb0, 0x7f, 0x04, 0x7f]); // mov $0x7f,%al; add $0x7f,%al: overflow, sign, no carry
+        program.code.extend([0xf9, 0xc3]); // stc; ret
+        program.needs.context = ContextUse::ALL;
+        id
+    }
+
+    /// Another place of a link.
+    pub(crate) fn probe_also(&mut self, link: u32, location: Location) {
+        let known = self.request.probes.iter().find(|probe| probe.link_id == link).unwrap();
+        let probe = ProbeRequest {
+            link_id: link,
+            program_id: known.program_id,
+            kind: known.kind,
+            file: known.file.clone(),
+            location,
+            cookie: 0,
+            shared: Arc::clone(&known.shared),
+        };
+        self.request.probes.push(probe);
+    }
+
     /// A program that adds the low 32 bits of `bpf_get_current_pid_tgid` (the thread id) to counter `index`; its id.
     pub(crate) fn thread_id_adder(&mut self, map: u32, index: u32) -> u32 {
         let id = self.counter(map, index);
@@ -170,7 +204,7 @@ impl Store {
             },
             location,
             cookie: 0,
-            shared: copy(&shared),
+            shared: Arc::new(copy(&shared)),
         });
         self.links.push(shared);
         id

@@ -1,0 +1,175 @@
+//! What is run, and how it is told that the probes have changed nothing.
+
+use crate::probed::{COMMAND, NOT_STARTED};
+use crate::workloads;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+/// What is probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Probes {
+    Entries,
+    Returns,
+    Both,
+}
+
+/// A program and the files all of whose functions are probed while it runs.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    /// Names or paths of the probed files.
+    pub(crate) files: &'static [&'static str],
+    /// The program with its arguments; none when something that it needs is not there, with the reason.
+    pub(crate) command: fn(&Path) -> Result<Vec<String>, String>,
+    /// What of the output does not depend on time.
+    pub(crate) essence: fn(&str) -> String,
+    /// What works with the program from outside until it ends, and what it found.
+    pub(crate) driver: Option<Driver>,
+    /// Least number of hits.
+    pub(crate) hits: u64,
+    /// It is part of every test run.
+    pub(crate) in_slice: bool,
+}
+
+/// Uses a program that serves in the given folder, ends it, and tells what it answered.
+pub(crate) type Driver = fn(&Path) -> Result<String, String>;
+
+/// How a case went.
+pub(crate) enum Verdict {
+    Passed(String),
+    Skipped(String),
+    Failed(String),
+}
+
+pub(crate) fn all() -> Vec<Case> {
+    workloads::cases()
+}
+
+/// What is planted, with programs that want all of the context or nothing.
+const ROUNDS: [(Probes, bool); 4] =
+    [(Probes::Entries, false), (Probes::Returns, false), (Probes::Both, true), (Probes::Both, false)];
+
+pub(crate) fn run(case: &Case) -> Verdict {
+    let folder =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("everything-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a scratch folder");
+    let verdict = run_in(case, &folder);
+    let _ = std::fs::remove_dir_all(&folder);
+    verdict
+}
+
+fn run_in(case: &Case, folder: &Path) -> Verdict {
+    let command = match (case.command)(folder) {
+        Ok(command) => command,
+        Err(reason) => return Verdict::Skipped(reason),
+    };
+    let expected = execute(case, &command, folder);
+    if !expected.succeeded() {
+        return Verdict::Skipped(format!("fails without probes: {}", expected.shown()));
+    }
+    let expected = expected.essence(case);
+    let mut summary = String::new();
+    for (probes, heavy) in ROUNDS {
+        let report_file = folder.join("report");
+        let _ = std::fs::remove_file(&report_file);
+        let output = execute(case, &probed(case, &command, probes, heavy, &report_file), folder);
+        let what = format!("{probes:?}{}", if heavy { ", whole context" } else { "" });
+        if output.status.code() == Some(i32::from(NOT_STARTED)) {
+            return Verdict::Failed(format!("{what}: {}", output.shown()));
+        }
+        let report = std::fs::read_to_string(&report_file).unwrap_or_default();
+        let found = output.essence(case);
+        if !output.succeeded() || found != expected {
+            let difference = difference(&expected, &found);
+            return Verdict::Failed(format!("{what}: {}\n{report}{difference}", output.shown()));
+        }
+        let hits: u64 = line(&report, "hits: ").split(' ').filter_map(|n| n.parse::<u64>().ok()).sum();
+        if hits < case.hits {
+            return Verdict::Failed(format!("{what}: only {hits} hits\n{report}"));
+        }
+        if std::env::var_os("BEELINE_REPORT").is_some() {
+            println!("{report}");
+        }
+        summary += &format!(
+            "[{what}: {}/{} sites, {hits} hits] ",
+            line(&report, "Entry: "),
+            line(&report, "Return: ")
+        );
+    }
+    Verdict::Passed(summary)
+}
+
+/// The command that runs `command` with probes.
+fn probed(case: &Case, command: &[String], probes: Probes, heavy: bool, report: &Path) -> Vec<String> {
+    let own = std::env::current_exe().expect("this binary");
+    let mut words = vec![own.display().to_string(), COMMAND.to_owned()];
+    if probes != Probes::Returns {
+        words.push("--entry".to_owned());
+    }
+    if probes != Probes::Entries {
+        words.push("--return".to_owned());
+    }
+    if heavy {
+        words.push("--heavy".to_owned());
+    }
+    for file in case.files {
+        words.extend(["--file".to_owned(), (*file).to_owned()]);
+    }
+    words.extend(["--report".to_owned(), report.display().to_string(), "--".to_owned()]);
+    words.extend(command.iter().cloned());
+    words
+}
+
+/// What a program did.
+struct Outcome {
+    status: ExitStatus,
+    text: String,
+    driven: Result<String, String>,
+}
+
+impl Outcome {
+    fn succeeded(&self) -> bool {
+        self.status.success() && self.driven.is_ok()
+    }
+
+    fn essence(&self, case: &Case) -> String {
+        (case.essence)(&self.text) + self.driven.as_deref().unwrap_or_default()
+    }
+
+    /// The end of what it said.
+    fn shown(&self) -> String {
+        let from = self.text.char_indices().rev().nth(1500).map_or(0, |(at, _)| at);
+        let driven = self.driven.as_ref().err().map(String::as_str).unwrap_or_default();
+        format!("{}\n{}\n{driven}", self.status, &self.text[from..])
+    }
+}
+
+fn execute(case: &Case, command: &[String], folder: &Path) -> Outcome {
+    let mut child = Command::new(&command[0]);
+    child.args(&command[1..]).current_dir(folder).stdin(Stdio::null()).env("LC_ALL", "C.UTF-8");
+    child.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = child.spawn().unwrap_or_else(|error| panic!("{}: {error}", command[0]));
+    let pid = child.id();
+    let output = std::thread::spawn(move || child.wait_with_output());
+    let driven = case.driver.map_or(Ok(String::new()), |drive| drive(folder));
+    if driven.is_err() {
+        // What serves does not end by itself. The probed program is our grandchild, which goes when it is told.
+        let _ = Command::new("kill").args(["-TERM", &pid.to_string()]).status();
+    }
+    let output = output.join().expect("no panic").expect("a child's output");
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    Outcome { status: output.status, text, driven }
+}
+
+fn line<'a>(report: &'a str, start: &str) -> &'a str {
+    report.lines().find_map(|line| line.strip_prefix(start)).unwrap_or_default()
+}
+
+/// The first lines that differ.
+fn difference(expected: &str, found: &str) -> String {
+    let pairs = expected.lines().zip(found.lines()).enumerate();
+    let first = pairs.filter(|(_, (a, b))| a != b).take(3);
+    let mut text: String = first.map(|(n, (a, b))| format!("line {n}:\n- {a}\n+ {b}\n")).collect();
+    text += &format!("{} lines expected, {} found\n", expected.lines().count(), found.lines().count());
+    text
+}
