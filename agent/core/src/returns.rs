@@ -6,7 +6,8 @@
 //!
 //! An entry is *alive* as long as the stack word at its `sp` holds its trampoline: the function has not returned. A word
 //! below the stack pointer may hold it still, so an entry that looks alive may be stale, but one whose word changed is
-//! dead for certain. Only such entries are dropped; the rest goes when its word is overwritten.
+//! dead for certain. Only such entries are dropped; the rest goes when its word is overwritten. After a tail call the word
+//! holds the younger trampoline, and the younger entry returns to the older one's: both are alive.
 
 use crate::{memory, process, slot_of};
 use beeline_abi::errno::EFAULT;
@@ -139,10 +140,29 @@ unsafe fn which_alive(slot: *mut ThreadSlot, first: u64, many: u64) -> u32 {
         let Some(read) = read::fetch_words(&raw mut run, &mut words, sources) else { return u32::MAX };
         let mut alive = 0;
         for (index, word) in words.iter().enumerate().take(sources.len()) {
-            let same = *word == (*entry(slot, first + index as u64)).trampoline;
+            let same = leads_to(slot, first + index as u64, *word);
             alive |= u32::from(same && read & 1 << index != 0) << index;
         }
         alive
+    }
+}
+
+/// The word at the entry's `sp` is `word`: that is its trampoline, or that of a younger entry which returns there, if need be by
+/// more such entries.
+unsafe fn leads_to(slot: *const ThreadSlot, index: u64, word: u64) -> bool {
+    // SAFETY: the caller's slot and an index in it.
+    unsafe {
+        let sp = (*entry(slot, index)).sp;
+        let mut trampoline = (*entry(slot, index)).trampoline;
+        let mut younger = index + 1;
+        while trampoline != word && younger < count(slot) {
+            let next = entry(slot, younger);
+            if (*next).sp == sp && (*next).return_address == trampoline {
+                trampoline = (*next).trampoline;
+            }
+            younger += 1;
+        }
+        trampoline == word
     }
 }
 

@@ -22,6 +22,11 @@ impl Stack {
 
     /// What a stub does at the entry of a function whose return address lies in this word; false when it is missed.
     fn enter(&self, slot: *mut ThreadSlot, word: usize, return_address: u64) -> bool {
+        self.enter_by(slot, word, return_address, TRAMPOLINE)
+    }
+
+    /// The same with the return point of a certain function.
+    fn enter_by(&self, slot: *mut ThreadSlot, word: usize, return_address: u64, trampoline: u64) -> bool {
         let sp = self.at(word);
         // SAFETY: the slot is the test's own.
         unsafe {
@@ -31,9 +36,9 @@ impl Stack {
                 return false;
             }
             let entry = (*slot).returns_top as *mut ReturnSlot;
-            entry.write(ReturnSlot { return_address, sp, site: 0, trampoline: TRAMPOLINE });
+            entry.write(ReturnSlot { return_address, sp, site: 0, trampoline });
             (*slot).returns_top += 32;
-            (sp as *mut u64).write_volatile(TRAMPOLINE);
+            (sp as *mut u64).write_volatile(trampoline);
         }
         true
     }
@@ -121,6 +126,36 @@ fn a_tail_call_puts_two_entries_on_one_word() {
     assert_eq!(depth(slot), 2);
     assert_eq!(stack.leave(slot, 900), Some(TRAMPOLINE));
     assert_eq!(stack.leave(slot, 900), Some(1));
+}
+
+#[test]
+fn tail_calls_survive_the_sweep_of_a_full_stack() {
+    let (world, stack) = (World::new(), Stack::new());
+    let slot = world.slot();
+    // Each function jumps to a second and that to a third, which calls the next: three entries on each word.
+    let [first, second, third] = [TRAMPOLINE, TRAMPOLINE + 16, TRAMPOLINE + 32];
+    let levels = RETURN_SLOTS as usize / 3;
+    for level in 0..levels {
+        assert!(stack.enter_by(slot, 1000 - level, level as u64, first));
+        assert!(stack.enter_by(slot, 1000 - level, first, second));
+        assert!(stack.enter_by(slot, 1000 - level, second, third));
+    }
+    let rest = RETURN_SLOTS as usize % 3;
+    for extra in 0..rest {
+        assert!(stack.enter(slot, 500 - extra, 7));
+    }
+    // Full; a call from a frame that is no lower than all others has the stack swept.
+    assert!(!stack.enter(slot, 500 - rest, 7));
+    assert!(!stack.enter(slot, 501 - rest, 7));
+    assert_eq!(depth(slot), RETURN_SLOTS);
+    for extra in (0..rest).rev() {
+        assert_eq!(stack.leave(slot, 500 - extra), Some(7));
+    }
+    for level in (0..levels).rev() {
+        assert_eq!(stack.leave(slot, 1000 - level), Some(second));
+        assert_eq!(stack.leave(slot, 1000 - level), Some(first));
+        assert_eq!(stack.leave(slot, 1000 - level), Some(level as u64));
+    }
 }
 
 #[test]
