@@ -134,6 +134,7 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "runtime/store/src/mapping",
     "runtime/interp/src/memory",
     "runtime/engine/src/testrun",
+    "runtime/vm/src/corpus/run.rs",
     "runtime/vm/src/engine.rs",
     "runtime/vm/src/main.rs",
     "runtime/vm/src/native.rs",

@@ -9,6 +9,7 @@ mod objects;
 mod setup;
 mod soak;
 mod test;
+mod verdicts;
 mod workspace;
 
 use anyhow::Result;
@@ -31,6 +32,8 @@ enum Task {
     Bench(bench::Options),
     /// Long runs: kills, attach/detach cycles, random programs
     Soak(soak::Options),
+    /// Print a line of JSON for each program of a corpus: verdict, reason, return value
+    Verdicts(verdicts::Options),
     /// Install what builds and tests need (or say what is missing)
     Setup,
     /// Compile the examples' eBPF programs and their targets into target/examples
@@ -47,6 +50,7 @@ fn main() -> Result<()> {
         Task::Test(options) => test::run_all(&options),
         Task::Bench(options) => bench::run_all(&options),
         Task::Soak(options) => soak::run(&options),
+        Task::Verdicts(options) => verdicts::run(&options),
         Task::Setup => setup::ensure(setup::Purpose::Test),
         Task::Examples => {
             setup::ensure(setup::Purpose::Demo)?;

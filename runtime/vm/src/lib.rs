@@ -4,9 +4,12 @@
 //! from helpers that a test brings along, one helper: 5, `unwind`, which returns r1 and ends the program when that is 0.
 
 //!
-//! `unsafe` is in [`engine`] and [`native`].
+//! [`corpus`] is for verified programs: verdicts on rows of JSON, and what the programs return without a store.
+//!
+//! `unsafe` is in [`engine`], [`native`] and [`corpus::run`].
 
 pub mod assemble;
+pub mod corpus;
 pub mod engine;
 pub mod hex;
 pub mod native;

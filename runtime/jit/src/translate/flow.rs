@@ -64,6 +64,10 @@ impl Flow {
             edges.entry(leader).or_default();
         }
         count_fallthroughs(code, subprogram, &ops, &mut edges)?;
+        // The prologue leads to the first instruction, whatever else does.
+        if let Some(count) = edges.get_mut(&subprogram.start) {
+            *count += 1;
+        }
         Ok(Flow {
             uses_frame: ops.values().any(names_frame_pointer),
             uses_budget: ops.values().any(|op| matches!(op, Op::MayGoto { .. })),

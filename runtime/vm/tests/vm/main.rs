@@ -7,6 +7,6 @@ mod conformance;
 mod differential;
 mod garbage;
 mod golden;
-mod kernel_programs;
 mod surroundings;
+mod verdicts;
 mod verified;
