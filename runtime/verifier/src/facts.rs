@@ -13,7 +13,7 @@ pub struct CallFacts {
     /// The map argument, as an index into the program's maps, when it is the same on every path and not the member of a
     /// map of maps.
     pub map: Option<u32>,
-    /// The key, when it is a constant of at most eight bytes, the same on every path.
+    /// The key of a look-up that always succeeds, when it is a constant, the same on every path.
     pub constant_key: Option<u64>,
     /// The subprogram that is called back, by index, when it is the same on every path.
     pub callback: Option<usize>,

@@ -134,7 +134,7 @@ impl Explorer<'_> {
     pub(crate) fn call_helper(&mut self, proto: &HelperProto, arguments: &Arguments) -> Checked<Next> {
         match proto.id {
             LOOP | FOR_EACH_MAP_ELEM => self.call_back(proto.id, arguments)?,
-            TAIL_CALL => self.tail_call(),
+            TAIL_CALL => self.tail_call()?,
             _ => {}
         }
         if arguments.released != 0 {
@@ -149,10 +149,19 @@ impl Explorer<'_> {
         Ok(Next::Goto(self.pc + 1))
     }
 
-    fn tail_call(&mut self) {
+    /// A tail call that succeeds returns from the subprogram with whatever the other program returns.
+    fn tail_call(&mut self) -> Checked {
         self.facts.tail_calls = true;
         let subprogram = usize::from(self.state.frame().subprogram);
         self.facts.tail_callers[subprogram] = true;
+        if self.state.frames.len() == 1 || self.state.frame().callback.is_some() {
+            return Ok(());
+        }
+        let mut returned = self.state.clone();
+        let callsite = returned.frame().callsite as usize;
+        returned.frames.pop();
+        returned.set(Reg::R0, RegState::unknown());
+        self.push(callsite + 1, returned)
     }
 
     /// What r0 is after the call.

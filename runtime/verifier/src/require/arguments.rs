@@ -157,12 +157,12 @@ impl Explorer<'_> {
         let Kind::Stack { frame } = state.kind else { return Ok(()) };
         let Some(off) = state.const_offset().filter(|_| matches!(size, 1 | 2 | 4 | 8)) else { return Ok(()) };
         let place = &self.state.frames[usize::from(frame)];
-        found.constant_key = constant_bytes(place, off as i32, size);
         const LOOKUP: u32 = 1;
-        if let Some(key) = found.constant_key.filter(|_| proto.id == LOOKUP)
+        // Only of such a look-up: a key that decides nothing is not kept precise, and may be another on a path that was pruned.
+        if let Some(key) = constant_bytes(place, off as i32, size).filter(|_| proto.id == LOOKUP)
             && self.key_exists(map, key)
         {
-            found.key_exists = true;
+            (found.constant_key, found.key_exists) = (Some(key), true);
             let (slot, _) = crate::state::place(off as i32);
             let spilled = place.stack.get(slot).map(|slot| slot.spilled);
             if let Some(spilled) = spilled {

@@ -1,0 +1,61 @@
+//! Programs that the adversary found (`cargo xtask fuzz verifier`), made small: each was accepted once with a claim that was
+//! not true.
+
+use beeline_abi::map::{MapShape, MapType};
+use beeline_isa::Insn;
+use beeline_verifier::{MapInfo, Options, ProgType, Program, Rejection, Verified, verify};
+
+fn insns(hex: &str) -> Vec<Insn> {
+    let slot = |word: &str| u64::from_str_radix(word, 16).expect("hexadecimal").to_be_bytes();
+    hex.split_whitespace().map(|word| Insn::from_bytes(slot(word))).collect()
+}
+
+fn map(map_type: u32, value_size: u32, max_entries: u32) -> MapInfo {
+    let shape = MapShape { map_type, key_size: 4, value_size, max_entries, map_flags: 0, cpus: 2 };
+    MapInfo { name: "map".into(), shape, ..MapInfo::default() }
+}
+
+/// Verifies a uprobe program with three maps: an array of four values, a global of 32 bytes, programs.
+fn check(hex: &str) -> Result<Verified, Rejection> {
+    let maps = vec![map(MapType::ARRAY, 16, 4), map(MapType::ARRAY, 32, 1), map(MapType::PROG_ARRAY, 4, 4)];
+    let (insns, prog_type) = (insns(hex), ProgType::KPROBE);
+    let program = Program { prog_type, gpl_compatible: true, insns, maps, ..Program::default() };
+    verify(program, &Options::default())
+}
+
+/// The subprogram returns 0, unless its tail call succeeds: then it returns what the other program returns.
+#[test]
+fn a_tail_call_returns_anything_from_a_subprogram() {
+    let refused = check(
+        "bf16000000000000 bf63000000000000 b704000000000000 8510000005000000 1825000001000000 0000000000000000
+         bf58000000000000 0f08000000000000 9500000000000000
+         bf48000000000000 bf31000000000000 1812000002000000 0000000000000000 b703000000000000 850000000c000000
+         bf80000000000000 9500000000000000",
+    );
+    let reason = refused.expect_err("the sum of a pointer and any number").reason;
+    assert!(reason.contains("unbounded min value"), "{reason}");
+}
+
+/// Two constants meet before the look-up; neither decides anything, so the second path is pruned.
+#[test]
+fn a_key_that_was_pruned_is_not_said_to_be_constant() {
+    let verified = check(
+        "3d11020000000000 b700000009000000 0500010000000000 b700000007000000 630af0ff00000000 bfa2000000000000
+         07020000f0ffffff 1811000000000000 0000000000000000 8500000001000000 b700000000000000 9500000000000000",
+    );
+    let verified = verified.expect("nothing is wrong with it");
+    let call = verified.call(9).expect("a call");
+    assert_eq!((call.constant_key, call.non_null), (None, false));
+}
+
+/// A key that was shown to exist is what is handed on.
+#[test]
+fn a_key_that_exists_is_constant() {
+    let verified = check(
+        "b700000003000000 630af0ff00000000 bfa2000000000000 07020000f0ffffff 1811000000000000 0000000000000000
+         8500000001000000 6100000000000000 9500000000000000",
+    );
+    let verified = verified.expect("the key exists");
+    let call = verified.call(6).expect("a call");
+    assert_eq!((call.constant_key, call.non_null), (Some(3), true));
+}
