@@ -6,6 +6,7 @@
 mod bench;
 mod demo;
 mod objects;
+mod record;
 mod setup;
 mod soak;
 mod test;
@@ -38,6 +39,8 @@ enum Task {
     Setup,
     /// Compile the examples' eBPF programs and their targets into target/examples
     Examples,
+    /// Record anew what bpftrace makes of the scripts in the verifier's tests
+    Record,
     /// Check formatting
     FmtCheck,
     /// clippy over everything, warnings are errors
@@ -59,6 +62,7 @@ fn main() -> Result<()> {
             }
             Ok(())
         }
+        Task::Record => record::run_all(),
         Task::FmtCheck => test::fmt_check(),
         Task::Lint => test::lint(),
     }

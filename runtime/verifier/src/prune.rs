@@ -160,7 +160,7 @@ pub(crate) fn inherit(old: &State, new: &State, precision: &mut Graph, reads: &m
             reads.link(old.node, new.node, later);
             if old.bytes[0] == Byte::Spill && new.bytes[0] == Byte::Spill {
                 precision.link(old.spilled.node, new.spilled.node, later);
-            } else if new.bytes[0] == Byte::Spill {
+            } else if new.bytes[0] == Byte::Spill && old.bytes.contains(&Byte::Zero) {
                 // Its zeros stand for zeros that the old state relied on.
                 precision.mark(new.spilled.node);
             }
