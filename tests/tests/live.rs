@@ -71,7 +71,8 @@ fn redis() -> Server {
 fn redis_benchmark(server: &Server, requests: u64) -> Command {
     let mut command = Command::new("redis-benchmark");
     command.arg("-s").arg(server.folder.join("redis.sock"));
-    command.args(["-q", "-c", "20", "-t", "set,get,lpush", "-n", &requests.to_string()]);
+    // Not -q: its progress lines fill a pipe that is read only at the end.
+    command.args(["--csv", "-c", "20", "-t", "set,get,lpush", "-n", &requests.to_string()]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

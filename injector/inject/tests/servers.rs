@@ -73,10 +73,10 @@ fn redis_under_benchmark() {
             "60000",
             "-c",
             "20",
-            "-q",
+            // Not -q: its progress lines fill a pipe that is read only at the end.
+            "--csv",
             "-t",
             "set,get,lpush,lrange_100",
-            "-e",
         ])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
