@@ -18,7 +18,7 @@ const LAYERS: &[&[&str]] = &[
         "beeline-agent-core",
     ],
     &["beeline-engine", "beeline-inject", "beeline-agent"],
-    &["beeline", "beeline-vm", "beeline-tests", "beeline-benches", "xtask"],
+    &["beeline", "beeline-vm", "beeline-adversary", "beeline-tests", "beeline-benches", "xtask"],
 ];
 
 /// Crates whose neighbours on the same line they do not know, whatever their order.
