@@ -20,7 +20,7 @@ use beeline_abi::map::Access;
 use beeline_abi::process::{CpuSlot, ForkPage, OWNER_FOREIGN, ProcessBlock};
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::ThreadSlot;
-use beeline_helpers::time::MONOTONIC;
+use beeline_helpers::time::{self, MONOTONIC};
 use beeline_helpers::{identity, sys};
 use beeline_maps::owner;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -36,6 +36,9 @@ const LOOK_NS: u64 = 2_000_000;
 
 /// Waits by yielding before sleeping.
 const YIELDS: u32 = 16;
+
+/// Rounds after which the wait ends even where no clock can be read and nothing lets others run.
+const ROUNDS_MAX: u32 = 100_000_000;
 
 /// Length of a sleep in nanoseconds.
 const SLEEP_NS: u32 = 50_000;
@@ -142,11 +145,14 @@ unsafe fn wait_and_claim(
     // SAFETY: the caller's contract.
     unsafe {
         let slot = slot_of(run);
-        let start = sys::clock_ns(MONOTONIC);
+        let start = time::now(run, MONOTONIC);
         let mut wait = Wait { holder: 0, state: State::Runs, looked_ns: 0 };
         let mut round = 0u32;
         loop {
-            let elapsed_ns = sys::clock_ns(MONOTONIC).wrapping_sub(start);
+            let elapsed_ns = time::now(run, MONOTONIC).wrapping_sub(start);
+            if round == ROUNDS_MAX {
+                return 0;
+            }
             match rseq::claim(area, slots(block), (*block).cpus, owner) {
                 Claim::Taken(cpu) => {
                     (*run).access.cpu = cpu;
@@ -188,6 +194,7 @@ unsafe fn wait_and_claim(
             } else {
                 sys::sleep_ns(SLEEP_NS)
             }
+            core::hint::spin_loop();
             round += 1;
         }
     }

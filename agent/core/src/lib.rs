@@ -9,6 +9,7 @@
 //! | [`cpu`] | owning a CPU of the store, by a restartable sequence ([`rseq`]) |
 //! | [`returns`] | a thread's outstanding return probes |
 //! | [`memory`] | where threads' return stacks, scratch and private stacks come from |
+//! | [`seccomp`] | filters that the process installs while the agent is in it |
 //! | [`process`] | what is done once for a process; missed hits |
 //!
 //! Everything here can be interrupted at any instruction by a signal whose handler hits a probe, takes a bounded time,
@@ -23,6 +24,7 @@ pub mod memory;
 pub mod process;
 pub mod returns;
 pub mod rseq;
+pub mod seccomp;
 pub mod slot;
 
 use beeline_abi::run::RunContext;

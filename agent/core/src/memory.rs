@@ -1,11 +1,14 @@
-//! Threads' own memory, cut from chunks that are mapped when needed and unmapped at detach.
+//! Threads' own memory: cut from what the injector mapped for it, then from chunks that are mapped when needed.
 //!
 //! ```text
 //! of each thread:   private stack (small-stack targets) | scratch | return stack
+//! reserve:          ProcessBlock::reserve is the next free byte, up to reserve_end
 //! chunk:            4 MiB, aligned to its size; ProcessBlock::pool is the next free byte, 0 modulo 4 MiB = used up
 //! ```
 //!
-//! Pages are committed when they are touched. There are no locks: a thread takes its piece by moving `pool` on.
+//! A process that forbids system calls has its reserve, and beyond that no return probes.
+//!
+//! Pages are committed when they are touched. There are no locks: a thread takes its piece by moving a word on.
 
 use beeline_abi::PAGE_SIZE;
 use beeline_abi::process::{ProcessBlock, REGIONS_MAX, Region};
@@ -45,7 +48,10 @@ pub unsafe fn provide(slot: *mut ThreadSlot, block: *mut ProcessBlock) -> bool {
             return true;
         }
         let small = (*block).flags & ProcessBlock::FLAG_SMALL_STACKS != 0;
-        let memory = cut(block, thread_len(small));
+        let mut memory = cut_reserve(block, thread_len(small));
+        if memory == 0 {
+            memory = cut(block, thread_len(small));
+        }
         if memory == 0 {
             return false;
         }
@@ -61,7 +67,17 @@ pub unsafe fn provide(slot: *mut ThreadSlot, block: *mut ProcessBlock) -> bool {
     }
 }
 
-/// Takes `len` bytes; their address, 0 when there is no memory.
+/// Takes `len` bytes of the reserve; their address, 0 when it is used up.
+unsafe fn cut_reserve(block: *mut ProcessBlock, len: u64) -> u64 {
+    // SAFETY: the caller's block.
+    unsafe {
+        let end = (*block).reserve_end;
+        let step = |next: u64| next.checked_add(len).filter(|&behind| next != 0 && behind <= end);
+        (*block).reserve.fetch_update(AcqRel, Acquire, step).unwrap_or(0)
+    }
+}
+
+/// Takes `len` bytes of a chunk; their address, 0 when there is no memory.
 unsafe fn cut(block: *mut ProcessBlock, len: u64) -> u64 {
     /// Another thread got in between: seldom even twice.
     const TRIES: u32 = 64;

@@ -1,10 +1,13 @@
 //! What is done once for a process, and the count of missed hits.
+//!
+//! A missed hit of the agent's own programs, one of which looks for seccomp filters, closes the gate of system calls.
 
 use beeline_abi::PAGE_SIZE;
 use beeline_abi::errno::EINVAL;
 use beeline_abi::link::{LinkRuntime, LinkShared};
 use beeline_abi::process::{PROCESS_MAGIC, ProcessBlock};
 use beeline_helpers::sys::{self, nr};
+use beeline_maps::CALL_GATE;
 use core::ptr::null_mut;
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -54,7 +57,12 @@ pub unsafe extern "sysv64" fn missed(links: *const LinkRuntime, count: u64) {
     while i < count {
         // SAFETY: the caller's contract.
         unsafe {
-            let shared = (*links.add(i as usize)).shared as *const LinkShared;
+            let link = &*links.add(i as usize);
+            if link.link_id == LinkRuntime::OWN && link.flags & LinkRuntime::SEES_SECCOMP != 0 {
+                // Whatever is being installed was not seen.
+                CALL_GATE.close();
+            }
+            let shared = link.shared as *const LinkShared;
             if let Some(shared) = shared.as_ref() {
                 shared.missed.fetch_add(1, Relaxed);
             }

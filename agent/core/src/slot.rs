@@ -60,14 +60,17 @@ unsafe fn at(block: *mut ProcessBlock, key: u64, distance: u64) -> *mut ThreadSl
 unsafe fn set_up(slot: *mut ThreadSlot, key: u64, block: *mut ProcessBlock) -> *mut ThreadSlot {
     // SAFETY: the slot is ours until its key is stored.
     unsafe {
-        (*slot).run.tid = sys::thread_id();
+        let tid = identity::thread_id(block.as_ref());
+        if tid == 0 {
+            return null_mut();
+        }
+        (*slot).run.tid = tid;
         (*slot).guard.store(0, Relaxed);
         (*slot).rseq = 0;
         (*slot).rseq_tid = 0;
         (*slot).blocked_by = 0;
         let run = &raw mut (*slot).run;
         let scratch = (*run).scratch;
-        let tid = (*run).tid;
         run.write(RunContext { process: block as u64, scratch, tid, ..RunContext::default() });
         (*run).access.cpu = RunContext::NO_CPU;
         // Without memory there are no return probes and no tasks, but entry probes on ordinary stacks work.
@@ -83,7 +86,13 @@ unsafe fn set_up(slot: *mut ThreadSlot, key: u64, block: *mut ProcessBlock) -> *
 /// Finds the thread's slot unfinished: it is being set up below this signal handler, or was by a thread that is gone.
 unsafe fn resume(slot: *mut ThreadSlot, key: u64, block: *mut ProcessBlock) -> *mut ThreadSlot {
     // SAFETY: nobody else has this key.
-    unsafe { if (*slot).run.tid == sys::thread_id() { null_mut() } else { set_up(slot, key, block) } }
+    unsafe {
+        if (*slot).run.tid == identity::thread_id(block.as_ref()) {
+            null_mut()
+        } else {
+            set_up(slot, key, block)
+        }
+    }
 }
 
 /// Takes a slot of a thread that is gone.
@@ -149,7 +158,8 @@ pub unsafe extern "sysv64" fn guard(slot: *mut ThreadSlot, sp: u64) -> u64 {
             return 0;
         }
         let run = &raw const (*slot).run;
-        if !identity::is_known(run) && sys::thread_id() != (*run).tid {
+        let block = ((*run).process as *const ProcessBlock).as_ref();
+        if !identity::is_known(run) && ![0, (*run).tid].contains(&identity::thread_id(block)) {
             // Another thread with the same fs base left it.
             return 1;
         }

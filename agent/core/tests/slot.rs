@@ -6,7 +6,7 @@ use beeline_abi::process::ProcessBlock;
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::{THREAD_SLOTS, ThreadSlot, home_index};
 use beeline_agent_core::slot;
-use beeline_helpers::sys;
+use beeline_helpers::{identity, sys};
 use std::collections::HashSet;
 use std::sync::Barrier;
 use std::sync::atomic::Ordering::Relaxed;
@@ -35,7 +35,7 @@ fn every_thread_has_one_slot() {
                             ((*slot).run.tid, (*slot).run.tgid),
                             (sys::thread_id(), sys::process_id())
                         );
-                        assert_eq!((*slot).run.access.owner as u32, sys::thread_id());
+                        assert_eq!(identity::access(&raw mut (*slot).run).owner as u32, sys::thread_id());
                         assert_eq!((*slot).run.access.cpu, RunContext::NO_CPU);
                         assert_eq!((*slot).run.process, world.block_at() as u64);
                         assert_eq!((*slot).returns_top, (*slot).returns_base);

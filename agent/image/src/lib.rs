@@ -11,11 +11,12 @@
 mod memory;
 
 use beeline_abi::ABI_VERSION;
+use beeline_abi::calls::CallGate;
 use beeline_abi::link::{LINK_MAGIC, LinkRuntime, LinkShared};
 use beeline_abi::process::ProcessBlock;
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::{ReturnSlot, ThreadSlot};
-use beeline_agent_core::{cpu, process, returns, slot};
+use beeline_agent_core::{cpu, process, returns, seccomp, slot};
 use beeline_helpers::table::BY_ID;
 use beeline_helpers::{HELPERS_LEN, HelperFn};
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -52,6 +53,16 @@ export!(beeline_return_room(slot: *mut ThreadSlot, sp: u64) -> u64, returns::roo
 export!(beeline_return_find(slot: *mut ThreadSlot, sp: u64) -> *mut ReturnSlot, returns::find);
 
 export!(beeline_return_restore(context: *mut u8, run: *mut RunContext) -> u64, returns::restore);
+
+export!(beeline_seccomp_prctl(context: *mut u8, run: *mut RunContext) -> u64, seccomp::prctl);
+export!(beeline_seccomp_syscall(context: *mut u8, run: *mut RunContext) -> u64, seccomp::syscall);
+export!(beeline_seccomp_go(context: *mut u8, run: *mut RunContext) -> u64, seccomp::go_syscall);
+
+/// The address of the gate of system calls.
+#[unsafe(no_mangle)]
+#[used]
+#[allow(non_upper_case_globals, reason = "it is a symbol of the image")]
+pub static beeline_call_gate: &CallGate = &beeline_maps::CALL_GATE;
 
 /// The shared words of links that the agent has with itself: always in force.
 #[unsafe(no_mangle)]

@@ -1,6 +1,7 @@
 //! The agent's image as a program sees its file: segments, relocations, exports.
 
 use crate::wire::Wire;
+use beeline_abi::link::LinkRuntime;
 use beeline_stub::AgentSymbols;
 use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Object, ObjectSymbol, elf};
@@ -18,16 +19,44 @@ pub(crate) struct AgentImage {
     helpers: (u64, usize),
     init: u64,
     symbols: AgentSymbols,
-    own: OwnLink,
+    own: OwnLinks,
+    call_gate: u64,
 }
 
-/// What the agent runs for itself at the entries of unwinders.
+/// What the agent runs for itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct OwnLink {
-    /// Address of the program: it puts return addresses back before somebody walks the stack.
-    pub(crate) entry: u64,
-    /// Address of the shared words of its links.
-    pub(crate) shared: u64,
+pub(crate) enum Own {
+    /// At the entries of unwinders: puts return addresses back before somebody walks the stack.
+    Returns,
+    /// At the entry of `prctl`: sees seccomp filters that are installed.
+    Prctl,
+    /// At the entry of `syscall`.
+    Syscall,
+    /// At the entry of Go's `Syscall6`.
+    GoSyscall,
+}
+
+/// Addresses for links of the agent's own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct OwnLinks {
+    /// Of the programs, in the order of [`Own`].
+    entries: [u64; 4],
+    /// Of the shared words.
+    shared: u64,
+}
+
+impl OwnLinks {
+    /// The link at a function that begins at `address`.
+    pub(crate) fn link(&self, own: Own, address: u64) -> LinkRuntime {
+        LinkRuntime {
+            shared: self.shared,
+            func_ip: address,
+            entry: self.entries[own as usize],
+            link_id: LinkRuntime::OWN,
+            flags: if own == Own::Returns { 0 } else { LinkRuntime::SEES_SECCOMP },
+            ..LinkRuntime::default()
+        }
+    }
 }
 
 /// Pages of the image with the same rights.
@@ -47,7 +76,9 @@ pub(crate) struct LinkedAgent {
     pub(crate) bytes: Vec<u8>,
     pub(crate) init: u64,
     pub(crate) symbols: AgentSymbols,
-    pub(crate) own: OwnLink,
+    pub(crate) own: OwnLinks,
+    /// Address of the gate of system calls.
+    pub(crate) call_gate: u64,
     /// Address of each helper by id, 0 = none.
     helpers: Vec<u64>,
 }
@@ -87,6 +118,9 @@ impl AgentImage {
             found.map(|symbol| (symbol.address(), symbol.size())).ok_or(format!("no symbol {name}"))
         };
         let (table, table_len) = symbol("beeline_helpers")?;
+        let gate_pointer = symbol("beeline_call_gate")?.0;
+        let call_gate = relocations.iter().find(|&&(offset, _)| offset == gate_pointer);
+        let call_gate = call_gate.ok_or("its gate of system calls has no address")?.1;
         Ok(AgentImage {
             bytes: image,
             segments,
@@ -102,10 +136,16 @@ impl AgentImage {
                 return_room: symbol("beeline_return_room")?.0,
                 return_find: symbol("beeline_return_find")?.0,
             },
-            own: OwnLink {
-                entry: symbol("beeline_return_restore")?.0,
+            own: OwnLinks {
+                entries: [
+                    symbol("beeline_return_restore")?.0,
+                    symbol("beeline_seccomp_prctl")?.0,
+                    symbol("beeline_seccomp_syscall")?.0,
+                    symbol("beeline_seccomp_go")?.0,
+                ],
                 shared: symbol("beeline_own_link")?.0,
             },
+            call_gate,
         })
     }
 
@@ -147,8 +187,9 @@ impl AgentImage {
             return_room: base + of.return_room,
             return_find: base + of.return_find,
         };
-        let own = OwnLink { entry: base + self.own.entry, shared: base + self.own.shared };
-        LinkedAgent { bytes, init: base + self.init, symbols, own, helpers }
+        let own =
+            OwnLinks { entries: self.own.entries.map(|entry| base + entry), shared: base + self.own.shared };
+        LinkedAgent { bytes, init: base + self.init, symbols, own, call_gate: base + self.call_gate, helpers }
     }
 }
 

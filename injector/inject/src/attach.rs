@@ -19,11 +19,13 @@ use crate::generation::{Area, Generation, Ingredients, Patch, agent_base};
 use crate::image::AGENT_IMAGE;
 use crate::report::AttachReport;
 use crate::request::Request;
+use crate::seccomp::Filters;
 use crate::sites::PlannedSites;
 use crate::stack::Stack;
 use crate::target::{self, Facts, Surroundings, remote};
 use crate::tracer;
 use crate::wire::{BlockHead, HEAD_LEN, Wire, region_offset};
+use beeline_abi::calls::CallGate;
 use beeline_abi::process::ProcessBlock;
 use beeline_ptrace::{Registers, StopOptions, StoppedProcess};
 use beeline_remote::{Borrowed, FileMapping, Mappings, Process, RemoteError};
@@ -207,6 +209,10 @@ impl<'a> Prepared<'a> {
     ) -> Result<(), Failure> {
         let maps = self.process.maps().map_err(|error| self.failed(error))?;
         let fresh = self.check_unchanged(&maps)?;
+        let filters = Filters::of(stopped)?;
+        if let Some(reason) = filters.objection() {
+            return Err(TargetRefused::Seccomp { pid: self.process.pid(), reason }.into());
+        }
         let facts = Facts::of(self.process, stopped, &self.surroundings)?;
         if self.existing.is_none() && self.key == ThreadKey::FsSelf && !facts.self_pointer {
             return Err(Failure::OtherKey(ThreadKey::FsBase));
@@ -215,8 +221,11 @@ impl<'a> Prepared<'a> {
             generation.give_up(address)?;
             planned.refuse(address, &reason);
         }
+        if is_installing_filter(&generation, stopped) {
+            return Err(Failure::Again);
+        }
         let head = self.final_head(&generation, &facts, fresh.as_ref());
-        self.put_in(&generation, &head, fresh.as_ref(), &maps, stopped)?;
+        self.put_in(&generation, &head, fresh.as_ref(), &maps, &filters, stopped)?;
         let result = self.put_in_force(&generation, &head, stopped);
         if result.is_err() {
             self.take_back(&generation, stopped);
@@ -291,6 +300,7 @@ impl<'a> Prepared<'a> {
             // What the agent changes by itself stays as it is now.
             Some(fresh) => BlockHead {
                 pool: fresh.pool,
+                reserve: fresh.reserve,
                 region_count: fresh.region_count + generation.regions.len() as u32,
                 ..head
             },
@@ -311,6 +321,7 @@ impl<'a> Prepared<'a> {
         head: &BlockHead,
         fresh: Option<&BlockHead>,
         maps: &Mappings,
+        filters: &Filters,
         stopped: &mut StoppedProcess,
     ) -> Result<(), Failure> {
         if let Some(fresh) = fresh {
@@ -321,7 +332,7 @@ impl<'a> Prepared<'a> {
             Err(RemoteError::Busy { .. }) => return Err(Failure::Again),
             Err(error) => return Err(self.failed(error).into()),
         };
-        let result = self.fill(&mut borrowed, generation, head);
+        let result = self.fill(&mut borrowed, generation, head, filters);
         if result.is_err() {
             for area in &generation.areas {
                 // What was not mapped is not there to be unmapped; what is there is ours: the name tells.
@@ -351,6 +362,7 @@ impl<'a> Prepared<'a> {
         borrowed: &mut Borrowed<'_>,
         generation: &Generation<'_>,
         head: &BlockHead,
+        filters: &Filters,
     ) -> Result<(), Failure> {
         let mut files: Vec<BorrowedFd<'_>> = vec![generation.memory.descriptor()];
         files.extend(generation.shared.iter().map(|file| file.file));
@@ -368,12 +380,26 @@ impl<'a> Prepared<'a> {
         if self.existing.is_none() {
             self.write_head_at(generation.block, &unfinished)?;
         }
+        self.narrow_gate(generation.call_gate, filters)?;
         let result =
             borrowed.call(generation.init, [generation.block, 0, 0]).map_err(|error| self.failed(error))?;
         match result as i64 {
             0 => Ok(()),
             errno => Err(TargetRefused::AgentFailed { pid: self.process.pid(), errno: -errno }.into()),
         }
+    }
+
+    /// Forbids the agent the calls that the process's filters do not allow.
+    fn narrow_gate(&self, address: u64, filters: &Filters) -> Result<(), TargetRefused> {
+        let gate = CallGate::new();
+        filters.narrow(&gate);
+        let memory = self.process.memory();
+        for (index, word) in gate.words().into_iter().enumerate().filter(|&(_, word)| word != 0) {
+            let at = address + 8 * index as u64;
+            let before = memory.read_u64(at).map_err(|error| self.failed(error))?;
+            memory.write_u64(at, before | word).map_err(|error| self.failed(error))?;
+        }
+        Ok(())
     }
 
     /// Makes the tables current, moves threads out of the way, writes the jumps.
@@ -506,6 +532,19 @@ fn unmap_ours(borrowed: &mut Borrowed<'_>, area: &Area) {
         // If even this fails, the next attach or detach finds it by its name.
         let _ = borrowed.unmap(area.region.start, area.region.len);
     }
+}
+
+/// A thread has passed the place at which its filter would be seen, and has not reached the system call yet.
+fn is_installing_filter(generation: &Generation<'_>, stopped: &StoppedProcess) -> bool {
+    /// More than such a function has before its call.
+    const FUNCTION_LEN: u64 = 128;
+    let places = || generation.patches.iter().filter(|patch| patch.sees_seccomp).map(|patch| patch.address);
+    stopped.threads().iter().any(|thread| {
+        thread.registers().is_ok_and(|registers| {
+            let in_call = registers.orig_rax as i64 >= 0;
+            !in_call && places().any(|start| (1..FUNCTION_LEN).contains(&registers.rip.wrapping_sub(start)))
+        })
+    })
 }
 
 /// Where a thread has to go on whose program counter is inside of a window.

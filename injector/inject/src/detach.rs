@@ -11,8 +11,9 @@
 //! A thread *will come back* when its guard word says that a program runs, or when a signal handler will return there.
 
 use crate::error::TargetRefused;
-use crate::existing::{Existing, Found, find, is_ours};
+use crate::existing::{Existing, Found, carries_probes, find, is_ours};
 use crate::report::DetachReport;
+use crate::seccomp::Filters;
 use crate::stack::Stack;
 use crate::target::{self, remote};
 use crate::tracer;
@@ -126,10 +127,12 @@ struct Round<'a> {
 impl<'a> Round<'a> {
     fn run(&mut self, report: &mut DetachReport) -> Result<State, TargetRefused> {
         let maps = self.maps()?;
-        let existing = match find(self.process, &maps)? {
-            Found::Nothing => return Ok(State::Out),
-            Found::Remains => return self.unmap(&maps, None),
-            Found::Agent(existing) => existing,
+        let objection = Filters::of(self.stopped)?.objection();
+        let existing = match (find(self.process, &maps)?, &objection) {
+            (Found::Nothing, _) => return Ok(State::Out),
+            (Found::Remains, None) => return self.unmap(&maps, None),
+            (Found::Remains, Some(reason)) => return Ok(State::Kept(reason.clone())),
+            (Found::Agent(existing), _) => existing,
         };
         self.mark(&existing)?;
         self.restore_sites(&existing, report)?;
@@ -142,6 +145,10 @@ impl<'a> Round<'a> {
         }
         if let Some(address) = report.foreign.first() {
             let reason = format!("somebody else has changed the code at {address:#x} on top of a probe");
+            return Ok(State::Kept(reason));
+        }
+        if let Some(reason) = objection {
+            // It runs as without probes; what is mapped for them stays until it ends.
             return Ok(State::Kept(reason));
         }
         if let Some(state) = self.leave_rseq(&existing, &maps)? {
@@ -160,12 +167,14 @@ impl<'a> Round<'a> {
     /// Puts original bytes back where a jump of ours stands.
     fn restore_sites(&self, existing: &Existing, report: &mut DetachReport) -> Result<(), TargetRefused> {
         report.foreign.clear();
-        for site in existing.sites.iter().filter(|site| site.link_count != 0) {
+        for (site, links) in
+            existing.sites.iter().zip(&existing.links).filter(|(site, _)| site.link_count != 0)
+        {
             let len = site.len as usize;
             if existing.is_in_place(self.process, site) {
                 let write = self.process.memory().write(site.address, &site.original[..len]);
                 write.map_err(|error| self.failed(error))?;
-                report.restored += 1;
+                report.restored += usize::from(carries_probes(links));
             } else if self.is_hooked(site) {
                 report.foreign.push(site.address);
             }

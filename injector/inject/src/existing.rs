@@ -112,6 +112,11 @@ impl Existing {
     }
 }
 
+/// A site with these links has probes, not only what the agent does for itself.
+pub(crate) fn carries_probes(links: &[LinkRuntime]) -> bool {
+    links.iter().any(|link| link.link_id != LinkRuntime::OWN)
+}
+
 /// Reads a table of another process.
 fn table<T: Wire>(process: &Process, address: u64, count: u32, what: &str) -> Result<Vec<T>, TargetRefused> {
     if count > TABLE_MAX {

@@ -19,6 +19,13 @@ impl MappedFile {
         name.strip_suffix(" (deleted)").unwrap_or(name)
     }
 
+    /// By its name it is a C library.
+    pub(crate) fn is_libc(&self) -> bool {
+        let name =
+            Path::new(self.name()).file_name().map_or(String::new(), |name| name.to_string_lossy().into());
+        ["libc.so", "libc-", "ld-musl-", "libc.musl-"].iter().any(|start| name.starts_with(start))
+    }
+
     /// The file's contents; the reason when it cannot be read or is no executable.
     pub(crate) fn binary(&self, process: &Process) -> Result<&Binary, &str> {
         let open = || {

@@ -12,7 +12,7 @@
 //! The tables of a later attach hold everything, old and new, and replace the earlier ones by one write of the block's
 //! head. Earlier tables stay: programs hold addresses of map handles, stubs those of links.
 
-use crate::agent::{AgentImage, LinkedAgent};
+use crate::agent::{AgentImage, LinkedAgent, Own};
 use crate::error::TargetRefused;
 use crate::existing::Existing;
 use crate::maps::{SharedFile, map_handle};
@@ -24,6 +24,7 @@ use beeline_abi::code::{ContextUse, ProgramNeeds, Symbol};
 use beeline_abi::link::{LinkRuntime, LinkShared};
 use beeline_abi::map::MapHandle;
 use beeline_abi::process::{ProcessBlock, ProgramRuntime, REGIONS_MAX, Region, SiteRuntime};
+use beeline_abi::regs::PtRegs;
 use beeline_abi::thread::{THREAD_SLOTS, ThreadSlot};
 use beeline_remote::{Mappings, Process, reach};
 use beeline_site::WINDOW_MIN;
@@ -38,6 +39,8 @@ const PAGE: u64 = beeline_abi::PAGE_SIZE;
 const GROUP_SPAN: u64 = 1 << 30;
 /// Room for the jump slots of an arena.
 const SLOTS_LEN: u64 = 4096;
+/// About what a thread's scratch and return stack take; with a private stack, it is twice that.
+const THREAD_MEMORY_LEN: u64 = 64 << 10;
 /// Where files of the store are mapped: nothing needs them near.
 const SHARED_RANGE: Range<u64> = 0x3000_0000_0000..0x5000_0000_0000;
 /// A page without rights between image and block: a mapping begins with the block, where it is looked for.
@@ -74,6 +77,8 @@ pub(crate) struct Patch {
     pub(crate) stub: Stub,
     /// Offsets of instructions that a thread may be at in the bytes that change.
     pub(crate) inner: Vec<u8>,
+    /// The agent looks here for seccomp filters that are being installed.
+    pub(crate) sees_seccomp: bool,
     /// Where the site's entry lies in the memory file, and what stands there when the patch is given up.
     entry: (u64, SiteRuntime),
 }
@@ -92,6 +97,8 @@ pub(crate) struct Generation<'a> {
     /// Regions that this attach adds, to be entered from `existing.region_count` on.
     pub(crate) regions: Vec<Region>,
     pub(crate) init: u64,
+    /// Address of the agent's gate of system calls.
+    pub(crate) call_gate: u64,
     pub(crate) patches: Vec<Patch>,
 }
 
@@ -176,6 +183,8 @@ struct Builder<'a> {
     agent: LinkedAgent,
     block: u64,
     fork_page: Option<u64>,
+    /// Memory for threads, on the first attach.
+    reserve: Range<u64>,
     /// Where the tables' bytes go: their address, and the offset of that address in the memory file.
     tables: Tables,
     tables_offset: u64,
@@ -228,6 +237,7 @@ impl<'a> Builder<'a> {
             agent: given.image.at(0),
             block: 0,
             fork_page: None,
+            reserve: 0..0,
             tables: Tables::default(),
             tables_offset: 0,
             handles: Vec::new(),
@@ -257,7 +267,8 @@ impl<'a> Builder<'a> {
     ) -> Result<u64, TargetRefused> {
         let image = self.given.image;
         let tables = (TASK + self.given.request.task_layout.memory_len()).next_multiple_of(64);
-        let data_len = (tables + tables_len).next_multiple_of(PAGE);
+        let reserve = (tables + tables_len).next_multiple_of(PAGE);
+        let data_len = reserve + self.given.reserve_len();
         let region = space.take(image.len() + GAP + data_len + PAGE, near, "the agent")?;
         let offset = self.memory.add(region.len)?;
         let mut pieces: Vec<Piece> = Vec::new();
@@ -283,6 +294,7 @@ impl<'a> Builder<'a> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         pieces.push(Piece { address: self.block, len: data_len, protection, offset: data_offset });
         self.fork_page = Some(self.block + data_len);
+        self.reserve = self.block + reserve..self.block + data_len;
         self.agent = image.at(region.start);
         self.memory.write(offset, &self.agent.bytes)?;
         self.tables_offset = data_offset + tables;
@@ -438,7 +450,8 @@ impl<'a> Builder<'a> {
         // A site that is patched already has one instruction in these bytes: the jump.
         let inner = if site.existing.is_some() { Vec::new() } else { inner.collect() };
         let entry = (entry_offset, given_up);
-        Ok(Ok(Patch { address: site.address, expected, jump, stub, inner, entry }))
+        let sees_seccomp = site.own.is_some_and(|own| own != Own::Returns);
+        Ok(Ok(Patch { address: site.address, expected, jump, stub, inner, sees_seccomp, entry }))
     }
 
     /// The links of a site, those in force first.
@@ -453,14 +466,8 @@ impl<'a> Builder<'a> {
             (Some(existing), Some(index)) => existing.links[index].clone(),
             _ => Vec::new(),
         };
-        if site.unwinder {
-            links.push(LinkRuntime {
-                shared: self.agent.own.shared,
-                func_ip: site.address,
-                entry: self.agent.own.entry,
-                link_id: LinkRuntime::OWN,
-                ..LinkRuntime::default()
-            });
+        if let Some(own) = site.own {
+            links.push(self.agent.own.link(own, site.address));
         }
         let mut needs: Vec<ProgramNeeds> = links.iter().map(|link| given.needs_of(link)).collect();
         for probe in site.probes.iter().map(|&index| &given.request.probes[index]) {
@@ -568,6 +575,7 @@ impl<'a> Builder<'a> {
             head,
             regions,
             init: self.agent.init,
+            call_gate: self.agent.call_gate,
             patches,
         })
     }
@@ -603,6 +611,8 @@ impl<'a> Builder<'a> {
                 sites: 0,
                 region_count: 0,
                 pool: 0,
+                reserve: self.reserve.start,
+                reserve_end: self.reserve.end,
             },
         };
         BlockHead {
@@ -640,6 +650,14 @@ impl<'a> Ingredients<'a> {
         let given = *self;
         let usable = move |program: &&ProgramRequest| given.unusable(program.id).is_none();
         self.request.programs.iter().filter(move |program| !known.contains(&program.id)).filter(usable)
+    }
+
+    /// Bytes that are mapped for the memory of threads: those that are there, as many to come, and some. Pages are taken
+    /// when they are touched.
+    fn reserve_len(&self) -> u64 {
+        const SPARE: u64 = 64;
+        let threads = beeline_ptrace::thread_ids(self.process.pid()).map_or(0, |ids| ids.len() as u64);
+        (2 * threads.min(THREAD_SLOTS) + SPARE) * if self.small_stacks { 2 } else { 1 } * THREAD_MEMORY_LEN
     }
 
     /// Why a program cannot be linked into the process.
@@ -680,7 +698,7 @@ impl<'a> Ingredients<'a> {
             (Some(existing), Some(index)) => existing.links[index].len(),
             _ => 0,
         };
-        old + site.probes.len() + usize::from(site.unwinder)
+        old + site.probes.len() + usize::from(site.own.is_some())
     }
 
     /// Bytes that all programs of the request take.
@@ -697,7 +715,9 @@ impl<'a> Ingredients<'a> {
     /// What a program that is linked already needs; everything when nothing is known of it any more.
     fn needs_of(&self, link: &LinkRuntime) -> ProgramNeeds {
         match self.program(link.prog_id) {
-            _ if link.link_id == LinkRuntime::OWN => ProgramNeeds::default(),
+            _ if link.link_id == LinkRuntime::OWN => {
+                ProgramNeeds { context: OWN_CONTEXT, ..ProgramNeeds::default() }
+            }
             Ok(program) => program.needs,
             Err(_) => ProgramNeeds {
                 context: ContextUse::ALL,
@@ -708,6 +728,15 @@ impl<'a> Ingredients<'a> {
         }
     }
 }
+
+/// The registers that programs of the agent's own read: number and arguments of a system call.
+const OWN_CONTEXT: ContextUse = ContextUse::NONE
+    .with_access(offset_of!(PtRegs, ax) as u32, 8)
+    .with_access(offset_of!(PtRegs, bx) as u32, 8)
+    .with_access(offset_of!(PtRegs, cx) as u32, 8)
+    .with_access(offset_of!(PtRegs, dx) as u32, 8)
+    .with_access(offset_of!(PtRegs, si) as u32, 8)
+    .with_access(offset_of!(PtRegs, di) as u32, 8);
 
 /// Bytes of the jump slots that a program can want.
 fn slots_len(program: &ProgramRequest) -> u64 {

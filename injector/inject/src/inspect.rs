@@ -2,7 +2,7 @@
 
 use crate::detach::threads_seen;
 use crate::error::TargetRefused;
-use crate::existing::{Existing, Found, find, is_ours};
+use crate::existing::{Existing, Found, carries_probes, find, is_ours};
 use crate::report::{Attached, AttachedSite};
 use crate::target::remote;
 use beeline_abi::link::LinkRuntime;
@@ -39,7 +39,11 @@ pub fn attached_processes() -> Vec<Attached> {
 }
 
 fn describe(process: &Process, maps: &Mappings, existing: &Existing) -> Attached {
-    let sites = existing.sites.iter().zip(&existing.links).filter(|(site, _)| site.link_count != 0);
+    let sites = existing
+        .sites
+        .iter()
+        .zip(&existing.links)
+        .filter(|(site, links)| site.link_count != 0 && carries_probes(links));
     let site = |(site, links): (&beeline_abi::process::SiteRuntime, &Vec<beeline_abi::link::LinkRuntime>)| {
         AttachedSite {
             address: site.address,

@@ -25,6 +25,7 @@ mod inspect;
 mod maps;
 mod report;
 mod request;
+mod seccomp;
 mod sites;
 mod space;
 mod stack;

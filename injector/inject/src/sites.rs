@@ -1,5 +1,6 @@
 //! Where the probes of a request go in one process: decided before it is stopped.
 
+use crate::agent::Own;
 use crate::existing::Existing;
 use crate::files::{MappedFile, MappedFiles};
 use crate::report::{ProbeOutcome, ProbeState};
@@ -18,13 +19,13 @@ pub(crate) struct PlannedSite {
     pub(crate) probes: Vec<usize>,
     /// Index of the site in the process's list, when it is patched already.
     pub(crate) existing: Option<usize>,
-    /// An unwinder begins here: the agent puts return addresses back.
-    pub(crate) unwinder: bool,
+    /// What the agent does here for itself.
+    pub(crate) own: Option<Own>,
 }
 
 impl PlannedSite {
     fn new(address: u64, plan: SitePlan) -> PlannedSite {
-        PlannedSite { address, plan, probes: Vec::new(), existing: None, unwinder: false }
+        PlannedSite { address, plan, probes: Vec::new(), existing: None, own: None }
     }
 }
 
@@ -68,6 +69,9 @@ impl PlannedSites {
         };
         if sites.values().any(is_return) {
             enter_unwinders(&mut sites, process, files, existing);
+        }
+        if !sites.is_empty() {
+            enter_seccomp(&mut sites, process, files, existing);
         }
         let mut planned = PlannedSites { sites: sites.into_values().collect(), states };
         planned.find_existing(existing);
@@ -159,11 +163,65 @@ fn enter(sites: &mut BTreeMap<u64, PlannedSite>, places: Vec<(u64, SitePlan)>, p
     state
 }
 
+/// Functions through which filters are installed, by their symbols.
+const SECCOMP: [(&str, Own); 5] = [
+    ("prctl", Own::Prctl),
+    ("syscall", Own::Syscall),
+    // Go 1.18 to 1.22, 1.23, later.
+    ("runtime/internal/syscall.Syscall6", Own::GoSyscall),
+    ("internal/runtime/syscall.Syscall6", Own::GoSyscall),
+    ("internal/runtime/syscall/linux.Syscall6", Own::GoSyscall),
+];
+
+/// Enters the functions through which libraries and Go programs install seccomp filters.
+fn enter_seccomp(
+    sites: &mut BTreeMap<u64, PlannedSite>,
+    process: &Process,
+    files: &MappedFiles,
+    existing: Option<&Existing>,
+) {
+    const AT_ENTRY: u64 = 9;
+    let entry = process.auxiliary(AT_ENTRY).ok().flatten().unwrap_or(0);
+    for file in files.iter() {
+        let is_program = file.mappings.iter().any(|mapping| mapping.holds(entry));
+        if !is_program && !file.is_libc() {
+            continue;
+        }
+        let Ok(binary) = file.binary(process) else { continue };
+        if is_program && binary.interpreter().is_some() && !binary.is_go() {
+            continue;
+        }
+        for (name, own) in SECCOMP {
+            for symbol in binary.symbols().named(name) {
+                if let Ok(plan) = plan(binary, symbol.vaddr) {
+                    enter_own(sites, file, &plan, own, existing);
+                }
+            }
+        }
+    }
+}
+
 /// Enters the unwinders of all mapped files that the agent does not stand at yet.
 fn enter_unwinders(
     sites: &mut BTreeMap<u64, PlannedSite>,
     process: &Process,
     files: &MappedFiles,
+    existing: Option<&Existing>,
+) {
+    for file in files.iter() {
+        let Ok(binary) = file.binary(process) else { continue };
+        for plan in unwinder_entries(binary) {
+            enter_own(sites, file, &plan, Own::Returns, existing);
+        }
+    }
+}
+
+/// Enters a site for the agent itself wherever it does not stand yet.
+fn enter_own(
+    sites: &mut BTreeMap<u64, PlannedSite>,
+    file: &MappedFile,
+    plan: &SitePlan,
+    own: Own,
     existing: Option<&Existing>,
 ) {
     let stands_at = |address: u64| {
@@ -174,16 +232,10 @@ fn enter_unwinders(
                 .any(|(_, links)| links.iter().any(|link| link.link_id == LinkRuntime::OWN))
         })
     };
-    for file in files.iter() {
-        let Ok(binary) = file.binary(process) else { continue };
-        for plan in unwinder_entries(binary) {
-            for address in file.addresses(plan.file_offset) {
-                if !stands_at(address) && unreachable_window(address).is_none() {
-                    let site =
-                        sites.entry(address).or_insert_with(|| PlannedSite::new(address, plan.clone()));
-                    site.unwinder = true;
-                }
-            }
+    for address in file.addresses(plan.file_offset) {
+        if !stands_at(address) && unreachable_window(address).is_none() {
+            let site = sites.entry(address).or_insert_with(|| PlannedSite::new(address, plan.clone()));
+            site.own = Some(own);
         }
     }
 }

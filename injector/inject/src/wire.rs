@@ -112,6 +112,8 @@ pub(crate) struct BlockHead {
     pub(crate) region_count: u32,
     pub(crate) task_layout: TaskLayout,
     pub(crate) pool: u64,
+    pub(crate) reserve: u64,
+    pub(crate) reserve_end: u64,
 }
 
 /// Bytes of the block before its regions. They lie in one page, so one write changes all of them or none.
@@ -130,7 +132,7 @@ macro_rules! head_fields {
     ($macro:ident!($($argument:tt)*)) => {
         $macro!($($argument)* locator, store_uuid, vdso_clock_gettime, rseq_offset, tid_offset, flags, cpus, map_count,
             cpu_slots, threads, maps, programs, program_count, site_count, sites, trace, fork_page, task, task_len,
-            region_count, task_layout, pool)
+            region_count, task_layout, pool, reserve, reserve_end)
     };
 }
 

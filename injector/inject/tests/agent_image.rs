@@ -15,7 +15,8 @@ struct Aligned<T: ?Sized>(T);
 static IMAGE: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/agent.so")));
 
 /// The table in ARCHITECTURE.md.
-const EXPORTS: [&str; 11] = [
+const EXPORTS: [&str; 15] = [
+    "beeline_call_gate",
     "beeline_claim_cpu",
     "beeline_claim_slot",
     "beeline_guard",
@@ -27,6 +28,9 @@ const EXPORTS: [&str; 11] = [
     "beeline_return_find",
     "beeline_return_restore",
     "beeline_return_room",
+    "beeline_seccomp_go",
+    "beeline_seccomp_prctl",
+    "beeline_seccomp_syscall",
 ];
 
 fn image() -> ElfFile64<'static, Endianness> {

@@ -463,38 +463,6 @@ fn many_threads() {
     }
 }
 
-#[test]
-fn processes_that_forbid_system_calls_are_left_alone() {
-    let source = r#"
-#include <linux/filter.h>
-#include <linux/seccomp.h>
-#include <stdio.h>
-#include <sys/prctl.h>
-#include <unistd.h>
-__attribute__((noinline, noclone)) long probed(long a) { __asm__ volatile(""); return a + 1; }
-int main(void) {
-    struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    struct sock_fprog filter = {1, &allow};
-    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter)) { puts("none"); return 0; }
-    printf("ready\n"); fflush(stdout);
-    char c; read(0, &c, 1);
-    printf("%ld\n", probed(1));
-    return 0;
-}
-"#;
-    let Some(mut target) = Target::start("seccomp", source) else { return };
-    let pid = target.pid();
-    let path = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
-    let mut store = Store::new();
-    let map = store.array(1);
-    store.count(map, 0, ProbeKind::Entry, &path, "probed");
-    let error = attach(pid, &store.request).unwrap_err();
-    assert!(matches!(error, TargetRefused::Seccomp { .. }), "{error}");
-    target.child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
-    assert_eq!(target.line(), "2");
-}
-
 /// A 32-bit program that waits: `mov $29 (pause),%eax; int $0x80; jmp`.
 fn program_of_32_bits() -> Vec<u8> {
     let mut file = vec![0x7f, b'E', b'L', b'F', 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 3, 0];

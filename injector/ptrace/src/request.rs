@@ -12,6 +12,8 @@ pub(crate) const EVENT_STOP: c_int = 128;
 const GETSIGMASK: c_uint = 0x420a;
 /// `PTRACE_SETSIGMASK`.
 const SETSIGMASK: c_uint = 0x420b;
+/// `PTRACE_SECCOMP_GET_FILTER`, since Linux 4.4.
+const SECCOMP_GET_FILTER: c_uint = 0x420c;
 /// `PTRACE_GET_RSEQ_CONFIGURATION`, since Linux 5.13.
 const GET_RSEQ_CONFIGURATION: c_uint = 0x420f;
 
@@ -96,6 +98,17 @@ pub(crate) fn signal_mask(tid: Tid) -> Result<u64, io::Error> {
 pub(crate) fn set_signal_mask(tid: Tid, mut mask: u64) -> Result<(), io::Error> {
     // SAFETY: the request reads the eight bytes that `address` announces through `data`.
     unsafe { ptrace(SETSIGMASK, tid, 8 as *mut c_void, (&raw mut mask).cast()) }.map(drop)
+}
+
+/// Seccomp filter `index` of the thread, the newest first: its instructions, as words.
+pub(crate) fn seccomp_filter(tid: Tid, index: usize) -> Result<Vec<u64>, io::Error> {
+    let index = index as *mut c_void;
+    // SAFETY: without a buffer the request tells the number of instructions.
+    let len = unsafe { ptrace(SECCOMP_GET_FILTER, tid, index, std::ptr::null_mut())? };
+    let mut filter = vec![0u64; len as usize];
+    // SAFETY: the thread stands still, so its filter has that length; an instruction has eight bytes.
+    unsafe { ptrace(SECCOMP_GET_FILTER, tid, index, filter.as_mut_ptr().cast())? };
+    Ok(filter)
 }
 
 /// Where the thread's `struct rseq` is.

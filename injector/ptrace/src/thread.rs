@@ -282,6 +282,20 @@ impl Stopped {
         }
     }
 
+    /// Its seccomp filter number `index`, the newest first: the instructions (`struct sock_filter`) as little-endian words.
+    /// None when it has no such filter.
+    ///
+    /// # Errors
+    /// [`PtraceError::Request`] without `CAP_SYS_ADMIN`, also when there is no filter.
+    pub fn seccomp_filter(&self, index: usize) -> Result<Option<Vec<u64>>, PtraceError> {
+        match request::seccomp_filter(self.tid, index) {
+            Ok(filter) => Ok(Some(filter)),
+            // No such filter; not in filter mode.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(None),
+            Err(error) => Err(PtraceError::new("read the seccomp filter", self.tid, error)),
+        }
+    }
+
     /// Switches the thread's seccomp filter off while it is traced.
     ///
     /// # Errors

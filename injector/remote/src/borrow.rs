@@ -50,6 +50,8 @@ pub struct Borrowed<'p> {
     block: Block,
     scratch: Range<u64>,
     scratch_mapped: bool,
+    /// It has a seccomp filter.
+    filtered: bool,
     /// Signals that arrived and could not be blocked, to be sent again.
     signals: Vec<i32>,
 }
@@ -92,6 +94,7 @@ impl<'p> Borrowed<'p> {
             block,
             scratch,
             scratch_mapped,
+            filtered: false,
             signals: Vec::new(),
         };
         match borrowed.move_in() {
@@ -110,6 +113,7 @@ impl<'p> Borrowed<'p> {
         let mask = SYNCHRONOUS.iter().fold(u64::MAX, |mask, signal| mask & !(1 << (signal - 1)));
         self.thread()?.set_signal_mask(mask | self.home.signal_mask)?;
         if read_status(self.tid).is_ok_and(|status| status.seccomp != 0) {
+            self.filtered = true;
             self.thread()?.suspend_seccomp(true)?;
         }
         if self.scratch_mapped {
@@ -269,10 +273,13 @@ impl<'p> Borrowed<'p> {
         for run in sorted.chunk_by(|a, b| a + 1 == *b) {
             let (first, last) = (run[0], run[run.len() - 1]);
             let all = [first, last, 0, 0, 0, 0];
-            if run.len() > 1 && self.system_call("close_range", libc::SYS_close_range, all).is_ok() {
+            if run.len() > 1
+                && !self.filtered
+                && self.system_call("close_range", libc::SYS_close_range, all).is_ok()
+            {
                 continue;
             }
-            // A single one, or a kernel before 5.9.
+            // A single one, or a kernel before 5.9, or a filter that may not know the call.
             for &descriptor in run {
                 self.close(descriptor)?;
             }

@@ -2,7 +2,8 @@
 //!
 //! A layout is defined here once, with explicit widths, no padding that is not named, and compile-time checks of its
 //! size and offsets. Addresses of another process are `u64`, never pointers. Nothing here *does* anything: algorithms
-//! over these bytes live in `beeline-maps`, `beeline-helpers` and the agent.
+//! over these bytes live in `beeline-maps`, `beeline-helpers` and the agent. The exception is [`calls`], where injector and
+//! agent have to come to the same judgement.
 //!
 //! | module | bytes | written by | read by |
 //! |---|---|---|---|
@@ -14,9 +15,11 @@
 //! | [`process`] | the agent's block in a target | injector | agent, injector at detach |
 //! | [`trace`] | the `trace_printk` log | helpers | CLI |
 //! | [`regs`] | `struct pt_regs` | stubs | programs |
+//! | [`calls`] | the system calls that the agent may make | injector, agent | agent, injector |
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod calls;
 pub mod code;
 pub mod errno;
 pub mod link;

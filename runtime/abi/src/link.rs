@@ -56,6 +56,8 @@ impl LinkRuntime {
     pub const RETURN: u32 = 1;
     /// The program needs a claimed CPU.
     pub const NEEDS_CPU: u32 = 2;
+    /// The agent's own program that looks for seccomp filters that are installed.
+    pub const SEES_SECCOMP: u32 = 1 << 31;
     /// `link_id` of what the agent does for itself; the store's ids begin at 1.
     pub const OWN: u32 = 0;
 }

@@ -76,6 +76,11 @@ pub struct ProcessBlock {
     pub task_layout: TaskLayout,
     /// Next free byte of the chunk that the agent cuts threads' memory from; 0 = no chunk yet. Written by the agent.
     pub pool: AtomicU64,
+    /// Next free byte of the memory that the injector mapped for threads: it is used up before the first chunk is mapped.
+    /// Written by the agent.
+    pub reserve: AtomicU64,
+    /// Where that memory ends.
+    pub reserve_end: u64,
     /// Every mapping that belongs to us, for detach.
     pub regions: [Region; REGIONS_MAX],
 }
@@ -215,8 +220,8 @@ pub struct ForkPage {
     pub task_filled: AtomicU32,
     /// Parent process whose name the synthetic task holds.
     pub parent: AtomicU32,
-    /// Zero.
-    pub reserved: u32,
+    /// 1: the thread control blocks do not hold the threads' ids. The process was forked behind its C library's back.
+    pub ids_unknown: AtomicU32,
 }
 
 const _: () = assert!(size_of::<ForkPage>() == 24);

@@ -3,13 +3,14 @@
 //! Ids are cached in the [`RunContext`], which lies in a slot found by the thread's fs base. Two things make the cache
 //! stale: a fork, whose child finds the [`ForkPage`] zeroed; and a new thread that got the fs base of one that is gone,
 //! which shows in the thread id that libc keeps in the thread control block (`ProcessBlock::tid_offset`). Where the
-//! latter is unknown, every look at an id is a system call.
+//! latter is unknown, every look at an id is a system call. Where it is known, none is made but once in each process; and
+//! once in each thread when its owner word is asked for.
 //!
 //! *Differs*: ids are those of the process's own pid namespace. A child of `vfork` shares its parent's memory, thread
 //! control block included, and is taken for it until it executes.
 
 use crate::sys::{self, nr};
-use crate::{error, owner, process};
+use crate::{error, owner, process, time};
 use beeline_abi::errno::{EINVAL, EPERM};
 use beeline_abi::map::Access;
 use beeline_abi::process::{ForkPage, ProcessBlock};
@@ -29,6 +30,25 @@ pub struct Ids {
 fn fork_page(block: Option<&ProcessBlock>) -> Option<&ForkPage> {
     // SAFETY: the injector maps the page before any thread runs, for as long as the block lives.
     block.and_then(|block| unsafe { (block.fork_page as *const ForkPage).as_ref() })
+}
+
+/// The calling thread's id, from its control block where that is known to hold it, else from the kernel; 0 when it cannot be
+/// known.
+///
+/// # Safety
+///
+/// `block` is that of the process.
+pub unsafe fn thread_id(block: Option<&ProcessBlock>) -> u32 {
+    match block.filter(|block| block.tid_offset != 0) {
+        Some(known) => {
+            let trusted = fork_page(block)
+                .is_some_and(|page| page.epoch.load(Acquire) != 0 && page.ids_unknown.load(Relaxed) == 0);
+            let asked = if trusted { 0 } else { sys::thread_id() };
+            // SAFETY: a non-zero `tid_offset` was proven to lie in the thread control block.
+            if asked == 0 { unsafe { sys::fs_u32(i64::from(known.tid_offset)) } } else { asked }
+        }
+        None => sys::thread_id(),
+    }
 }
 
 /// True when what `run` caches is of this very thread in this very process.
@@ -78,28 +98,33 @@ pub unsafe fn access<'a>(run: *mut RunContext) -> &'a Access {
         if !is_known(run) {
             refresh(run);
         }
+        if (*run).access.owner == 0 {
+            (*run).access.owner = owner::current(process(run), (*run).tid);
+        }
         &(*run).access
     }
 }
 
-/// Asks the kernel for the ids and renews what hangs on them if they are others than before.
+/// Learns the ids and renews what hangs on them if they are others than before.
 #[cold]
 #[inline(never)]
 unsafe fn refresh(run: *mut RunContext) {
     // SAFETY: the contract of the callers above.
     unsafe {
         let block = process(run);
-        let tid = sys::thread_id();
         let page = fork_page(block);
+        let tid = match thread_id(block) {
+            // What was known of a thread with this fs base is the best guess.
+            0 => (*run).tid,
+            tid => tid,
+        };
         let epoch = page.map_or(0, |page| {
             if page.epoch.load(Acquire) == 0 {
-                page.tgid.store(sys::process_id(), Relaxed);
-                let fresh = (u64::from(tid) << 40) ^ (sys::clock_ns(1) << 1) | 1;
-                let _ = page.epoch.compare_exchange(0, fresh, Release, Acquire);
+                describe(run, block, page, tid);
             }
             page.epoch.load(Acquire)
         });
-        let same = (*run).tid == tid && (*run).access.owner as u32 & 0x7fff_ffff == tid;
+        let same = (*run).tid == tid;
         if same && page.is_some() && (*run).ids_epoch == epoch {
             return;
         }
@@ -108,9 +133,28 @@ unsafe fn refresh(run: *mut RunContext) {
             return;
         }
         (*run).tid = tid;
-        (*run).access.owner = owner::current(block, tid);
+        // Found out when somebody asks for it.
+        (*run).access.owner = 0;
         (*run).random = 0;
         (*run).ids_epoch = epoch;
+    }
+}
+
+/// Fills the fork page of a process in which it is empty; `tid` is the calling thread.
+unsafe fn describe(run: *const RunContext, block: Option<&ProcessBlock>, page: &ForkPage, tid: u32) {
+    let tgid = match sys::process_id() {
+        // The process forbids to ask: the thread that comes first is mostly its first one.
+        0 => tid,
+        tgid => tgid,
+    };
+    page.tgid.store(tgid, Relaxed);
+    // SAFETY: the caller's run; a non-zero `tid_offset` was proven to lie in the thread control block.
+    unsafe {
+        let offset = block.map_or(0, |block| block.tid_offset);
+        let told = offset != 0 && sys::fs_u32(i64::from(offset)) == tid;
+        page.ids_unknown.store(u32::from(!told), Relaxed);
+        let fresh = (u64::from(tid) << 40) ^ (time::now(run, time::MONOTONIC) << 1) | 1;
+        let _ = page.epoch.compare_exchange(0, fresh, Release, Acquire);
     }
 }
 
@@ -229,8 +273,10 @@ mod tests {
         assert_eq!(both as u32, sys::thread_id());
         let tid = std::thread::spawn(move || {
             let mut run = run;
+            // SAFETY: the run is this thread's.
+            let owner = unsafe { access(&mut run) }.owner;
             call(get_current_pid_tgid, [0; 5], &mut run) as u32 == sys::thread_id()
-                && run.access.owner as u32 == sys::thread_id()
+                && owner as u32 == sys::thread_id()
         });
         assert!(tid.join().unwrap());
     }

@@ -1,7 +1,10 @@
 //! Raw system calls and the few instructions that Rust has no name for (x86-64 Linux).
 //!
-//! Nothing here touches `errno` or anything else of a libc: a result in `-4095..0` is a negative error number.
+//! Nothing here touches `errno` or anything else of a libc: a result in `-4095..0` is a negative error number. A call that
+//! a seccomp filter of the process could object to is not made: its result is `-EPERM`.
 
+use beeline_abi::calls::NOT_MADE;
+use beeline_maps::CALL_GATE;
 use core::arch::asm;
 
 /// System call numbers (`arch/x86/entry/syscalls/syscall_64.tbl`).
@@ -61,8 +64,11 @@ pub struct Timespec {
 /// # Safety
 ///
 /// The arguments are valid for call `number`: what the kernel writes through them is the caller's to give away.
-#[inline]
+#[inline(never)]
 pub unsafe fn call6(number: u64, a: u64, b: u64, c: u64, d: u64, e: u64, f: u64) -> i64 {
+    if !CALL_GATE.passes(number) {
+        return NOT_MADE;
+    }
     let result: i64;
     // SAFETY: the caller's contract; the kernel preserves all registers but rax, rcx, r11.
     unsafe {
@@ -77,8 +83,11 @@ pub unsafe fn call6(number: u64, a: u64, b: u64, c: u64, d: u64, e: u64, f: u64)
 /// # Safety
 ///
 /// As for [`call6`].
-#[inline]
+#[inline(never)]
 pub unsafe fn call4(number: u64, a: u64, b: u64, c: u64, d: u64) -> i64 {
+    if !CALL_GATE.passes(number) {
+        return NOT_MADE;
+    }
     let result: i64;
     // SAFETY: the caller's contract.
     unsafe {
@@ -99,18 +108,18 @@ pub unsafe fn call2(number: u64, a: u64, b: u64) -> i64 {
     unsafe { call4(number, a, b, 0, 0) }
 }
 
-/// The calling thread's id in its pid namespace.
+/// The calling thread's id in its pid namespace; 0 when the process forbids to ask.
 #[inline]
 pub fn thread_id() -> u32 {
     // SAFETY: no arguments.
-    unsafe { call2(nr::GETTID, 0, 0) as u32 }
+    unsafe { call2(nr::GETTID, 0, 0).max(0) as u32 }
 }
 
-/// The calling process's id in its pid namespace.
+/// The calling process's id in its pid namespace; 0 when the process forbids to ask.
 #[inline]
 pub fn process_id() -> u32 {
     // SAFETY: no arguments.
-    unsafe { call2(nr::GETPID, 0, 0) as u32 }
+    unsafe { call2(nr::GETPID, 0, 0).max(0) as u32 }
 }
 
 /// Lets another thread run.

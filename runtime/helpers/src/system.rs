@@ -68,7 +68,7 @@ pub(crate) unsafe extern "sysv64" fn get_prandom_u32(
     // SAFETY: compiled code hands on the run that it was called with.
     unsafe {
         if (*run).random == 0 {
-            (*run).random = sys::clock_ns(crate::time::MONOTONIC) ^ (run as u64).rotate_left(32) | 1;
+            (*run).random = crate::time::now(run, crate::time::MONOTONIC) ^ (run as u64).rotate_left(32) | 1;
         }
         (*run).random = (*run).random.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = (*run).random;

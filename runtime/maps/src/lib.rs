@@ -44,3 +44,4 @@ mod pool;
 mod system;
 
 pub use beeline_abi::map::{Access, MapHandle, MapHeader, MapShape};
+pub use system::CALL_GATE;

@@ -1,6 +1,7 @@
 //! What needs the machine: the pair compare-and-swap, and the system calls of rare paths (memory for a growing map,
 //! whether an owner is alive, waiting).
 
+use beeline_abi::calls::{CallGate, NOT_MADE};
 use beeline_abi::map::Access;
 use core::arch::asm;
 use core::mem::MaybeUninit;
@@ -146,9 +147,16 @@ unsafe fn call3(number: u64, a: u64, b: u64, c: u64) -> i64 {
     unsafe { call4(number, a, b, c, 0) }
 }
 
+/// The system calls that may be made in this process: none that a seccomp filter could object to.
+pub static CALL_GATE: CallGate = CallGate::new();
+
 /// # Safety
 /// What the system call does to memory must be permitted.
+#[inline(never)]
 unsafe fn call4(number: u64, a: u64, b: u64, c: u64, d: u64) -> i64 {
+    if !CALL_GATE.passes(number) {
+        return NOT_MADE;
+    }
     let result: i64;
     // SAFETY: the kernel clobbers rcx and r11 only.
     unsafe {

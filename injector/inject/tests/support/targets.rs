@@ -18,7 +18,13 @@ impl Target {
 
     /// Runs a program until it has printed its first line.
     pub(crate) fn run(path: &Path) -> Target {
-        let mut child = Command::new(path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        Target::run_with(path, &[])
+    }
+
+    /// The same with arguments.
+    pub(crate) fn run_with(path: &Path, arguments: &[&str]) -> Target {
+        let mut child =
+            Command::new(path).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
