@@ -12,6 +12,7 @@ mod attach_spec;
 mod dump;
 mod engine;
 mod error;
+mod kernel_types;
 mod load;
 mod map_types;
 mod plan;
@@ -31,6 +32,7 @@ pub use beeline_store::{
 pub use dump::{JitedLine, XlatedLine};
 pub use engine::{Engine, LinkEntry, Listing, ProgramEntry};
 pub use error::EngineError;
+pub use kernel_types::kernel_types;
 pub use load::{
     LoadOptions, Loaded, LoadedMap, LoadedProgram, default_name, map_type_name, program_type_name,
 };

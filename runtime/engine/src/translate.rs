@@ -1,5 +1,6 @@
 //! From the object's terms to the verifier's.
 
+use crate::kernel_types::kernel_types;
 use beeline_abi::map::{MapFlags, MapShape};
 use beeline_object::btf::{Btf, FUNC_GLOBAL, Kind, Type};
 use beeline_object::{MapDef, MapKind, Object, ProgramDef};
@@ -18,6 +19,7 @@ pub(crate) fn program(object: &Object, def: &ProgramDef, cpus: u32) -> Program {
         maps: def.map_refs.iter().map(|&index| map_info(&object.maps[index as usize], cpus)).collect(),
         subprograms: subprograms(object, def),
         line_info: lines(object, def),
+        types: Some(kernel_types(object.target_btf.clone())),
     }
 }
 

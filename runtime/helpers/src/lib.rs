@@ -16,6 +16,7 @@
 extern crate std;
 
 pub mod control;
+pub mod dynptr;
 pub mod event;
 pub mod format;
 pub mod identity;

@@ -68,6 +68,21 @@ pub enum ArgKind {
     ConstStr,
     /// A kernel object by the name of its type (`ARG_PTR_TO_BTF_ID`).
     Btf(&'static str),
+    /// A dynptr: 16 bytes of stack that only such helpers touch (`ARG_PTR_TO_DYNPTR`).
+    Dynptr(DynptrUse),
+}
+
+/// What a helper does with a dynptr.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DynptrUse {
+    /// Makes one of the memory that its first argument points to (`DYNPTR_TYPE_LOCAL | MEM_UNINIT`).
+    MakeLocal,
+    /// Makes one of a ring-buffer record; it must be submitted or discarded, also when there was no room.
+    MakeRecord,
+    /// Takes the record (`OBJ_RELEASE`).
+    Release,
+    /// Looks at it.
+    Read,
 }
 
 /// What a helper returns.
@@ -85,6 +100,8 @@ pub enum RetKind {
     Btf(&'static str),
     /// A kernel object by the name of its type, or 0.
     BtfOrNull(&'static str),
+    /// The address of part of a dynptr's memory, as many bytes as the [`ArgKind::AllocSize`] argument says, or 0.
+    DynptrMemOrNull,
 }
 
 /// A set of program types: bit n is `BPF_PROG_TYPE_*` number n.

@@ -4,9 +4,10 @@
 //! which program types may call a helper was asked of a 6.18 kernel.
 
 use crate::proto::MemAccess::{Read, Write};
-use crate::proto::{ArgKind, HelperProto, ProgramSet, RetKind, args};
+use crate::proto::{ArgKind, DynptrUse, HelperProto, ProgramSet, RetKind, args};
 use crate::{
-    control, event, format, identity, map, number, probe, read, signal, stack, system, task, time, trace,
+    control, dynptr, event, format, identity, map, number, probe, read, signal, stack, system, task, time,
+    trace,
 };
 use ArgKind::{Anything, ConstMapPtr, ConstStr, Func, MapKey, MapValue, Size, SizeOrZero, StackOrNull};
 use beeline_abi::run::RunContext;
@@ -40,6 +41,9 @@ const OUTPUT: ArgKind = ArgKind::Mem { access: Write, nullable: false };
 const OUTPUT_OR_NULL: ArgKind = ArgKind::Mem { access: Write, nullable: true };
 /// A word that the helper writes.
 const OUTPUT_WORD: ArgKind = ArgKind::FixedMem { access: Write, size: 8, aligned: true };
+
+/// A dynptr that the helper looks at.
+const DYNPTR: ArgKind = ArgKind::Dynptr(DynptrUse::Read);
 
 /// A ring-buffer record that the helper takes.
 const RECORD: ArgKind = ArgKind::RingbufMem { release: true };
@@ -141,6 +145,13 @@ pub const HELPERS: &[Helper] = &[
     number(184, "bpf_get_func_ret", [CTX, OUTPUT_WORD], probe::get_func_ret).only(ProgramSet::FENTRY),
     number(185, "bpf_get_func_arg_cnt", [CTX], probe::get_func_arg_cnt).only(ProgramSet::FENTRY),
     row(195, "bpf_map_lookup_percpu_elem", [ConstMapPtr, MapKey, Anything], RetKind::MapValueOrNull, map::map_lookup_percpu_elem).packets(),
+    number(197, "bpf_dynptr_from_mem", [OUTPUT, SizeOrZero, Anything, ArgKind::Dynptr(DynptrUse::MakeLocal)], dynptr::dynptr_from_mem),
+    number(198, "bpf_ringbuf_reserve_dynptr", [ConstMapPtr, Anything, Anything, ArgKind::Dynptr(DynptrUse::MakeRecord)], dynptr::ringbuf_reserve_dynptr),
+    row(199, "bpf_ringbuf_submit_dynptr", [ArgKind::Dynptr(DynptrUse::Release), Anything], RetKind::Void, dynptr::ringbuf_submit_dynptr),
+    row(200, "bpf_ringbuf_discard_dynptr", [ArgKind::Dynptr(DynptrUse::Release), Anything], RetKind::Void, dynptr::ringbuf_discard_dynptr),
+    number(201, "bpf_dynptr_read", [OUTPUT, SizeOrZero, DYNPTR, Anything, Anything], dynptr::dynptr_read),
+    number(202, "bpf_dynptr_write", [DYNPTR, Anything, INPUT, SizeOrZero, Anything], dynptr::dynptr_write),
+    row(203, "bpf_dynptr_data", [DYNPTR, Anything, ArgKind::AllocSize], RetKind::DynptrMemOrNull, dynptr::dynptr_data),
     number(208, "bpf_ktime_get_tai_ns", [], time::ktime_get_tai_ns),
 ];
 

@@ -16,6 +16,7 @@ pub const FUNCTION_BASE: u64 = 0xbee1_0000_0000_0000;
 pub const LOOPS_MAX: u64 = 8 * 1024 * 1024;
 
 const HELPER_TAIL_CALL: i32 = 12;
+const HELPER_PROBE_READ_KERNEL: i32 = 113;
 const HELPER_LOOP: i32 = 181;
 
 /// How far a run may go.
@@ -192,6 +193,10 @@ impl<W: Watch> Machine<'_, W> {
                 let value = self.access(loaded)?;
                 self.set(frame, dst, if signed { sign_extend_loaded(size, value) } else { value })?;
             }
+            Op::ProbeLoad { size, signed, dst, base, off } => {
+                let value = self.probe_load(address(frame, base, off), size)?;
+                self.set(frame, dst, if signed { sign_extend_loaded(size, value) } else { value })?;
+            }
             Op::Store { size, base, off, src } => {
                 let stored = self.memory.store(address(frame, base, off), size, frame.operand(src));
                 self.access(stored)?;
@@ -296,6 +301,15 @@ impl<W: Watch> Machine<'_, W> {
             Outcome::Return(value) => Ok(Step::Return(value)),
             Outcome::Exit(value) => Err(Box::new(Stop::Exit(value))),
         }
+    }
+
+    /// What is at an address that may be bad, 0 when nothing is: by the helper that reads such memory.
+    fn probe_load(&mut self, address: u64, size: Size) -> Result<u64, Ended> {
+        let mut value = 0u64;
+        let arguments = [&raw mut value as u64, u64::from(size.bytes()), address, 0, 0];
+        let (host, call) = (self.host, HelperCall { id: HELPER_PROBE_READ_KERNEL, arguments, run: self.run });
+        host.call(&call, self).map_err(Box::new)?;
+        Ok(value)
     }
 
     /// `bpf_loop(nr, callback, context, flags)`.

@@ -245,6 +245,20 @@ pub enum Op {
         /// Offset in bytes.
         off: i16,
     },
+    /// `dst = *(size *)(base + off)`, or 0 when there is no memory. The verifier puts it in place of a load through a kernel
+    /// object's pointer field; a program that is given with it is refused.
+    ProbeLoad {
+        /// Bytes read.
+        size: Size,
+        /// Sign-extend instead of zero-extending.
+        signed: bool,
+        /// Destination.
+        dst: Reg,
+        /// Address register.
+        base: Reg,
+        /// Offset added to `base`.
+        off: i16,
+    },
     /// `r0 = ntoh(*(size *)(skb->data + imm [+ src]))`: legacy packet access.
     LoadPacket {
         /// Access size.
@@ -424,13 +438,19 @@ fn load_imm64(insn: Insn, next: Insn) -> Result<Op, DecodeError> {
 
 fn load(insn: Insn) -> Result<Op, DecodeError> {
     let size = Size::from_code(insn.code);
-    let signed = match insn.code & o::MODE_MASK {
-        o::MEM => false,
-        o::MEMSX if size != Size::DW => true,
+    let (signed, probe) = match insn.code & o::MODE_MASK {
+        o::MEM => (false, false),
+        o::MEMSX if size != Size::DW => (true, false),
+        o::PROBE_MEM => (false, true),
+        o::PROBE_MEMSX if size != Size::DW => (true, true),
         _ => return Err(DecodeError::UnknownOpcode(insn.code)),
     };
     zero(insn.imm == 0)?;
-    Ok(Op::Load { size, signed, dst: dst(insn)?, base: reg(insn.src())?, off: insn.off })
+    let (dst, base, off) = (dst(insn)?, reg(insn.src())?, insn.off);
+    Ok(match probe {
+        true => Op::ProbeLoad { size, signed, dst, base, off },
+        false => Op::Load { size, signed, dst, base, off },
+    })
 }
 
 fn store_immediate(insn: Insn) -> Result<Op, DecodeError> {

@@ -76,7 +76,7 @@ impl Line<'_> {
                 write!(f, "{0} = {1}{bits} {0}", Named(Width::W64, dst), endian_name(kind))
             }
             Op::LoadImm64 { dst, value } => self.immediate(f, dst, value),
-            Op::Load { size, signed, dst, base, off } => {
+            Op::Load { size, signed, dst, base, off } | Op::ProbeLoad { size, signed, dst, base, off } => {
                 let sign = if signed { 's' } else { 'u' };
                 write!(f, "r{} = *({sign}{} *)(r{} {off:+})", dst.0, size.bytes() * 8, base.0)
             }

@@ -25,6 +25,11 @@ pub const MEM: u8 = 0x60;
 pub const MEMSX: u8 = 0x80;
 pub const ATOMIC: u8 = 0xc0;
 
+/// Mode of `LDX`, made by the verifier alone (`BPF_PROBE_MEM`): a load through an address that may be bad gives 0 then.
+pub const PROBE_MEM: u8 = 0x20;
+/// The same, sign-extended (`BPF_PROBE_MEMSX`).
+pub const PROBE_MEMSX: u8 = 0x40;
+
 pub const OP_MASK: u8 = 0xf0;
 pub const SRC_REG: u8 = 0x08;
 

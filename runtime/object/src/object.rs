@@ -31,6 +31,8 @@ pub struct Object {
     pub programs: Vec<ProgramDef>,
     /// The object's own BTF as libbpf would load it: section sizes, offsets and externs filled in.
     pub btf: Option<Arc<Btf>>,
+    /// The types that its programs were relocated against: the kernel's, or [`builtin`](crate::btf::builtin) ones.
+    pub target_btf: Arc<Btf>,
 }
 
 /// A line of source.
@@ -91,6 +93,7 @@ impl Object {
             maps: maps.into_iter().map(|map| map.def).collect(),
             programs,
             btf: btf.map(Arc::new),
+            target_btf: options.target(),
         })
     }
 

@@ -115,6 +115,9 @@ fn decode_all(insns: &[Insn]) -> Result<Vec<Option<Op>>, Refusal> {
         let pc = ops.len();
         let insn = insns[pc];
         let op = decode(&insns[pc..]).map_err(|e| Refusal::at(pc, encoding(insn, e)))?;
+        if matches!(op, Op::ProbeLoad { .. }) {
+            return Err(Refusal::at(pc, encoding(insn, DecodeError::UnknownOpcode(insn.code))));
+        }
         ops.push(Some(op));
         if insn.is_wide() {
             ops.push(None);

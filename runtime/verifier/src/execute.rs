@@ -4,6 +4,7 @@ use crate::code::jump_target;
 use crate::context::Field;
 use crate::effect::memory::{loaded, loaded_constant};
 use crate::explore::{Explorer, Next};
+use crate::facts::Through;
 use crate::liveness;
 use crate::refusal::{Checked, refuse};
 use crate::require::memory::{Access, Target};
@@ -28,6 +29,7 @@ impl Explorer<'_> {
                 let value = self.load(base, off, size, signed)?;
                 self.state.set(dst, value);
             }
+            Op::ProbeLoad { .. } => refuse!("unknown opcode {:02x}", self.program.insns[self.pc].code),
             Op::LoadPacket { size, index, .. } => self.load_packet(size, index)?,
             Op::Store { size, base, off, src } => self.store(base, off, size, src)?,
             Op::Atomic { size, op, fetch, base, off, src } => self.atomic(size, op, fetch, base, off, src)?,
@@ -55,10 +57,16 @@ impl Explorer<'_> {
         }
     }
 
-    /// Whether an instruction accesses the context or other memory is the same on every path.
+    /// Whether an instruction accesses the context, a kernel object, a map's fields or other memory is the same on every
+    /// path: they are executed differently.
     fn same_kind(&mut self, kind: Kind) -> Checked {
-        let through_context = kind == Kind::Ctx;
-        if *self.facts.through_context.entry(self.pc).or_insert(through_context) != through_context {
+        let through = match kind {
+            Kind::Ctx => Through::Context,
+            Kind::Btf { .. } => Through::Object,
+            Kind::MapPtr { .. } => Through::Map,
+            _ => Through::Memory,
+        };
+        if *self.facts.through.entry(self.pc).or_insert(through) != through {
             refuse!("same insn cannot be used with different pointers");
         }
         Ok(())
@@ -82,6 +90,10 @@ impl Explorer<'_> {
                 }
             }
             Kind::Ctx => self.load_context(&target, signed)?,
+            Kind::MapPtr { map, nullable: false } => self.load_map_field(&target, map, signed)?,
+            Kind::Btf { type_id, trust, nullable: false } => {
+                self.load_object(&target, type_id, trust, signed)?
+            }
             _ => {
                 self.plain_memory(&target, Access::Read)?;
                 loaded(size, signed)
@@ -126,13 +138,9 @@ impl Explorer<'_> {
             Kind::MapKey { map } => self.map_key(target, map, access),
             Kind::Mem { size, nullable: false, .. } => self.sized_memory(target, size),
             Kind::Packet | Kind::PacketMeta => self.packet(target, access),
-            Kind::MapPtr { nullable: false, .. } => {
-                refuse!(
-                    "only read from bpf_array is supported\naccess to the fields of a map is not supported in userspace"
-                )
-            }
-            Kind::Btf { name, nullable: false } => {
-                refuse!("direct access to {name} is not supported in userspace: use bpf_probe_read_kernel")
+            Kind::MapPtr { map, nullable: false } => self.map_field(target, map, access).map(|_| ()),
+            Kind::Btf { type_id, nullable: false, .. } => {
+                self.object_field(target, type_id, access).map(|_| ())
             }
             kind => refuse!("R{} invalid mem access '{}'", target.reg.0, kind.name()),
         }
@@ -174,8 +182,7 @@ impl Explorer<'_> {
         match target.pointer.kind {
             Kind::Stack { frame } => {
                 let span = self.on_stack(target, Access::Write, false)?;
-                self.store_stack(frame, span, target.size, value);
-                return Ok(());
+                return self.store_stack(frame, span, target.size, value);
             }
             Kind::Ctx => {
                 self.context(target, Access::Write)?;
@@ -219,7 +226,10 @@ impl Explorer<'_> {
     /// Atomic operations work on memory proper.
     fn atomic_target(&self, base: Reg) -> Checked {
         let kind = self.readable(base)?.kind;
-        if matches!(kind, Kind::Ctx | Kind::Packet | Kind::PacketMeta) {
+        if matches!(
+            kind,
+            Kind::Ctx | Kind::Packet | Kind::PacketMeta | Kind::Btf { .. } | Kind::MapPtr { .. }
+        ) {
             refuse!("BPF_ATOMIC stores into R{} {} is not allowed", base.0, kind.name());
         }
         Ok(())

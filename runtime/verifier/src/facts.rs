@@ -2,6 +2,7 @@
 
 use crate::code::Code;
 use crate::program::{Options, Program};
+use crate::rewrite;
 use beeline_abi::code::{ContextUse, ProgramNeeds};
 use std::collections::BTreeMap;
 
@@ -66,6 +67,28 @@ pub struct Stats {
     pub time_ns: u64,
 }
 
+/// What an access goes through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Through {
+    /// Memory proper.
+    Memory,
+    /// The context.
+    Context,
+    /// A kernel object: the load is a probe.
+    Object,
+    /// A map: its fields lie elsewhere in userspace.
+    Map,
+}
+
+/// What a load from a map's fields reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum MapField {
+    /// The bytes at this offset of the [`MapHandle`](beeline_abi::map::MapHandle).
+    Handle(i16),
+    /// Something that only a kernel's map has: 0.
+    Zero,
+}
+
 /// The collection, while the exploration runs.
 #[derive(Debug)]
 pub(crate) struct Facts {
@@ -82,8 +105,10 @@ pub(crate) struct Facts {
     /// Subprograms that make tail calls themselves.
     pub(crate) tail_callers: Vec<bool>,
     pub(crate) calls: BTreeMap<usize, CallFacts>,
-    /// Loads and stores by whether their address is the context: the two are compiled differently.
-    pub(crate) through_context: BTreeMap<usize, bool>,
+    /// What each load or store goes through.
+    pub(crate) through: BTreeMap<usize, Through>,
+    /// Loads from a map's fields, by what they read.
+    pub(crate) map_fields: BTreeMap<usize, MapField>,
 }
 
 impl Facts {
@@ -101,7 +126,8 @@ impl Facts {
             callbacks: vec![false; subprograms],
             tail_callers: vec![false; subprograms],
             calls: BTreeMap::new(),
-            through_context: BTreeMap::new(),
+            through: BTreeMap::new(),
+            map_fields: BTreeMap::new(),
         }
     }
 
@@ -126,6 +152,8 @@ impl Facts {
 #[derive(Clone, Debug)]
 pub struct Verified {
     program: Program,
+    /// Those of the program, where they are executed otherwise than they are written.
+    insns: Vec<beeline_isa::Insn>,
     live: Vec<bool>,
     needs: ProgramNeeds,
     subprograms: Vec<Subprogram>,
@@ -157,7 +185,8 @@ impl Verified {
             tail_calls: facts.tail_calls,
         };
         let subprograms = subprograms(&program, code, &facts);
-        Verified { program, live: facts.live, needs, subprograms, calls: facts.calls, stats, log }
+        let insns = rewrite::executable(&program, &facts);
+        Verified { program, insns, live: facts.live, needs, subprograms, calls: facts.calls, stats, log }
     }
 
     pub(crate) fn set_time(&mut self, time_ns: u64) {
@@ -169,10 +198,11 @@ impl Verified {
         &self.program
     }
 
-    /// Its instructions. Those that are not live ([`is_live`](Self::is_live)) are never executed; they may be calls that do
+    /// Its instructions as they are executed: loads from kernel objects are probes, loads from a map's fields read its
+    /// handle. Those that are not live ([`is_live`](Self::is_live)) are never executed; they may be calls that do
     /// not exist.
     pub fn insns(&self) -> &[beeline_isa::Insn] {
-        &self.program.insns
+        &self.insns
     }
 
     /// True when some execution may reach the instruction at `pc`. False for the second slot of a wide one.

@@ -16,7 +16,8 @@
 //! | `effect/` | the semantics |
 //! | [`context`] | what each program type may read and write of its context |
 //! | [`claims`] | what was taken to be true of each instruction, for tests that compare it with what happens |
-//! | `facts` | what is handed on: live instructions, calls, needs |
+//! | [`types`] | the kernel's types, as somebody else knows them |
+//! | `facts`, `rewrite` | what is handed on: live instructions, calls, needs, the instructions to execute |
 #![forbid(unsafe_code)]
 
 pub mod bounds;
@@ -35,8 +36,10 @@ pub mod program;
 mod prune;
 mod refusal;
 mod require;
+mod rewrite;
 mod state;
 pub mod tnum;
+pub mod types;
 
 pub use facts::{CallFacts, Stats, Subprogram, Verified};
 pub use program::{GlobalArg, GlobalSignature, Limits, MapInfo, Options, ProgType, Program, SubprogramInfo};

@@ -29,7 +29,7 @@ pub(crate) fn effect(op: Op) -> (Regs, Regs) {
         Op::Neg { dst, .. } | Op::Endian { dst, .. } => (bit(dst), bit(dst)),
         Op::LoadImm64 { dst, value: Imm64::Value(_) | Imm64::Map(_) | Imm64::MapValue { .. } }
         | Op::LoadImm64 { dst, value: Imm64::BtfId(_) | Imm64::Func(_) } => (0, bit(dst)),
-        Op::Load { dst, base, .. } => (bit(base), bit(dst)),
+        Op::Load { dst, base, .. } | Op::ProbeLoad { dst, base, .. } => (bit(base), bit(dst)),
         Op::LoadPacket { index, .. } => (bit(Reg::R6) | index.map_or(0, bit), CALLER_SAVED),
         Op::Store { base, src, .. } => (bit(base) | operand(src), 0),
         Op::Atomic { op: AtomicOp::LoadAcquire, base, src, .. } => (bit(base), bit(src)),

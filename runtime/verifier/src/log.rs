@@ -166,6 +166,7 @@ fn contents(slot: &crate::state::Slot) -> String {
         Byte::Spill => 'r',
         Byte::Misc => 'm',
         Byte::Zero => '0',
+        Byte::Object => 'd',
     };
     slot.bytes.iter().rev().map(letter).collect()
 }
@@ -187,7 +188,6 @@ pub(crate) fn shown(reg: &RegState) -> String {
                     known.push(format!("map={}{}", map.index, if map.inner { ".inner" } else { "" }));
                 }
                 Kind::Mem { size, .. } => known.push(format!("sz={size}")),
-                Kind::Btf { name, .. } => known.push(name.into()),
                 _ => {}
             }
             if reg.off != 0 {

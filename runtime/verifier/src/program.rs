@@ -1,5 +1,6 @@
 //! What the verifier is given: a program, its maps, what its types say. Plain data, owned.
 
+use crate::types::Types;
 use beeline_abi::map::MapShape;
 use beeline_isa::Insn;
 
@@ -93,6 +94,8 @@ pub struct Program {
     pub subprograms: Vec<SubprogramInfo>,
     /// Source lines for the log: instruction and text, in order of instruction.
     pub line_info: Vec<(u32, String)>,
+    /// The kernel's types that it was relocated against. `None`: kernel objects can be passed on, not looked into.
+    pub types: Option<Types>,
 }
 
 impl Default for ProgType {

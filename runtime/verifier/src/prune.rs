@@ -120,7 +120,11 @@ impl Comparison<'_> {
         }
         if self.how == How::Identical {
             return old.bytes == new.bytes
-                && (old.bytes[0] != Byte::Spill || self.reg(&old.spilled, &new.spilled));
+                && (!matches!(old.bytes[0], Byte::Spill | Byte::Object)
+                    || self.reg(&old.spilled, &new.spilled));
+        }
+        if old.is_object() || new.is_object() {
+            return old.bytes == new.bytes && self.reg(&old.spilled, &new.spilled);
         }
         if let (Some(old), Some(new)) = (as_number(old), as_number(new)) {
             return self.number(&old, &new);
@@ -133,6 +137,8 @@ impl Comparison<'_> {
             (Byte::Zero, Byte::Spill) => new.spilled.is_null(),
             (Byte::Zero, _) => false,
             (Byte::Spill, byte) => byte == Byte::Spill,
+            // Compared above.
+            (Byte::Object, _) => false,
         });
         bytes_agree
             && (old.bytes[0] != Byte::Spill

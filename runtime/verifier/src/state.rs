@@ -40,8 +40,34 @@ pub(crate) enum Kind {
     PacketEnd,
     /// A subprogram, as a callback.
     Func { subprogram: u16 },
-    /// A kernel object by the name of its type.
-    Btf { name: &'static str, nullable: bool },
+    /// Half of a dynptr. Only stack slots hold it ([`Byte::Object`]); the `reference` of the slot names the dynptr.
+    Dynptr { source: Source, first: bool },
+    /// The address of a dynptr that a callback was given, and may only read.
+    DynptrPtr,
+    /// A kernel object by the id of its type, 0 = one that is not known.
+    Btf { type_id: u32, trust: Trust, nullable: bool },
+}
+
+/// What a dynptr is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Source {
+    /// Memory that outlives it: a map's value.
+    Local,
+    /// A ring-buffer record, to be submitted or discarded.
+    Record,
+}
+
+/// How much a pointer to a kernel object is worth.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Trust {
+    /// It is what its type says (`PTR_TRUSTED`).
+    Trusted,
+    /// It is, while RCU protects it (`MEM_RCU`).
+    Rcu,
+    /// It was read from an object: it may be null or stale, loads through it are probes. Helpers take it nevertheless.
+    Walked,
+    /// Anything may be behind it (`PTR_UNTRUSTED`).
+    Untrusted,
 }
 
 /// Whose memory a [`Kind::Mem`] is.
@@ -51,6 +77,8 @@ pub(crate) enum Memory {
     Ringbuf,
     /// An argument of a global subprogram.
     Argument,
+    /// Part of a dynptr's; the register's `reference` names the dynptr.
+    Dynptr,
 }
 
 impl Kind {
@@ -76,7 +104,7 @@ impl Kind {
             Kind::MapPtr { map, .. } => Kind::MapPtr { map, nullable: false },
             Kind::MapValue { map, .. } => Kind::MapValue { map, nullable: false },
             Kind::Mem { size, memory, .. } => Kind::Mem { size, memory, nullable: false },
-            Kind::Btf { name, .. } => Kind::Btf { name, nullable: false },
+            Kind::Btf { type_id, trust, .. } => Kind::Btf { type_id, trust, nullable: false },
             kind => kind,
         }
     }
@@ -106,8 +134,17 @@ impl Kind {
             Kind::PacketMeta => "pkt_meta",
             Kind::PacketEnd => "pkt_end",
             Kind::Func { .. } => "func",
-            Kind::Btf { nullable: false, .. } => "trusted_ptr_",
-            Kind::Btf { nullable: true, .. } => "trusted_ptr_or_null_",
+            Kind::Dynptr { .. } | Kind::DynptrPtr => "dynptr_ptr",
+            Kind::Mem { memory: Memory::Dynptr, nullable: false, .. } => "mem",
+            Kind::Mem { memory: Memory::Dynptr, nullable: true, .. } => "mem_or_null",
+            Kind::Btf { trust: Trust::Trusted, nullable: false, .. } => "trusted_ptr_",
+            Kind::Btf { trust: Trust::Trusted, nullable: true, .. } => "trusted_ptr_or_null_",
+            Kind::Btf { trust: Trust::Rcu, nullable: false, .. } => "rcu_ptr_",
+            Kind::Btf { trust: Trust::Rcu, nullable: true, .. } => "rcu_ptr_or_null_",
+            Kind::Btf { trust: Trust::Walked, nullable: false, .. } => "ptr_",
+            Kind::Btf { trust: Trust::Walked, nullable: true, .. } => "ptr_or_null_",
+            Kind::Btf { trust: Trust::Untrusted, nullable: false, .. } => "untrusted_ptr_",
+            Kind::Btf { trust: Trust::Untrusted, nullable: true, .. } => "untrusted_ptr_or_null_",
         }
     }
 }
@@ -190,6 +227,8 @@ pub(crate) enum Byte {
     Misc,
     /// 0.
     Zero,
+    /// Part of something that only helpers touch: `Slot::spilled` says what.
+    Object,
 }
 
 /// Eight bytes of the stack, aligned.
@@ -197,7 +236,8 @@ pub(crate) enum Byte {
 pub(crate) struct Slot {
     /// In order of address.
     pub(crate) bytes: [Byte; 8],
-    /// The register whose low bytes lie in the `Spill` bytes; those are always the first ones of the slot.
+    /// The register whose low bytes lie in the `Spill` bytes; those are always the first ones of the slot. Of `Object`
+    /// bytes, which are all eight: what the object is.
     pub(crate) spilled: RegState,
     /// The contents, in the graph of reads.
     pub(crate) node: Node,
@@ -209,6 +249,11 @@ impl Slot {
     /// How many bytes of a register are spilled here, 0 = none.
     pub(crate) fn spill_size(&self) -> u32 {
         self.bytes.iter().take_while(|&&b| b == Byte::Spill).count() as u32
+    }
+
+    /// True when it is part of something that only helpers touch.
+    pub(crate) fn is_object(&self) -> bool {
+        self.bytes[0] == Byte::Object
     }
 
     /// True when a whole pointer is spilled here.

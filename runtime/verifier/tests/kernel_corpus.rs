@@ -4,8 +4,12 @@
 //! passes. `accepted_beyond_kernel.txt` lists the programs that are accepted here and not by the kernel, with the reason why
 //! each is harmless in user space.
 
+#[path = "support/types.rs"]
+mod types;
+
 use beeline_abi::map::{MapFlags, MapShape, MapType};
 use beeline_isa::Insn;
+use beeline_verifier::types::Types;
 use beeline_verifier::{MapInfo, Options, ProgType, Program, verify};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -68,7 +72,7 @@ fn map(kind: &str) -> MapInfo {
     MapInfo { name: kind.into(), shape, inner, frozen_contents: None }
 }
 
-fn program(row: &Value) -> Program {
+fn program(row: &Value, types: &Types) -> Program {
     let hex = row["insns"].as_str().expect("instructions");
     let bytes = (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).expect("hex"));
     let bytes = bytes.collect::<Vec<_>>();
@@ -87,6 +91,7 @@ fn program(row: &Value) -> Program {
         gpl_compatible: true,
         insns,
         maps,
+        types: Some(types.clone()),
         ..Program::default()
     }
 }
@@ -106,12 +111,13 @@ fn verdicts_are_the_kernels() {
     };
     const STRICT_ALIGNMENT: u64 = 1;
     let excused = excused();
+    let types = types::kernel_types();
     let (mut accepted, mut acceptable, mut beyond) = (0, 0, Vec::new());
     let mut missed: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row["cls"] != "skb_ctx") {
         let id = row["id"].as_u64().unwrap();
         let strict_alignment = row["prog_flags"].as_u64().unwrap() & STRICT_ALIGNMENT != 0;
-        let verdict = verify(program(row), &Options { strict_alignment, ..Options::default() });
+        let verdict = verify(program(row, &types), &Options { strict_alignment, ..Options::default() });
         match (row["verdict"].as_str().unwrap(), verdict) {
             ("accept", Ok(_)) => (accepted, acceptable) = (accepted + 1, acceptable + 1),
             ("accept", Err(rejection)) => {

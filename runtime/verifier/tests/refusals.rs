@@ -157,7 +157,10 @@ fn helpers() {
 fn references() {
     let reserve =
         [Insn::new(LD_IMM64, 1, PSEUDO_MAP_FD, 0, 1), Insn::default(), mov(2, 8), mov(3, 0), helper(131)];
-    check(reserve.into_iter().chain([mov(0, 0), EXIT_INSN]), "Unreleased reference id=1 alloc_insn=4");
+    check(
+        reserve.into_iter().chain([mov(0, 0), EXIT_INSN]),
+        "BPF_EXIT instruction in main prog would lead to reference leak",
+    );
     let twice = [
         jump(JEQ, 0, 0, 6),
         copy(6, 0),

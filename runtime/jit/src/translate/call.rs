@@ -14,6 +14,7 @@ pub(super) mod helper {
     pub(crate) const MAP_LOOKUP_ELEM: i32 = 1;
     pub(crate) const GET_SMP_PROCESSOR_ID: i32 = 8;
     pub(crate) const TAIL_CALL: i32 = 12;
+    pub(crate) const PROBE_READ_KERNEL: u32 = 113;
     pub(crate) const LOOP: i32 = 181;
 }
 
@@ -63,6 +64,14 @@ impl Body<'_, '_> {
         self.frame_values.clear();
         let call = self.builder.ins().call(function, &arguments);
         self.builder.inst_results(call)[0]
+    }
+
+    /// `bpf_probe_read_kernel(target, size, source)`: the memory at the target is zeros when the source cannot be read.
+    pub(super) fn call_probe_read(&mut self, arguments: [Value; 3]) {
+        let function = self.function(external::HELPER, helper::PROBE_READ_KERNEL);
+        let [target, size, source] = arguments;
+        self.frame_values.clear();
+        self.builder.ins().call(function, &[target, size, source, self.run, self.run, self.run]);
     }
 
     /// Returns r0. The block is over.

@@ -149,7 +149,7 @@ fn names_frame_pointer(op: &Op) -> bool {
             is(dst) || operand(src)
         }
         Op::MovSx { src, .. } => is(src),
-        Op::Load { base, .. } => is(base),
+        Op::Load { base, .. } | Op::ProbeLoad { base, .. } => is(base),
         Op::Store { base, src, .. } => is(base) || operand(src),
         Op::Atomic { base, src, .. } => is(base) || is(src),
         Op::Neg { dst, .. } | Op::Endian { dst, .. } => is(dst),

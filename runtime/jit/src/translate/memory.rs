@@ -11,7 +11,9 @@ use crate::arch;
 use crate::error::CompileError;
 use beeline_isa::{AtomicOp, Operand, Reg, Size};
 use cranelift_codegen::ir::types::{I8, I16, I32, I64};
-use cranelift_codegen::ir::{AtomicRmwOp, InstBuilder, MemFlagsData, Type, Value};
+use cranelift_codegen::ir::{
+    AtomicRmwOp, InstBuilder, MemFlagsData, StackSlotData, StackSlotKind, Type, Value,
+};
 
 /// Accesses do not trap as far as the code is concerned: the verifier has proven them.
 const ACCESS: MemFlagsData = MemFlagsData::new().with_notrap();
@@ -75,6 +77,28 @@ impl Body<'_, '_> {
                 self.load_shared(size, signed, base, i32::from(off))
             }
         };
+        self.set(dst, value)
+    }
+
+    /// A load through an address that may be bad: by the helper that reads such memory, 0 where there is none.
+    pub(super) fn probe_load(
+        &mut self,
+        size: Size,
+        signed: bool,
+        dst: Reg,
+        base: Reg,
+        off: i16,
+    ) -> Result<(), CompileError> {
+        let slot =
+            self.builder.create_sized_stack_slot(StackSlotData::new(StackSlotKind::ExplicitSlot, 8, 3));
+        let target = self.builder.ins().stack_addr(I64, slot, 0);
+        let zero = self.constant(I64, 0);
+        self.builder.ins().store(ACCESS, zero, target, 0);
+        let base = self.get(base);
+        let source = self.builder.ins().iadd_imm_s(base, i64::from(off));
+        let bytes = self.constant(I64, i64::from(size.bytes()));
+        self.call_probe_read([target, bytes, source]);
+        let value = self.load_shared(size, signed, target, 0);
         self.set(dst, value)
     }
 

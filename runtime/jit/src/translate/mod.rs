@@ -254,6 +254,9 @@ impl<'a, 'f> Body<'a, 'f> {
             Op::Endian { kind, dst, bits } => self.byte_order(kind, dst, bits)?,
             Op::LoadImm64 { dst, value } => self.load_immediate(dst, value)?,
             Op::Load { size, signed, dst, base, off } => self.load(size, signed, dst, base, off)?,
+            Op::ProbeLoad { size, signed, dst, base, off } => {
+                self.probe_load(size, signed, dst, base, off)?
+            }
             Op::Store { size, base, off, src } => self.store(size, base, off, src),
             Op::Atomic { size, op, fetch, base, off, src } => {
                 self.atomic(memory::Atomic { size, op, fetch, base, off, src })?;

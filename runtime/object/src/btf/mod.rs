@@ -18,6 +18,7 @@ pub mod path;
 pub mod task;
 mod types;
 pub mod value;
+mod walk;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -28,6 +29,7 @@ pub use types::{
     Array, Enumerator, FUNC_EXTERN, FUNC_GLOBAL, FUNC_STATIC, INT_BOOL, INT_CHAR, INT_SIGNED, Kind, Member,
     Param, SectionVar, Type, VAR_EXTERN, VAR_GLOBAL, VAR_STATIC,
 };
+pub use walk::Walked;
 
 /// Typedefs, modifiers and arrays that a resolution follows at most (libbpf's `MAX_RESOLVE_DEPTH`).
 pub const RESOLVE_DEPTH_MAX: usize = 32;

@@ -2,12 +2,12 @@
 
 use crate::bounds::Scalar;
 use crate::code::jump_target;
-use crate::effect::{packet, pointer};
+use crate::effect::{dynptr, packet, pointer};
 use crate::explore::{Explorer, Next};
 use crate::program::{FRAMES_MAX, GlobalArg};
 use crate::refusal::{Checked, refuse};
 use crate::require::arguments::Arguments;
-use crate::state::{Byte, Callback, Frame, Kind, MapRef, Memory, RegState, State};
+use crate::state::{Byte, Callback, Frame, Kind, MapRef, Memory, RegState, State, Trust};
 use beeline_abi::map::MapType;
 use beeline_helpers::proto::{HelperProto, RetKind};
 use beeline_isa::Reg;
@@ -139,6 +139,7 @@ impl Explorer<'_> {
         }
         if arguments.released != 0 {
             pointer::release(&mut self.state, arguments.released);
+            dynptr::destroy(&mut self.state, arguments.released);
         }
         if proto.changes_packet {
             packet::forget(&mut self.state);
@@ -180,12 +181,24 @@ impl Explorer<'_> {
                 let kind = Kind::Mem { size, memory: Memory::Ringbuf, nullable: true };
                 RegState { id, reference: id, ..RegState::pointer(kind) }
             }
-            RetKind::Btf(name) => RegState::pointer(Kind::Btf { name, nullable: false }),
+            RetKind::DynptrMemOrNull => {
+                let Some(size) = arguments.record_size else { refuse!("helper {} needs a size", proto.name) };
+                let id = self.fresh_id();
+                let kind = Kind::Mem { size, memory: Memory::Dynptr, nullable: true };
+                RegState { id, reference: arguments.dynptr, ..RegState::pointer(kind) }
+            }
+            RetKind::Btf(name) => RegState::pointer(self.object(name, false)),
             RetKind::BtfOrNull(name) => {
                 let id = self.fresh_id();
-                RegState { id, ..RegState::pointer(Kind::Btf { name, nullable: true }) }
+                RegState { id, ..RegState::pointer(self.object(name, true)) }
             }
         })
+    }
+
+    /// A kernel object that a helper vouches for.
+    fn object(&self, name: &str, nullable: bool) -> Kind {
+        let type_id = self.types().and_then(|types| types.find(name)).unwrap_or(0);
+        Kind::Btf { type_id, trust: Trust::Trusted, nullable }
     }
 
     /// The result of a look-up.

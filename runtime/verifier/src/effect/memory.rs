@@ -21,7 +21,7 @@ pub(crate) fn loaded_constant(raw: u64, size: u32, signed: bool) -> RegState {
 
 impl Explorer<'_> {
     /// The stack of frame `frame` is used down to `span.least`.
-    fn reach(&mut self, frame: u8, span: Span) {
+    pub(crate) fn reach(&mut self, frame: u8, span: Span) {
         let bytes = (-span.least) as u32;
         let frame = &mut self.state.frames[usize::from(frame)];
         frame.reach(bytes);
@@ -43,10 +43,13 @@ impl Explorer<'_> {
         self.reach(frame, span);
         self.mark_read(frame, span);
         if !span.is_fixed() {
-            return Ok(self.load_somewhere(frame, span, size, signed));
+            return self.load_somewhere(frame, span, size, signed);
         }
         let (index, first) = place(span.least);
         let slot = self.state.frames[usize::from(frame)].stack[index];
+        if slot.is_object() {
+            refuse!("invalid read from stack off {}+{first} size {size}", span.least - first as i32);
+        }
         if first == 0 && slot.bytes[0] == Byte::Spill {
             return self.fill(frame, index, &slot, size, signed);
         }
@@ -89,7 +92,8 @@ impl Explorer<'_> {
     }
 
     /// Loads from an address on the stack that is not known exactly.
-    fn load_somewhere(&mut self, frame: u8, span: Span, size: u32, signed: bool) -> RegState {
+    fn load_somewhere(&mut self, frame: u8, span: Span, size: u32, signed: bool) -> Checked<RegState> {
+        self.no_object(frame, span, "read from")?;
         let mut zero = true;
         for off in span.least..span.end {
             let (index, byte) = place(off);
@@ -99,7 +103,7 @@ impl Explorer<'_> {
                 self.pointer_read_as_number(&slot.spilled);
             }
         }
-        if zero { RegState::constant(0) } else { loaded(size, signed) }
+        Ok(if zero { RegState::constant(0) } else { loaded(size, signed) })
     }
 
     /// A number that shares its identity with its copies.
@@ -119,10 +123,12 @@ impl Explorer<'_> {
     }
 
     /// Stores `size` bytes of `value` to the stack.
-    pub(crate) fn store_stack(&mut self, frame: u8, span: Span, size: u32, value: &RegState) {
+    pub(crate) fn store_stack(&mut self, frame: u8, span: Span, size: u32, value: &RegState) -> Checked {
         self.reach(frame, span);
+        self.overwrite_objects(frame, span)?;
         if !span.is_fixed() {
-            return self.store_somewhere(frame, span, value);
+            self.store_somewhere(frame, span, value);
+            return Ok(());
         }
         let (index, first) = place(span.least);
         let spills = first == 0 && (size == 8 || value.kind == Kind::Scalar);
@@ -158,6 +164,7 @@ impl Explorer<'_> {
             let pointer = *value;
             self.pointer_read_as_number(&pointer);
         }
+        Ok(())
     }
 
     /// The contents of a slot that keeps some of its old bytes.
@@ -188,8 +195,9 @@ impl Explorer<'_> {
     }
 
     /// A helper reads these bytes of the stack, and may write them.
-    pub(crate) fn helper_reads_stack(&mut self, frame: u8, span: Span, writes: bool) {
+    pub(crate) fn helper_reads_stack(&mut self, frame: u8, span: Span, writes: bool) -> Checked {
         self.reach(frame, span);
+        self.no_object(frame, span, "read from")?;
         self.mark_read(frame, span);
         for off in span.least..span.end {
             let (index, byte) = place(off);
@@ -203,12 +211,15 @@ impl Explorer<'_> {
                 slot.bytes[byte] = Byte::Misc;
             }
         }
+        Ok(())
     }
 
     /// A helper overwrites all of these bytes without reading them.
-    pub(crate) fn helper_writes_stack(&mut self, frame: u8, span: Span) {
+    pub(crate) fn helper_writes_stack(&mut self, frame: u8, span: Span) -> Checked {
         let mut off = span.least;
         self.reach(frame, span);
+        self.no_dynptr(frame, span)?;
+        self.overwrite_objects(frame, span)?;
         while off < span.end {
             let (_, first) = place(off);
             let piece = (8 - first as i32).min(span.end - off);
@@ -216,6 +227,7 @@ impl Explorer<'_> {
             self.overwrite(frame, at, piece as usize);
             off += piece;
         }
+        Ok(())
     }
 
     fn overwrite(&mut self, frame: u8, at: Span, size: usize) {

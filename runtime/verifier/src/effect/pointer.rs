@@ -47,7 +47,10 @@ pub(crate) fn learn_null(state: &mut State, id: u32, is_null: bool) {
     let mut released = 0;
     for reg in state.each_reg().filter(|reg| reg.id == id && reg.kind.is_nullable()) {
         if is_null {
-            released = reg.reference;
+            // What is part of a dynptr is not what the dynptr's reference stands for.
+            if reg.reference == id {
+                released = id;
+            }
             *reg = RegState::scalar(Scalar::constant(0));
         } else {
             reg.kind = reg.kind.non_null();
@@ -62,8 +65,8 @@ pub(crate) fn learn_null(state: &mut State, id: u32, is_null: bool) {
 /// Takes a reference back: the pointers that belong to it are gone.
 pub(crate) fn release(state: &mut State, reference: u32) {
     state.references.retain(|held| held.0 != reference);
-    for reg in state.each_reg().filter(|reg| reg.reference == reference) {
-        *reg = RegState::UNINIT;
+    for reg in state.each_reg().filter(|reg| reg.reference == reference && reg.kind != Kind::Uninit) {
+        *reg = RegState::unknown();
     }
 }
 

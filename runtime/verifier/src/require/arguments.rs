@@ -7,7 +7,7 @@ use crate::facts::CallFacts;
 use crate::refusal::{Checked, refuse};
 use crate::require::memory::{Access, Target};
 use crate::require::pointer::OFFSET_MAX;
-use crate::state::{Kind, MapRef, Memory, RegState};
+use crate::state::{Kind, MapRef, Memory, RegState, Trust};
 use beeline_abi::map::MapFlags;
 use beeline_helpers::kernel_only;
 use beeline_helpers::proto::{ArgKind, HelperProto, MemAccess};
@@ -30,6 +30,8 @@ pub(crate) struct Arguments {
     pub(crate) constant_key: Option<u64>,
     /// A look-up of that key succeeds.
     pub(crate) key_exists: bool,
+    /// The dynptr that is looked at.
+    pub(crate) dynptr: u32,
 }
 
 /// What memory arguments can point to, as the kernel lists it.
@@ -142,9 +144,12 @@ impl Explorer<'_> {
                 _ => return wrong(reg, &state, "fp"),
             },
             ArgKind::ConstStr => self.constant_string(reg, &state)?,
+            ArgKind::Dynptr(how) => self.dynptr_argument(reg, &state, how, found)?,
             ArgKind::Btf(name) => match state.kind {
-                Kind::Btf { name: given, nullable: false } if given == name => {}
-                _ => return wrong(reg, &state, "ptr_"),
+                Kind::Btf { type_id, trust, nullable: false } if trust != Trust::Untrusted => {
+                    self.object_argument(reg, &state, type_id, name)?
+                }
+                _ => return wrong(reg, &state, "ptr_, trusted_ptr_, rcu_ptr_"),
             },
         }
         Ok(())
@@ -202,6 +207,10 @@ impl Explorer<'_> {
             refuse!("R{number} unbounded memory access, use 'var &= const' or 'if (var < const)'");
         }
         found.size_max = Some(value.umax as u32);
+        const DYNPTR_FROM_MEM: u32 = 197;
+        if proto.id == DYNPTR_FROM_MEM && !matches!(state.kind, Kind::MapValue { nullable: false, .. }) {
+            refuse!("Unsupported reg type {} for bpf_dynptr_from_mem data", state.kind.name());
+        }
         if state.is_null() && nullable {
             self.mark_precise(state);
             return if value.umax == 0 { Ok(()) } else { wrong(reg, state, "fp") };
@@ -232,11 +241,10 @@ impl Explorer<'_> {
                 let direction = if writes { Access::Write } else { Access::Read };
                 let span = self.on_stack(&target, direction, true)?;
                 if access == MemAccess::Write && span.is_fixed() {
-                    self.helper_writes_stack(frame, span);
+                    self.helper_writes_stack(frame, span)
                 } else {
-                    self.helper_reads_stack(frame, span, writes);
+                    self.helper_reads_stack(frame, span, writes)
                 }
-                Ok(())
             }
             Kind::MapValue { map, nullable: false } => {
                 wanted.into_iter().try_for_each(|access| self.map_value(&target, map, access))

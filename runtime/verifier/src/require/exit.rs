@@ -17,7 +17,9 @@ impl Explorer<'_> {
     /// The end of the program.
     pub(crate) fn may_exit(&mut self) -> Checked {
         let returned = self.readable(Reg::R0)?;
-        self.nothing_held()?;
+        self.nothing_held().map_err(|held| {
+            format!("{held}\nBPF_EXIT instruction in main prog would lead to reference leak")
+        })?;
         // A context that is returned is not looked at by anybody.
         let _ = returned;
         Ok(())

@@ -28,6 +28,7 @@ mod helper {
     pub(super) const RINGBUF_QUERY: u32 = 134;
     pub(super) const FOR_EACH_MAP_ELEM: u32 = 164;
     pub(super) const LOOKUP_PERCPU: u32 = 195;
+    pub(super) const RINGBUF_RESERVE_DYNPTR: u32 = 198;
     pub(super) const USER_RINGBUF_DRAIN: u32 = 209;
 }
 
@@ -66,7 +67,9 @@ fn compatible(id: u32, map_type: u32) -> bool {
         h::REDIRECT_MAP => REDIRECT_TARGETS.contains(&map_type),
         h::PUSH | h::PEEK => matches!(map_type, MapType::QUEUE | MapType::STACK | MapType::BLOOM_FILTER),
         h::POP => matches!(map_type, MapType::QUEUE | MapType::STACK),
-        h::RINGBUF_OUTPUT | h::RINGBUF_RESERVE | h::RINGBUF_QUERY => map_type == MapType::RINGBUF,
+        h::RINGBUF_OUTPUT | h::RINGBUF_RESERVE | h::RINGBUF_RESERVE_DYNPTR | h::RINGBUF_QUERY => {
+            map_type == MapType::RINGBUF
+        }
         h::USER_RINGBUF_DRAIN => map_type == MapType::USER_RINGBUF,
         // A helper that is not known here takes no map.
         _ => false,

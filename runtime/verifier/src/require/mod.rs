@@ -2,10 +2,12 @@
 
 pub(crate) mod advice;
 pub(crate) mod arguments;
+pub(crate) mod dynptr;
 pub(crate) mod exit;
 pub(crate) mod global;
 pub(crate) mod map;
 pub(crate) mod memory;
+pub(crate) mod object;
 pub(crate) mod pointer;
 pub(crate) mod program;
 pub(crate) mod register;

@@ -45,7 +45,7 @@ pub(crate) fn movable(
     }
     let fixed = match kind {
         Kind::MapPtr { .. } => by.value.as_const() != Some(0),
-        Kind::PacketEnd | Kind::Func { .. } | Kind::Btf { .. } => true,
+        Kind::PacketEnd | Kind::Func { .. } => true,
         _ => false,
     };
     if fixed {

@@ -1,0 +1,42 @@
+//! A BTF as the verifier asks for it.
+
+use beeline_object::btf::{Btf, Kind, Walked};
+use beeline_verifier::types::{Field, KernelTypes, PointerTag, Types};
+use std::sync::Arc;
+
+#[derive(Debug)]
+struct FromBtf(Arc<Btf>);
+
+/// The types of this BTF.
+pub fn kernel_types(btf: Arc<Btf>) -> Types {
+    Types(Arc::new(FromBtf(btf)))
+}
+
+impl KernelTypes for FromBtf {
+    fn find(&self, name: &str) -> Option<u32> {
+        self.0.find(name, Kind::Struct).map(|ty| ty.id())
+    }
+
+    fn name(&self, type_id: u32) -> &str {
+        self.0.get(type_id).map_or("", |ty| ty.name())
+    }
+
+    fn offset(&self, structure: &str, path: &str) -> Option<u32> {
+        self.0.field_of(structure, path).map(|field| field.byte_offset())
+    }
+
+    fn field(&self, type_id: u32, off: u32, size: u32) -> Result<Field, String> {
+        Ok(match self.0.walk(type_id, off, size)? {
+            Walked::Number => Field::Number,
+            Walked::Pointer { type_id, tag } => {
+                let tag = match tag {
+                    "user" => PointerTag::User,
+                    "percpu" => PointerTag::PerCpu,
+                    "rcu" => PointerTag::Rcu,
+                    _ => PointerTag::None,
+                };
+                Field::Pointer { type_id, tag }
+            }
+        })
+    }
+}
