@@ -14,7 +14,6 @@ pub(crate) struct ControlFlow {
 /// Checks the control flow and finds the places where paths meet.
 pub(crate) fn analyse(code: &Code) -> Result<ControlFlow, Refusal> {
     check_reachable(code)?;
-    check_call_depth(code)?;
     let mut prune = vec![false; code.ops.len()];
     for range in &code.subprograms {
         prune[range.start] = true;
@@ -73,8 +72,8 @@ pub(crate) fn calls(code: &Code) -> Vec<Vec<(usize, usize)>> {
     code.subprograms.iter().map(of).collect()
 }
 
-/// No chain of calls is longer than eight frames; so there is no recursion.
-fn check_call_depth(code: &Code) -> Result<(), Refusal> {
+/// No chain of calls is longer than eight frames, not even one that no path takes; so there is no recursion.
+pub(crate) fn check_call_depth(code: &Code) -> Result<(), Refusal> {
     let calls = calls(code);
     // Longest chain below each subprogram, 0 = not known yet. Chains past the limit stop the search.
     let mut depth = vec![0; calls.len()];
@@ -97,10 +96,7 @@ fn deepest(
     for &(pc, callee) in &calls[at] {
         let below = if above < FRAMES_MAX { deepest(calls, callee, above + 1, depth)? } else { FRAMES_MAX };
         if above + below > FRAMES_MAX {
-            return Err(Refusal::at(
-                pc,
-                format!("the call stack of {} frames is too deep !", FRAMES_MAX + 1),
-            ));
+            return Err(Refusal::at(pc, format!("the call stack of {FRAMES_MAX} frames is too deep !")));
         }
         most = most.max(1 + below);
     }

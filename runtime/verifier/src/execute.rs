@@ -79,7 +79,7 @@ impl Explorer<'_> {
         self.aligned(&target)?;
         let value = match pointer.kind {
             Kind::Stack { frame } => {
-                let span = self.on_stack(&target, Access::Read, false)?;
+                let span = self.on_stack(&target, Access::Read)?;
                 self.load_stack(frame, span, size, signed)?
             }
             Kind::MapValue { map, nullable: false } => {
@@ -181,7 +181,7 @@ impl Explorer<'_> {
     fn store_value(&mut self, target: &Target, value: &RegState) -> Checked {
         match target.pointer.kind {
             Kind::Stack { frame } => {
-                let span = self.on_stack(target, Access::Write, false)?;
+                let span = self.on_stack(target, Access::Write)?;
                 return self.store_stack(frame, span, target.size, value);
             }
             Kind::Ctx => {
@@ -215,7 +215,13 @@ impl Explorer<'_> {
         let target = Target { reg: base, pointer: &pointer, off: off.into(), size: size.bytes() };
         self.naturally_aligned(&target)?;
         // The sum or whatever it is: any number.
-        self.store_value(&target, &loaded(size.bytes(), false))?;
+        match pointer.kind {
+            Kind::Stack { frame } if pointer.const_offset().is_some() => {
+                let span = self.on_stack(&target, Access::Write)?;
+                self.helper_writes_stack(frame, span)?;
+            }
+            _ => self.store_value(&target, &loaded(size.bytes(), false))?,
+        }
         if fetch {
             let into = if op == AtomicOp::Cmpxchg { Reg::R0 } else { src };
             self.state.set(into, old);

@@ -14,7 +14,7 @@ use crate::program::{Options, Program};
 use crate::prune::{self, Comparison, How};
 use crate::refusal::{Checked, Refusal};
 use crate::state::{Frame, Kind, RegState, State};
-use beeline_isa::{Op, Reg};
+use beeline_isa::{Call, Op, Reg};
 
 /// With how many earlier turns of a loop a state is compared, to find a loop without progress.
 const LOOPS_COMPARED: usize = 4;
@@ -86,6 +86,10 @@ pub(crate) struct Explorer<'a> {
     globals_pending: Vec<u16>,
     /// Bytes of all states in `pending` and `checkpoints`.
     bytes: usize,
+    /// Checkpoints that have a state.
+    kept: u32,
+    /// The state that came round again unchanged.
+    looping: Option<CheckpointId>,
 }
 
 impl<'a> Explorer<'a> {
@@ -120,6 +124,8 @@ impl<'a> Explorer<'a> {
             insns_at_checkpoint: 0,
             globals_pending: Vec::new(),
             bytes: 0,
+            kept: 0,
+            looping: None,
         })
     }
 
@@ -135,7 +141,10 @@ impl<'a> Explorer<'a> {
                 self.explore_from(frame)?;
             }
         }
-        crate::require::stack_depth::check(self.code, &self.facts)
+        crate::require::stack_depth::check(self.code, &self.facts).inspect_err(|refusal| {
+            self.log.say(&refusal.reason);
+            self.log.say("\n");
+        })
     }
 
     /// A global subprogram is called: it is to be verified by itself.
@@ -144,6 +153,8 @@ impl<'a> Explorer<'a> {
     }
 
     fn explore_from(&mut self, frame: Frame) -> Result<(), Refusal> {
+        let log_from = self.log.position();
+        self.log.begin();
         self.pc = self.code.subprograms[usize::from(frame.subprogram)].start;
         self.previous_pc = self.pc;
         self.state = State { frames: vec![frame], references: Vec::new(), may_goto_depth: 0 };
@@ -156,11 +167,18 @@ impl<'a> Explorer<'a> {
                 }
                 Ok(Next::End) => {
                     self.close_path();
-                    let Some(next) = self.pending.pop() else { return Ok(()) };
+                    let Some(next) = self.pending.pop() else {
+                        self.log.end(log_from);
+                        return Ok(());
+                    };
                     self.resume(next);
                 }
                 Err(reason) => {
                     self.log.failed(self.program, self.pc, &self.state, &reason);
+                    let earlier = self.looping.and_then(|id| self.checkpoints[id as usize].state.as_deref());
+                    if let Some(earlier) = earlier {
+                        self.log.same(self.program, &self.state, earlier);
+                    }
                     return Err(Refusal::at(self.pc, reason));
                 }
             }
@@ -174,7 +192,6 @@ impl<'a> Explorer<'a> {
         self.previous_pc = next.previous_pc;
         self.parent = next.parent;
         self.log.rewind(next.log_len);
-        self.log.path(self.previous_pc, self.pc, &self.state);
     }
 
     fn step(&mut self) -> Checked<Next> {
@@ -187,18 +204,37 @@ impl<'a> Explorer<'a> {
             return Err(format!("BPF program is too complex: {} bytes of states at insn {pc}", self.bytes));
         }
         if self.flow.prune[pc] && self.arrive()? {
+            self.log.covered(self.previous_pc, pc);
             return Ok(Next::End);
         }
         let Some(op) = self.code.op(pc) else { return Err(format!("invalid insn idx {pc}")) };
         self.facts.live[pc] = true;
         self.notes.note(pc, &self.state);
-        self.log.insn(self.program, pc, &self.state);
+        self.log.insn(self.program, self.previous_pc, pc, &self.state);
         if matches!(op, Op::Jump { .. } | Op::Ja { .. } | Op::Call(_) | Op::Exit) {
             self.jumps += 1;
         }
+        if !self.log.is_on() {
+            return self.execute(op);
+        }
+        let left = matches!(op, Op::Exit).then(|| self.state.clone());
         let next = self.execute(op)?;
-        self.log.after(pc, &self.state);
+        self.log_transfer(op, left, &next);
         Ok(next)
+    }
+
+    /// What the log says of jumps, calls and returns; `left` is the state before an exit.
+    fn log_transfer(&mut self, op: Op, left: Option<State>, next: &Next) {
+        match (op, next, left) {
+            (Op::Jump { .. }, Next::Goto(_), _) => self.log.jumped(self.program, self.pc, &self.state),
+            (Op::Call(Call::Local(_)), Next::Goto(to), _) if *to != self.pc + 1 => {
+                self.log.called(self.program, &self.state);
+            }
+            (Op::Exit, Next::Goto(to), Some(left)) => {
+                self.log.returned(self.program, &left, *to, &self.state);
+            }
+            _ => {}
+        }
     }
 
     /// Another path goes on at `pc` with `state`, later.
@@ -268,13 +304,16 @@ impl<'a> Explorer<'a> {
             || self.jumps - self.jumps_at_checkpoint >= 2
                 && self.facts.insns_processed - self.insns_at_checkpoint >= 8;
         let live = self.live_regs();
+        let kept = (self.open_at[self.pc].len() + self.closed_at[self.pc].len()) as u32;
+        self.facts.states_per_insn_max = self.facts.states_per_insn_max.max(kept);
         if bounded && let Some(id) = self.find(&self.open_at[self.pc], How::Within, &live) {
             self.covered_by(id, How::Within);
             return Ok(true);
         }
         if !self.open_at[self.pc].is_empty() {
             let newest = self.open_at[self.pc].len().saturating_sub(LOOPS_COMPARED);
-            if self.find(&self.open_at[self.pc][newest..], How::Identical, &live).is_some() {
+            if let Some(id) = self.find(&self.open_at[self.pc][newest..], How::Identical, &live) {
+                self.looping = Some(id);
                 return Err(format!("infinite loop detected at insn {}", self.pc));
             }
             // A loop that makes progress: one state in a while is enough, most of them will differ.
@@ -323,6 +362,7 @@ impl<'a> Explorer<'a> {
                 let dropped = self.checkpoints[id as usize].state.take();
                 self.bytes -= dropped.map_or(0, |state| state.bytes());
                 self.closed_at[self.pc].swap_remove(i);
+                self.kept -= 1;
             } else {
                 i += 1;
             }
@@ -399,6 +439,8 @@ impl<'a> Explorer<'a> {
         self.open_at[self.pc].push(id);
         self.parent = Some(id);
         self.facts.states += 1;
+        self.kept += 1;
+        self.facts.states_peak = self.facts.states_peak.max(self.kept);
         self.jumps_at_checkpoint = self.jumps;
         self.insns_at_checkpoint = self.facts.insns_processed;
     }

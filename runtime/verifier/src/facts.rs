@@ -1,7 +1,7 @@
 //! What the exploration learns about a program beside that it is safe: what the compiler and the stubs use.
 
 use crate::code::Code;
-use crate::program::{Options, Program};
+use crate::program::Program;
 use crate::rewrite;
 use beeline_abi::code::{ContextUse, ProgramNeeds};
 use std::collections::BTreeMap;
@@ -90,12 +90,15 @@ pub(crate) enum MapField {
 }
 
 /// The collection, while the exploration runs.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Facts {
     pub(crate) live: Vec<bool>,
     pub(crate) insns_processed: u32,
     pub(crate) states: u32,
     pub(crate) pruned: u32,
+    /// Most states kept at one instruction, and of all at a time.
+    pub(crate) states_per_insn_max: u32,
+    pub(crate) states_peak: u32,
     pub(crate) context: ContextUse,
     pub(crate) cpu: bool,
     pub(crate) tail_calls: bool,
@@ -119,6 +122,8 @@ impl Facts {
             insns_processed: 0,
             states: 0,
             pruned: 0,
+            states_per_insn_max: 0,
+            states_peak: 0,
             context: ContextUse::NONE,
             cpu: false,
             tail_calls: false,
@@ -256,12 +261,4 @@ fn subprograms(program: &Program, code: &Code, facts: &Facts) -> Vec<Subprogram>
             }
         })
         .collect()
-}
-
-/// The line that the kernel prints with `BPF_LOG_STATS`.
-pub(crate) fn stats_line(facts: &Facts, options: &Options, stack_bytes: u32) -> String {
-    format!(
-        "processed {} insns (limit {}) total_states {} pruned {} stack depth {}\n",
-        facts.insns_processed, options.limits.insns_processed_max, facts.states, facts.pruned, stack_bytes
-    )
 }

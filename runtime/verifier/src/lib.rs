@@ -50,6 +50,8 @@ use explore::Explorer;
 use refusal::Refusal;
 use std::time::Instant;
 
+use facts::Facts;
+use log::Log;
 /// Why a program was refused.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("instruction {pc}: {reason}")]
@@ -58,7 +60,9 @@ pub struct Rejection {
     pub pc: usize,
     /// The reason, in the kernel's words where it has them.
     pub reason: String,
-    /// The log: the path that failed, the registers, the reason, what to change.
+    /// What to change, where there is a sentence for that. It is not in the log, which is the kernel's: tools parse that.
+    pub advice: Option<&'static str>,
+    /// The log, in the kernel's form: see [`Options::log_level`]. At level 0 the registers, the instruction, the reason.
     pub log: String,
 }
 
@@ -74,22 +78,39 @@ pub fn verify_with_claims(program: Program, options: &Options) -> Result<(Verifi
 
 fn explore(program: Program, options: &Options, with_claims: bool) -> Result<(Verified, Claims), Rejection> {
     let start = Instant::now();
-    let code = Code::new(&program).map_err(|refusal| rejection(refusal, String::new()))?;
-    let mut explorer =
-        Explorer::new(&program, options, &code).map_err(|refusal| rejection(refusal, String::new()))?;
+    let mut log = Log::new(options);
+    log.subprograms(&program);
+    let early = |refusal: Refusal, mut log: Log| {
+        log.say(&refusal.reason);
+        log.say("\n");
+        log.statistics(&Facts::default(), options, start.elapsed().as_micros());
+        rejection(refusal, log.take())
+    };
+    let code = match Code::new(&program) {
+        Ok(code) => code,
+        Err(refusal) => return Err(early(refusal, log)),
+    };
+    let mut explorer = match Explorer::new(&program, options, &code) {
+        Ok(explorer) => explorer,
+        Err(refusal) => return Err(early(refusal, log)),
+    };
     if with_claims {
         explorer.notes = Notes::of_all(&code);
     }
     if let Err(reason) = require::program::check(&program) {
-        return Err(rejection(Refusal::at(0, reason), String::new()));
+        return Err(early(Refusal::at(0, reason), log));
     }
-    if let Err(refusal) = explorer.run() {
+    if log.shows_every_path() {
+        log.line(&log::live_registers(&program, &code));
+    }
+    explorer.log = log;
+    let outcome = explorer.run();
+    if let Err(refusal) = outcome {
+        explorer.log.statistics(&explorer.facts, options, start.elapsed().as_micros());
         return Err(rejection(refusal, explorer.log.take()));
     }
     let stack_bytes = require::stack_depth::total(&code, &explorer.facts);
-    if options.log_level != 0 {
-        explorer.log.line(&facts::stats_line(&explorer.facts, options, stack_bytes));
-    }
+    explorer.log.statistics(&explorer.facts, options, start.elapsed().as_micros());
     let (facts, log) = (explorer.facts, explorer.log.take());
     let (precision, reads, live) = (explorer.precision, explorer.reads, explorer.live);
     let claims = explorer.notes.claims(&code, precision, reads, live);
@@ -104,5 +125,6 @@ fn rejection(refusal: Refusal, mut log: String) -> Rejection {
     if log.is_empty() {
         log = format!("{}\n", refusal.reason);
     }
-    Rejection { pc: refusal.pc, reason, log }
+    let advice = require::advice::for_reason(&reason);
+    Rejection { pc: refusal.pc, reason, advice, log }
 }

@@ -48,6 +48,11 @@ pub(crate) fn effect(op: Op) -> (Regs, Regs) {
 
 /// Per slot: the registers that are live before it.
 pub(crate) fn analyse(code: &Code) -> Vec<Regs> {
+    analyse_with(code, effect)
+}
+
+/// The same, with what an instruction reads and overwrites told by `effect`.
+pub(crate) fn analyse_with(code: &Code, effect: impl Fn(Op) -> (Regs, Regs)) -> Vec<Regs> {
     let mut live = vec![0; code.ops.len()];
     for range in &code.subprograms {
         let mut changed = true;

@@ -122,7 +122,8 @@ impl Kind {
             Kind::Ctx => "ctx",
             Kind::Stack { .. } => "fp",
             Kind::MapPtr { nullable: false, .. } => "map_ptr",
-            Kind::MapPtr { nullable: true, .. } => "map_ptr_or_null",
+            // The kernel's name of what a look-up in a map of maps gives.
+            Kind::MapPtr { nullable: true, .. } => "map_value_or_null",
             Kind::MapValue { nullable: false, .. } => "map_value",
             Kind::MapValue { nullable: true, .. } => "map_value_or_null",
             Kind::MapKey { .. } => "map_key",

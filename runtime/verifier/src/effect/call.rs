@@ -186,6 +186,8 @@ impl Explorer<'_> {
                 let id = self.fresh_id();
                 let kind = Kind::Mem { size, memory: Memory::Dynptr, nullable: true };
                 RegState { id, reference: arguments.dynptr, ..RegState::pointer(kind) }
+                // The kernel numbers the pointer before the reference, whose number both have.
+                self.fresh_id();
             }
             RetKind::Btf(name) => RegState::pointer(self.object(name, false)),
             RetKind::BtfOrNull(name) => {

@@ -42,6 +42,7 @@ impl Explorer<'_> {
     pub(crate) fn load_stack(&mut self, frame: u8, span: Span, size: u32, signed: bool) -> Checked<RegState> {
         self.reach(frame, span);
         self.mark_read(frame, span);
+        self.log.touch_stack(span.least, span.end);
         if !span.is_fixed() {
             return self.load_somewhere(frame, span, size, signed);
         }
@@ -125,6 +126,7 @@ impl Explorer<'_> {
     /// Stores `size` bytes of `value` to the stack.
     pub(crate) fn store_stack(&mut self, frame: u8, span: Span, size: u32, value: &RegState) -> Checked {
         self.reach(frame, span);
+        self.log.touch_stack(span.least, span.end);
         self.overwrite_objects(frame, span)?;
         if !span.is_fixed() {
             self.store_somewhere(frame, span, value);
@@ -218,6 +220,7 @@ impl Explorer<'_> {
     pub(crate) fn helper_writes_stack(&mut self, frame: u8, span: Span) -> Checked {
         let mut off = span.least;
         self.reach(frame, span);
+        self.log.touch_stack(span.least, span.end);
         self.no_dynptr(frame, span)?;
         self.overwrite_objects(frame, span)?;
         while off < span.end {

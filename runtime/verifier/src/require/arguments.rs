@@ -239,7 +239,7 @@ impl Explorer<'_> {
         match pointer.kind {
             Kind::Stack { frame } => {
                 let direction = if writes { Access::Write } else { Access::Read };
-                let span = self.on_stack(&target, direction, true)?;
+                let span = self.on_stack(&target, direction)?;
                 if access == MemAccess::Write && span.is_fixed() {
                     self.helper_writes_stack(frame, span)
                 } else {

@@ -65,7 +65,7 @@ impl Explorer<'_> {
             self.object_place(state, "dynptr", DYNPTR_BYTES).map_err(|why| format!("{why}\n{room}"))?;
         let Some(place) = place else { refuse!("{room}") };
         let target = Target { reg, pointer: state, off: 0, size: DYNPTR_BYTES as u32 };
-        let span = self.on_stack(&target, Access::Write, false)?;
+        let span = self.on_stack(&target, Access::Write)?;
         self.dynptr_made(place, span, source)
     }
 

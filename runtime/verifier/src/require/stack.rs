@@ -26,12 +26,10 @@ impl Span {
 
 impl Explorer<'_> {
     /// The access lies on the stack for every value that the offset can have.
-    pub(crate) fn on_stack(&self, target: &Target, access: Access, by_helper: bool) -> Checked<Span> {
-        let what = match (access, by_helper) {
-            (Access::Read, false) => " read from",
-            (Access::Write, false) => " write to",
-            (Access::Read, true) => " indirect read from",
-            (Access::Write, true) => " indirect write to",
+    pub(crate) fn on_stack(&self, target: &Target, access: Access) -> Checked<Span> {
+        let what = match access {
+            Access::Read => " read from",
+            Access::Write => " write to",
         };
         let (number, value, fixed, size) = (target.reg.0, &target.pointer.value, target.fixed(), target.size);
         let (least, most) = match value.as_const() {

@@ -22,6 +22,7 @@ pub(crate) fn total(code: &Code, facts: &Facts) -> u32 {
 
 /// No chain of calls needs more than the stack has.
 pub(crate) fn check(code: &Code, facts: &Facts) -> Result<(), Refusal> {
+    cfg::check_call_depth(code)?;
     let mut chains = Chains::new(code, facts);
     (0..code.subprograms.len()).try_for_each(|start| chains.deepest(start, 0, 1).map(|_| ()))
 }
