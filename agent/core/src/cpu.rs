@@ -10,6 +10,7 @@
 //! - An owner that is stopped is waited for once, for 100 ms: attach and detach stop a process for less. If it is a
 //!   debugger or `SIGSTOP`, hits are missed after that until the owner runs. One that sleeps, because a signal handler
 //!   interrupted its program, is waited for once, for 2 ms.
+//! - Where a seccomp filter forbids to look, an owner is waited for as if it were stopped.
 //! - A run that was abandoned (`longjmp` out of a signal handler) leaves its slot taken until the thread's next claim.
 //!
 //! Threads without a `struct rseq` of their libc get one in their slot. If the kernel refuses, their hits are missed.
@@ -22,7 +23,7 @@ use beeline_abi::run::RunContext;
 use beeline_abi::thread::ThreadSlot;
 use beeline_helpers::time::{self, MONOTONIC};
 use beeline_helpers::{identity, sys};
-use beeline_maps::owner;
+use beeline_maps::{CALL_GATE, owner};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 /// Longest wait for a CPU in nanoseconds.
@@ -215,7 +216,7 @@ impl Wait {
     fn is_in_vain(&self, holder: u64, state: State, again: bool, elapsed_ns: u64) -> bool {
         match state {
             State::Runs => false,
-            State::Stopped => again || elapsed_ns >= STOPPED_NS_MAX,
+            State::Stopped | State::Hidden => again || elapsed_ns >= STOPPED_NS_MAX,
             State::Sleeps | State::Unknown => again || (holder == self.holder && state == self.state),
         }
     }
@@ -232,12 +233,17 @@ enum State {
     Stopped,
     /// It lives in other namespaces, or there is no `/proc`.
     Unknown,
+    /// A seccomp filter forbids to look. It forbids to let others run, too: that takes until our time slice is over.
+    Hidden,
 }
 
 /// What the thread with this owner word is doing.
 ///
 /// Threads of the own process are known in any namespace; by their start time, others' ids are not mistaken for theirs.
 fn state_of(access: &Access, owner: u64) -> State {
+    if CALL_GATE.forbids(sys::nr::OPENAT) {
+        return State::Hidden;
+    }
     let tid = (owner & !OWNER_FOREIGN) as u32;
     let mut stat = [0u8; 512];
     let own = read_stat(b"/proc/self/task/", tid, &mut stat);
@@ -299,5 +305,6 @@ mod tests {
         assert!(!wait.is_in_vain(6, State::Sleeps, false, 0));
         assert!(wait.is_in_vain(6, State::Sleeps, true, 0));
         assert!(!wait.is_in_vain(5, State::Unknown, false, 0));
+        assert!(!wait.is_in_vain(5, State::Hidden, false, STOPPED_NS_MAX - 1));
     }
 }

@@ -126,11 +126,13 @@ fn probes(path: &Path) -> (Store, u32, u32) {
 
 /// `calls` calls of both functions were seen by all four probes.
 fn assert_counts(store: &Store, (map, cpus): (u32, u32), calls: u64) {
-    let missed: Vec<u64> = (300..304).map(|link| store.missed(link)).collect();
-    assert_eq!(missed, [0; 4]);
+    let missed: Vec<u64> = (300..303).map(|link| store.missed(link)).collect();
+    assert_eq!(missed, [0; 3]);
     assert_eq!([0, 1].map(|index| store.value(map, index)), [calls; 2]);
     assert!(store.value(map, 2) >= calls, "thread ids are not 0");
-    assert_eq!(store.cpu_value(cpus, 0), calls);
+    // Where nothing may be called, a CPU cannot be waited for as patiently as elsewhere.
+    assert_eq!(store.cpu_value(cpus, 0) + store.missed(303), calls);
+    assert!(store.cpu_value(cpus, 0) > calls / 2);
 }
 
 /// A call that is not on a list like that of containers fails; the agent does without it.
