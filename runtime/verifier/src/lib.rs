@@ -47,11 +47,11 @@ pub use program::{GlobalArg, GlobalSignature, Limits, MapInfo, Options, ProgType
 use claims::{Claims, Notes};
 use code::Code;
 use explore::Explorer;
+use facts::Facts;
+use log::Log;
 use refusal::Refusal;
 use std::time::Instant;
 
-use facts::Facts;
-use log::Log;
 /// Why a program was refused.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("instruction {pc}: {reason}")]

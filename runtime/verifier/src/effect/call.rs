@@ -176,6 +176,8 @@ impl Explorer<'_> {
             }
             RetKind::RingbufMemOrNull => {
                 let Some(size) = arguments.record_size else { refuse!("helper {} needs a size", proto.name) };
+                // The kernel numbers the pointer before the reference, whose number both have.
+                self.fresh_id();
                 let id = self.fresh_id();
                 self.state.references.push((id, self.pc as u32));
                 let kind = Kind::Mem { size, memory: Memory::Ringbuf, nullable: true };
@@ -186,8 +188,6 @@ impl Explorer<'_> {
                 let id = self.fresh_id();
                 let kind = Kind::Mem { size, memory: Memory::Dynptr, nullable: true };
                 RegState { id, reference: arguments.dynptr, ..RegState::pointer(kind) }
-                // The kernel numbers the pointer before the reference, whose number both have.
-                self.fresh_id();
             }
             RetKind::Btf(name) => RegState::pointer(self.object(name, false)),
             RetKind::BtfOrNull(name) => {
