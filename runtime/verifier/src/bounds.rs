@@ -73,6 +73,11 @@ impl Scalar {
         Scalar { tnum, ..Scalar::UNKNOWN }.sync()
     }
 
+    /// The low half, sign-extended: as a 32-bit operation sees the number.
+    pub fn low_signed(&self) -> Scalar {
+        Scalar::signed_range(self.s32_min.into(), self.s32_max.into())
+    }
+
     /// Any number of `bits` bits, zero-extended.
     pub fn of_bits(bits: u32) -> Scalar {
         if bits == 64 { Scalar::UNKNOWN } else { Scalar::unsigned_range(0, (1 << bits) - 1) }
@@ -249,16 +254,15 @@ impl Scalar {
             return self;
         }
         let extend = |x: u64| ((x << (64 - bits)) as i64) >> (64 - bits);
-        let (mut smin, mut smax) = (extend(1 << (bits - 1)), extend((1 << (bits - 1)) - 1));
-        if bits == 32 {
-            (smin, smax) = (self.s32_min.into(), self.s32_max.into());
-        } else if self.smin >> bits == self.smax >> bits {
-            let (min, max) = (extend(self.smin as u64), extend(self.smax as u64));
-            if min <= max {
-                (smin, smax) = (min, max);
-            }
+        if let Some(value) = self.as_const() {
+            return Scalar::constant(extend(value) as u64);
         }
-        Scalar { tnum: self.tnum.sign_extend(bits), smin, smax, ..Scalar::UNKNOWN }.sync()
+        let (min, max) = (extend(self.smin as u64), extend(self.smax as u64));
+        // The kernel keeps a range only when no member changes its sign, and no bits beside it.
+        if self.smin >> bits == self.smax >> bits && (min < 0) == (max < 0) {
+            return Scalar::signed_range(min, max);
+        }
+        Scalar::signed_range(extend(1 << (bits - 1)), extend((1 << (bits - 1)) - 1))
     }
 }
 

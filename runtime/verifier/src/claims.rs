@@ -123,7 +123,9 @@ impl Claims {
         }
         let mut text = format!("instruction {pc}: in none of {} states", states.len());
         for state in states.iter().take(4) {
-            let _ = write!(text, "\n  {}", self.fits(pc, state, moment).unwrap_or_default());
+            let misfit = self.fits(pc, state, moment);
+            let _ =
+                write!(text, "\n  {}", misfit.map_or(String::new(), |misfit| misfit.words(state, moment)));
         }
         Err(text)
     }
@@ -134,48 +136,44 @@ impl Claims {
     }
 
     /// What differs between the state and what is; `None` when nothing does.
-    fn fits(&self, pc: usize, state: &State, moment: &dyn Moment) -> Option<String> {
+    fn fits(&self, pc: usize, state: &State, moment: &dyn Moment) -> Option<Misfit> {
         let outer = moment.frames().len().checked_sub(state.frames.len());
-        let Some(outer) = outer else { return Some(format!("{} frames", state.frames.len())) };
+        let Some(outer) = outer else { return Some(Misfit::Frames) };
         let mut ids = Ids::default();
         let registers = moment.registers();
         for (number, reg) in state.frame().regs[..10].iter().enumerate() {
-            if self.live[pc] & 1 << number != 0
-                && !self.is_in(reg, registers[number], outer, moment, &mut ids)
-            {
-                return Some(format!("R{number} is {:#x}, not {}", registers[number], log::shown(reg)));
+            let is_live = self.live[pc] & 1 << number != 0;
+            if is_live && !self.is_in(reg, registers[number], outer, moment, &mut ids) {
+                return Some(Misfit::Register(number));
             }
         }
         state.frames.iter().enumerate().find_map(|(index, frame)| {
-            let pointer = *moment.frames().get(outer + index)?;
-            self.stack_fits(frame, pointer, outer, moment, &mut ids)
-                .map(|what| format!("frame {index} {what}"))
+            let slot = self.stack_fits(frame, outer + index, outer, moment, &mut ids)?;
+            Some(Misfit::Slot { frame: index, slot })
         })
     }
 
+    /// The first slot of a frame that differs.
     fn stack_fits(
         &self,
         frame: &Frame,
-        pointer: u64,
+        depth: usize,
         outer: usize,
         moment: &dyn Moment,
         ids: &mut Ids,
-    ) -> Option<String> {
+    ) -> Option<usize> {
+        let pointer = *moment.frames().get(depth)?;
         for (index, slot) in frame.stack.iter().enumerate() {
             if !self.reads.is_marked(slot.node) || slot.bytes == [Byte::Misc; 8] {
                 continue;
             }
-            let below = 8 * (index as u64 + 1);
-            let Some(bytes) = moment.stack(pointer.wrapping_sub(below)) else { continue };
-            let value = u64::from_le_bytes(bytes);
+            let Some(bytes) = moment.stack(below(pointer, index)) else { continue };
             let zeros = slot.bytes.iter().zip(bytes).all(|(&known, byte)| known != Byte::Zero || byte == 0);
-            if !zeros {
-                return Some(format!("fp-{below} is {value:#018x}, and not 0 where it should be"));
-            }
             let spilled = slot.spill_size();
-            let low = if spilled == 8 { value } else { value & !(u64::MAX << (8 * spilled)) };
-            if spilled != 0 && !self.is_in(&slot.spilled, low, outer, moment, ids) {
-                return Some(format!("fp-{below} is {low:#x}, not {}", log::shown(&slot.spilled)));
+            let low = u64::from_le_bytes(bytes) & u64::MAX.checked_shr(64 - 8 * spilled).unwrap_or(0);
+            let held = low_bytes(&slot.spilled, spilled);
+            if !zeros || spilled != 0 && !self.is_in(&held, low, outer, moment, ids) {
+                return Some(index);
             }
         }
         None
@@ -208,6 +206,57 @@ impl Claims {
         };
         let Some(starts) = moment.starts(thing) else { return true };
         starts.iter().any(|&start| is_at(reg, value, start)) && reaches(reg, value, thing, moment)
+    }
+}
+
+/// What differs.
+#[derive(Clone, Copy)]
+enum Misfit {
+    /// The state has more frames.
+    Frames,
+    /// This register of the innermost frame.
+    Register(usize),
+    /// This slot of a frame of the state.
+    Slot { frame: usize, slot: usize },
+}
+
+impl Misfit {
+    fn words(self, state: &State, moment: &dyn Moment) -> String {
+        match self {
+            Misfit::Frames => format!("{} frames", state.frames.len()),
+            Misfit::Register(number) => {
+                let value = moment.registers()[number];
+                format!("R{number} is {value:#x}, not {}", log::shown(&state.frame().regs[number]))
+            }
+            Misfit::Slot { frame, slot } => {
+                let held = &state.frames[frame].stack[slot];
+                let depth = moment.frames().len() - state.frames.len() + frame;
+                let bytes =
+                    moment.frames().get(depth).and_then(|&pointer| moment.stack(below(pointer, slot)));
+                let value = u64::from_le_bytes(bytes.unwrap_or_default());
+                let known = held.bytes;
+                format!(
+                    "frame {frame} fp-{} is {value:#018x}, not {} {known:?}",
+                    8 * (slot + 1),
+                    log::shown(&held.spilled)
+                )
+            }
+        }
+    }
+}
+
+/// The address of slot `index` of the frame with this r10.
+fn below(pointer: u64, index: usize) -> u64 {
+    pointer.wrapping_sub(8 * (index as u64 + 1))
+}
+
+/// What the low bytes of a spilled register are.
+fn low_bytes(spilled: &RegState, bytes: u32) -> RegState {
+    match bytes {
+        1 | 2 | 4 if spilled.kind == Kind::Scalar => {
+            RegState { value: spilled.value.zero_extend(8 * bytes), ..*spilled }
+        }
+        _ => *spilled,
     }
 }
 

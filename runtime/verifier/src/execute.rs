@@ -154,7 +154,8 @@ impl Explorer<'_> {
         self.aligned(&target)?;
         if let (Kind::Stack { frame }, Operand::Reg(from)) = (pointer.kind, src) {
             self.spillable(frame, size, &value)?;
-            if value.kind == Kind::Scalar && value.id == 0 && size == 8 && value.as_const().is_none() {
+            let fits = value.value.umax <= u64::MAX >> (64 - 8 * size);
+            if value.kind == Kind::Scalar && value.id == 0 && fits && value.as_const().is_none() {
                 value = self.with_id(value);
                 self.state.set(from, value);
             }

@@ -156,9 +156,9 @@ impl Tnum {
         Tnum { value: self.value & keep, mask: self.mask & keep }
     }
 
-    /// The low `bits` sign-extended, bits 1 to 64.
-    pub const fn sign_extend(self, bits: u32) -> Tnum {
-        self.lsh(64 - bits).arsh(64 - bits)
+    /// The low `bits` (16, 32 or 64) with their bytes in the opposite order, zero-extended.
+    pub const fn swap_bytes(self, bits: u32) -> Tnum {
+        Tnum { value: self.value.swap_bytes() >> (64 - bits), mask: self.mask.swap_bytes() >> (64 - bits) }
     }
 
     /// The low half, zero-extended.
@@ -211,7 +211,6 @@ mod tests {
             prop_assert!(a.arsh(count).contains(((x as i64) >> count) as u64));
             prop_assert!(a.arsh32(count & 31).contains(u64::from(((x as i32) >> (count & 31)) as u32)));
             prop_assert!(a.truncate(16).contains(x & 0xffff));
-            prop_assert!(a.sign_extend(8).contains(x as i8 as u64));
             prop_assert!(a.with_low(b).contains(x >> 32 << 32 | y & 0xffff_ffff));
         }
 

@@ -59,3 +59,34 @@ fn a_key_that_exists_is_constant() {
     let call = verified.call(6).expect("a call");
     assert_eq!((call.constant_key, call.non_null), (Some(3), true));
 }
+
+fn reason(hex: &str) -> String {
+    check(hex).expect_err("the kernel refuses it").reason
+}
+
+/// One byte of the context's address, from the middle.
+#[test]
+fn a_part_of_a_spilled_pointer_is_not_a_number() {
+    let reason = reason("7b1af8ff00000000 71a0fbff00000000 9500000000000000");
+    assert_eq!(reason, "invalid size of register fill");
+}
+
+/// `w0 %= w0; if w0 <= 3`: of such a result the kernel knows nothing, so the upper half may be anything.
+#[test]
+fn a_remainder_is_any_number_of_64_bits() {
+    let reason = reason(
+        "6110000000000000 9c00000000000000 2600050003000000 1822000001000000 0000000000000000 0f02000000000000
+         7120000000000000 b700000000000000 9500000000000000",
+    );
+    assert!(reason.contains("unbounded"), "{reason}");
+}
+
+/// `r0 = be32 r0` of 16 bits: only the upper ones of 32 can be set, so what is at most 91 is 0.
+#[test]
+fn swapped_bytes_keep_what_is_known_of_bits() {
+    let accepted = check(
+        "6910000000000000 dc00000020000000 250006005b000000 1822000001000000 0000000000000000 0f02000000000000
+         71201f0000000000 0500000000000000 b700000000000000 9500000000000000",
+    );
+    accepted.expect("byte 31 of 32");
+}

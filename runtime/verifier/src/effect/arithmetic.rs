@@ -4,7 +4,8 @@ use crate::bounds::Scalar;
 use crate::tnum::Tnum;
 use beeline_isa::{AluOp, Width};
 
-/// `a op b`, as the instruction computes it.
+/// `a op b`, as the instruction computes it. Of results that the kernel does not compute it knows nothing, not even that a
+/// 32-bit operation clears the upper half.
 pub(crate) fn apply(op: AluOp, width: Width, a: Scalar, b: Scalar) -> Scalar {
     let exact = match (op, width) {
         (AluOp::Add, _) => add(a, b),
@@ -16,13 +17,13 @@ pub(crate) fn apply(op: AluOp, width: Width, a: Scalar, b: Scalar) -> Scalar {
         (AluOp::Lsh | AluOp::Rsh | AluOp::Arsh, Width::W64) => match b.as_const() {
             // The kernel makes nothing of counts that the machine would mask.
             Some(count @ 0..64) => shift(op, a, count as u32),
-            _ => Scalar::UNKNOWN,
+            _ => return Scalar::UNKNOWN,
         },
         (AluOp::Lsh | AluOp::Rsh | AluOp::Arsh, Width::W32) => match b.as_const32() {
             Some(count @ 0..32) => shift32(op, a, count),
-            _ => Scalar::UNKNOWN,
+            _ => return Scalar::UNKNOWN,
         },
-        (AluOp::Div | AluOp::SDiv | AluOp::Mod | AluOp::SMod, _) => Scalar::UNKNOWN,
+        (AluOp::Div | AluOp::SDiv | AluOp::Mod | AluOp::SMod, _) => return Scalar::UNKNOWN,
     };
     match width {
         Width::W64 => exact,

@@ -216,7 +216,8 @@ fn bits_clear(width: Width, a: &mut Scalar, b: &mut Scalar) {
             Width::W32 => other.as_const32().map(u64::from),
         };
         if let Some(bits) = bits.filter(|bits| set.tnum.value & bits == 0) {
-            set.tnum = set.tnum.and(Tnum::constant(!bits));
+            // As the kernel, which forgets the ranges here.
+            *set = Scalar { tnum: set.tnum.and(Tnum::constant(!bits)), ..Scalar::UNKNOWN };
         }
     }
 }

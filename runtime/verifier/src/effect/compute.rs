@@ -73,7 +73,11 @@ impl Explorer<'_> {
     pub(crate) fn mov_sign_extended(&mut self, width: Width, dst: Reg, src: Reg, bits: u8) -> Checked {
         let from = self.readable(src)?;
         let value = if from.kind == Kind::Scalar {
-            let extended = from.value.sign_extend(bits.into());
+            let given = match width {
+                Width::W64 => from.value,
+                Width::W32 => from.value.low_signed(),
+            };
+            let extended = given.sign_extend(bits.into());
             let unchanged = width == Width::W64
                 && from.value.smin >= -(1 << (bits - 1))
                 && from.value.smax < 1 << (bits - 1);
@@ -114,10 +118,8 @@ impl Explorer<'_> {
         } else if kind == Endianness::ToLittle {
             from.value.zero_extend(bits)
         } else {
-            match from.value.as_const() {
-                Some(value) => Scalar::constant(value.swap_bytes() >> (64 - bits)),
-                None => Scalar::of_bits(bits),
-            }
+            // The bits move, the ranges mean nothing any more.
+            Scalar::from_tnum(from.value.tnum.swap_bytes(bits))
         };
         let node = if from.kind == Kind::Scalar { from.node } else { 0 };
         self.state.set(dst, RegState { node, ..RegState::scalar(value) });

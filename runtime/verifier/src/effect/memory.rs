@@ -59,7 +59,7 @@ impl Explorer<'_> {
             return Ok(RegState::constant(0));
         }
         if slot.holds_pointer() {
-            self.pointer_read_as_number(&slot.spilled);
+            refuse!("invalid size of register fill");
         }
         Ok(loaded(size, signed))
     }
@@ -157,7 +157,7 @@ impl Explorer<'_> {
         if spills {
             slot.spilled = *value;
             if size < 8 {
-                slot.spilled.value = value.value.zero_extend(size * 8);
+                // The value stays whole, as the kernel's: a load takes its low bytes.
                 if value.value.umax > u64::MAX >> (64 - size * 8) {
                     slot.spilled.id = 0;
                 }
