@@ -155,8 +155,8 @@ impl Kernel {
                 }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN | libc::EINTR) => {}
-                    // No verdict.
-                    Some(libc::ENOMEM | libc::EPERM) => return Err(error),
+                    // No verdict: no memory, no permission, or more than a million instructions looked at.
+                    Some(libc::ENOMEM | libc::EPERM | libc::E2BIG) => return Err(error),
                     _ => return Ok(false),
                 },
             }
@@ -206,6 +206,23 @@ fn functions(code: &[Insn]) -> Vec<[u32; 2]> {
     starts.sort_unstable();
     starts.dedup();
     starts.into_iter().map(|start| [start, FUNCTION]).collect()
+}
+
+/// What the kernel says of programs that only it has a reason to refuse, and the reason.
+const HARMLESS: [(&str, &str); 8] = [
+    ("missing btf func_info", "it gets type information only where there are callbacks"),
+    ("without BTF", "the same"),
+    ("Sleepable programs can only use", "its maps need protection against their own reclamation"),
+    ("verifier bug", "it says itself that it is wrong"),
+    ("backtracking", "its own bookkeeping gives up"),
+    ("program of this type cannot use helper bpf_probe_write_user", "the machine is locked down"),
+    ("is too large. Processed", "its budget is spent"),
+    ("sequence of", "its budget is spent"),
+];
+
+/// True when a program is refused for a reason that is the kernel's alone.
+pub fn is_harmless(log: &str) -> bool {
+    HARMLESS.iter().any(|(words, _)| log.contains(words))
 }
 
 /// What the kernel says.
