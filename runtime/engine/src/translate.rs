@@ -4,7 +4,9 @@ use crate::kernel_types::kernel_types;
 use beeline_abi::map::{MapFlags, MapShape};
 use beeline_object::btf::{Btf, FUNC_GLOBAL, Kind, Type};
 use beeline_object::{MapDef, MapKind, Object, ProgramDef};
-use beeline_verifier::{GlobalArg, GlobalSignature, MapInfo, ProgType, Program, SubprogramInfo};
+use beeline_verifier::{
+    GlobalArg, GlobalSignature, MapInfo, ProgType, Program, SpecialField, SpecialKind, SubprogramInfo,
+};
 
 /// The verifier's input for a program of an object. Its maps are those that it refers to, in the order of
 /// [`ProgramDef::map_refs`]; the instructions are renumbered to match.
@@ -16,7 +18,7 @@ pub(crate) fn program(object: &Object, def: &ProgramDef, cpus: u32) -> Program {
         gpl_compatible: object.is_gpl_compatible(),
         sleepable: def.sleepable,
         insns: renumbered(def),
-        maps: def.map_refs.iter().map(|&index| map_info(&object.maps[index as usize], cpus)).collect(),
+        maps: def.map_refs.iter().map(|&index| map_info(object, &object.maps[index as usize], cpus)).collect(),
         subprograms: subprograms(object, def),
         line_info: lines(object, def),
         types: Some(kernel_types(object.target_btf.clone())),
@@ -55,7 +57,7 @@ pub(crate) fn shape(def: &MapDef, cpus: u32) -> MapShape {
     }
 }
 
-fn map_info(def: &MapDef, cpus: u32) -> MapInfo {
+fn map_info(object: &Object, def: &MapDef, cpus: u32) -> MapInfo {
     let constant = def.frozen && def.map_flags & MapFlags::RDONLY_PROG != 0;
     let frozen_contents = match &def.kind {
         MapKind::Data { contents, .. } if constant => Some(contents.clone()),
@@ -64,8 +66,39 @@ fn map_info(def: &MapDef, cpus: u32) -> MapInfo {
     MapInfo {
         name: def.name.clone(),
         shape: shape(def, cpus),
-        inner: def.inner.as_ref().map(|inner| Box::new(map_info(inner, cpus))),
+        inner: def.inner.as_ref().map(|inner| Box::new(map_info(object, inner, cpus))),
+        special: object.btf.as_deref().map_or(Vec::new(), |btf| special_fields(btf, def.btf_value_type_id)),
         frozen_contents,
+    }
+}
+
+/// The locks and timers in a map's value.
+fn special_fields(btf: &Btf, value: u32) -> Vec<SpecialField> {
+    let mut fields = Vec::new();
+    find_special(btf, value, 0, 0, &mut fields);
+    fields
+}
+
+/// Structures in structures, as deep as the kernel looks (`btf_parse_fields` of nested structures).
+fn find_special(btf: &Btf, type_id: u32, offset: u32, depth: u32, fields: &mut Vec<SpecialField>) {
+    const DEPTH_MAX: u32 = 4;
+    let Some(ty) = btf.resolve(type_id) else { return };
+    if ty.kind() == Kind::DataSec {
+        for var in ty.section_vars() {
+            let target = btf.get(var.type_id).map_or(0, |var| var.type_id());
+            find_special(btf, target, offset.saturating_add(var.offset), depth, fields);
+        }
+        return;
+    }
+    if ty.kind() != Kind::Struct || depth >= DEPTH_MAX {
+        return;
+    }
+    if let Some(kind) = SpecialKind::ALL.into_iter().find(|kind| kind.name() == ty.name()) {
+        fields.push(SpecialField { kind, offset });
+        return;
+    }
+    for member in ty.members() {
+        find_special(btf, member.type_id, offset.saturating_add(member.bit_offset / 8), depth + 1, fields);
     }
 }
 

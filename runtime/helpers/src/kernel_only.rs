@@ -1,6 +1,7 @@
-//! Helpers that only a kernel can serve: what the verifier knows of them.
+//! Helpers that cannot be run here: what the verifier knows of them.
 //!
-//! They change packets of a network stack, look at its sockets or read counters of the hardware. A program that calls one is
+//! They change packets of a network stack, look at its sockets, read counters of the hardware, or work on types of maps that do
+//! not exist here. A program that calls one is
 //! judged as by the kernel; it cannot be compiled, because there is nothing here to call. Prototypes are those of
 //! `net/core/filter.c` and `kernel/trace/bpf_trace.c`; which program types may call what was asked of a 6.18 kernel.
 
@@ -18,6 +19,9 @@ const INPUT_OR_NULL: ArgKind = ArgKind::Mem { access: Read, nullable: true };
 const OUTPUT: ArgKind = ArgKind::Mem { access: Write, nullable: false };
 /// Memory that the helper reads and writes, its size in the next argument.
 const BOTH: ArgKind = ArgKind::Mem { access: ReadWrite, nullable: false };
+
+/// A task.
+const TASK: ArgKind = ArgKind::Btf("task_struct");
 
 /// Traffic control.
 const SCHED: ProgramSet = ProgramSet::SCHED;
@@ -44,6 +48,11 @@ const fn number<const N: usize>(
     programs: ProgramSet,
 ) -> HelperProto {
     HelperProto::new(id, name, args(arguments), RetKind::Integer).only(programs)
+}
+
+/// A helper for every program type that returns nothing.
+const fn void<const N: usize>(id: u32, name: &'static str, arguments: [ArgKind; N]) -> HelperProto {
+    HelperProto::new(id, name, args(arguments), RetKind::Void)
 }
 
 /// Every such helper, in order of ids. An id occurs twice where program types have different functions by that id.
@@ -90,11 +99,17 @@ pub const KERNEL_ONLY: &[HelperProto] = &[
     number(69, "bpf_fib_lookup", [CTX, BOTH, Size, Anything], PACKET).gpl(),
     number(79, "bpf_skb_cgroup_id", [CTX], SCHED),
     number(83, "bpf_skb_ancestor_cgroup_id", [CTX, Anything], SCHED),
+    number(87, "bpf_map_push_elem", [ConstMapPtr, ArgKind::MapValue(Read), Anything], ProgramSet::ALL).packets(),
+    number(88, "bpf_map_pop_elem", [ConstMapPtr, ArgKind::MapValue(Write)], ProgramSet::ALL).packets(),
+    number(89, "bpf_map_peek_elem", [ConstMapPtr, ArgKind::MapValue(Write)], ProgramSet::ALL).packets(),
+    void(93, "bpf_spin_lock", [ArgKind::SpinLock { take: true }]),
+    void(94, "bpf_spin_unlock", [ArgKind::SpinLock { take: false }]),
     number(97, "bpf_skb_ecn_set_ce", [CTX], SCHED),
     number(119, "bpf_read_branch_records", [CTX, ArgKind::Mem { access: Write, nullable: true }, SizeOrZero, Anything], ProgramSet::PERF_EVENT).gpl(),
     number(122, "bpf_get_netns_cookie", [ArgKind::Ctx { nullable: true }], SKB),
     number(123, "bpf_get_current_ancestor_cgroup_id", [Anything], ProgramSet::ALL),
     number(135, "bpf_csum_level", [CTX, Anything], SCHED),
+    number(141, "bpf_get_task_stack", [TASK, OUTPUT, SizeOrZero, Anything], ProgramSet::ALL).gpl(),
     number(149, "bpf_snprintf_btf", [OUTPUT, Size, INPUT, Size, Anything], ProgramSet::ALL).gpl(),
     number(151, "bpf_skb_cgroup_classid", [CTX], SCHED),
     number(152, "bpf_redirect_neigh", [Anything, INPUT_OR_NULL, SizeOrZero, Anything], SCHED),
@@ -108,11 +123,13 @@ pub const KERNEL_ONLY: &[HelperProto] = &[
     number(188, "bpf_xdp_get_buff_len", [CTX], ProgramSet::XDP),
     number(189, "bpf_xdp_load_bytes", [CTX, Anything, OUTPUT, Size], ProgramSet::XDP),
     number(190, "bpf_xdp_store_bytes", [CTX, Anything, INPUT, Size], ProgramSet::XDP),
+    number(191, "bpf_copy_from_user_task", [OUTPUT, SizeOrZero, Anything, TASK, Anything], ProgramSet::ALL).gpl().sleeps(),
     number(192, "bpf_skb_set_tstamp", [CTX, Anything, Anything], SCHED),
     number(204, "bpf_tcp_raw_gen_syncookie_ipv4", [IPV4, INPUT, SizeOrZero], PACKET).gpl().packets(),
     number(205, "bpf_tcp_raw_gen_syncookie_ipv6", [IPV6, INPUT, SizeOrZero], PACKET).gpl().packets(),
     number(206, "bpf_tcp_raw_check_syncookie_ipv4", [IPV4, TCP], PACKET).gpl().packets(),
     number(207, "bpf_tcp_raw_check_syncookie_ipv6", [IPV6, TCP], PACKET).gpl().packets(),
+    number(209, "bpf_user_ringbuf_drain", [ConstMapPtr, ArgKind::Func, ArgKind::StackOrNull, Anything], ProgramSet::ALL),
 ];
 
 /// The prototype of helper `id` for programs of type `prog_type`: of one that can be run or of one that cannot. `None` when

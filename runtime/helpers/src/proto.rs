@@ -68,6 +68,11 @@ pub enum ArgKind {
     ConstStr,
     /// A kernel object by the name of its type (`ARG_PTR_TO_BTF_ID`).
     Btf(&'static str),
+    /// The spin lock in a map's value, which is taken or given back (`ARG_PTR_TO_SPIN_LOCK`).
+    SpinLock {
+        /// Taken.
+        take: bool,
+    },
     /// A dynptr: 16 bytes of stack that only such helpers touch (`ARG_PTR_TO_DYNPTR`).
     Dynptr(DynptrUse),
 }

@@ -1,7 +1,9 @@
 //! The machine: CPU, NUMA node, random numbers, control group.
 
-use crate::process;
 use crate::sys::{self, nr};
+use crate::{error, process};
+use beeline_abi::errno::{E2BIG, EAGAIN};
+use beeline_abi::map::MapHandle;
 use beeline_abi::process::ProcessBlock;
 use beeline_abi::run::RunContext;
 
@@ -54,6 +56,25 @@ pub(crate) unsafe extern "sysv64" fn get_numa_node_id(
     _: *mut RunContext,
 ) -> u64 {
     sys::cpu_and_node().1.into()
+}
+
+/// `long bpf_current_task_under_cgroup(struct bpf_map *map, u32 index)`: 1 when the thread is in the control group at that
+/// index or below.
+///
+/// Errors: `-E2BIG` no such index, `-EAGAIN` no group there.
+///
+/// *Differs*: groups cannot be put into such a map here, so there never is one.
+pub(crate) unsafe extern "sysv64" fn current_task_under_cgroup(
+    map: u64,
+    index: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    _: *mut RunContext,
+) -> u64 {
+    // SAFETY: the linker gave the program a validated handle.
+    let entries = unsafe { (*(map as *const MapHandle)).shape.max_entries };
+    error(if index as u32 >= entries { E2BIG } else { EAGAIN })
 }
 
 /// `u32 bpf_get_prandom_u32(void)`: SplitMix64, seeded for each thread from the clock and its slot's address.

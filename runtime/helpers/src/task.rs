@@ -200,6 +200,20 @@ pub(crate) unsafe extern "sysv64" fn get_current_task(
     unsafe { current(run).unwrap_or(0) }
 }
 
+/// `long bpf_task_pt_regs(struct task_struct *task)`: address of the registers with which the probe was hit, whichever task
+/// is given; 0 when the run is none of a probe.
+pub(crate) unsafe extern "sysv64" fn task_pt_regs(
+    _: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    run: *mut RunContext,
+) -> u64 {
+    // SAFETY: as in `get_current_task`.
+    unsafe { (*run).regs }
+}
+
 unsafe fn current(run: *mut RunContext) -> Option<u64> {
     // SAFETY: the caller's run; the injector mapped page and task memory with the block.
     unsafe {

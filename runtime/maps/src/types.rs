@@ -126,6 +126,17 @@ pub static TYPES: &[MapKind] = &[
         next_key: array::next_key,
     },
     MapKind {
+        map_type: MapType::CGROUP_ARRAY,
+        name: "cgroup_array",
+        check: check_fd_array,
+        layout: |shape| layout::array(shape, 1),
+        initialise: nothing,
+        lookup: no_lookup,
+        update: no_update,
+        delete: no_delete,
+        next_key: array::next_key,
+    },
+    MapKind {
         map_type: MapType::PROG_ARRAY,
         name: "prog_array",
         check: check_fd_array,

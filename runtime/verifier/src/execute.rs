@@ -45,6 +45,7 @@ impl Explorer<'_> {
     fn call(&mut self, call: Call) -> Checked<Next> {
         match call {
             Call::Helper(id) => {
+                self.may_call_locked(u32::try_from(id).ok())?;
                 let proto = self.helper(id)?;
                 let arguments = self.arguments(proto)?;
                 self.call_helper(proto, &arguments)
@@ -251,6 +252,7 @@ impl Explorer<'_> {
             refuse!("BPF_LD_[ABS|IND] in a subprogram is not supported");
         }
         let context = self.readable(Reg::R6)?;
+        self.unlocked("BPF_LD_[ABS|IND]")?;
         self.nothing_held()
             .map_err(|held| format!("{held}\nBPF_LD_[ABS|IND] would lead to reference leak"))?;
         if context.kind != Kind::Ctx || context.off != 0 || context.value.as_const() != Some(0) {

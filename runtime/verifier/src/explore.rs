@@ -103,7 +103,7 @@ impl<'a> Explorer<'a> {
             program,
             options,
             code,
-            state: State { frames: Vec::new(), references: Vec::new(), may_goto_depth: 0 },
+            state: State { frames: Vec::new(), references: Vec::new(), may_goto_depth: 0, lock: None },
             pc: 0,
             previous_pc: 0,
             precision: Graph::new(),
@@ -157,7 +157,7 @@ impl<'a> Explorer<'a> {
         self.log.begin();
         self.pc = self.code.subprograms[usize::from(frame.subprogram)].start;
         self.previous_pc = self.pc;
-        self.state = State { frames: vec![frame], references: Vec::new(), may_goto_depth: 0 };
+        self.state = State { frames: vec![frame], references: Vec::new(), may_goto_depth: 0, lock: None };
         self.parent = None;
         loop {
             match self.step() {

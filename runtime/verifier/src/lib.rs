@@ -42,7 +42,10 @@ pub mod tnum;
 pub mod types;
 
 pub use facts::{CallFacts, Stats, Subprogram, Verified};
-pub use program::{GlobalArg, GlobalSignature, Limits, MapInfo, Options, ProgType, Program, SubprogramInfo};
+pub use program::{
+    GlobalArg, GlobalSignature, Limits, MapInfo, Options, ProgType, Program, SpecialField, SpecialKind,
+    SubprogramInfo,
+};
 
 use claims::{Claims, Notes};
 use code::Code;

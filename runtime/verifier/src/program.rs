@@ -23,6 +23,48 @@ impl ProgType {
     pub const SYSCALL: ProgType = ProgType(31);
 }
 
+/// Part of a map's value that only certain helpers touch (`struct btf_field`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SpecialField {
+    /// What it is.
+    pub kind: SpecialKind,
+    /// Byte offset in the value.
+    pub offset: u32,
+}
+
+/// Types of members that are special.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SpecialKind {
+    /// `struct bpf_spin_lock`.
+    SpinLock,
+    /// `struct bpf_timer`.
+    Timer,
+    /// `struct bpf_wq`.
+    WorkQueue,
+}
+
+impl SpecialKind {
+    /// The name of its type, without `struct`.
+    pub fn name(self) -> &'static str {
+        match self {
+            SpecialKind::SpinLock => "bpf_spin_lock",
+            SpecialKind::Timer => "bpf_timer",
+            SpecialKind::WorkQueue => "bpf_wq",
+        }
+    }
+
+    /// Its size in bytes.
+    pub fn size(self) -> u32 {
+        match self {
+            SpecialKind::SpinLock => 4,
+            SpecialKind::Timer | SpecialKind::WorkQueue => 16,
+        }
+    }
+
+    /// All of them.
+    pub const ALL: [SpecialKind; 3] = [SpecialKind::SpinLock, SpecialKind::Timer, SpecialKind::WorkQueue];
+}
+
 /// A map as a program sees it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct MapInfo {
@@ -32,6 +74,8 @@ pub struct MapInfo {
     pub shape: MapShape,
     /// Of a map of maps: what its members look like.
     pub inner: Option<Box<MapInfo>>,
+    /// Parts of its values that only certain helpers touch, by the type of the value.
+    pub special: Vec<SpecialField>,
     /// The value of element 0 of an array that is frozen and read-only for programs: loads from it are constants.
     pub frozen_contents: Option<Vec<u8>>,
 }

@@ -42,12 +42,22 @@ impl Comparison<'_> {
         });
         same_chain
             && self.depths(old, new)
+            && self.lock(old, new)
             && old
                 .references
                 .iter()
                 .zip(&new.references)
                 .all(|(old, new)| self.id(old.0, new.0) && old.1 == new.1)
             && (0..old.frames.len()).all(|i| self.frame(i, &old.frames[i], &new.frames[i]))
+    }
+
+    /// The same lock is held, or none.
+    fn lock(&mut self, old: &State, new: &State) -> bool {
+        match (old.lock, new.lock) {
+            (None, None) => true,
+            (Some(old), Some(new)) => old.map == new.map && self.id(old.id, new.id),
+            _ => false,
+        }
     }
 
     /// A state that has gone round a bounded loop more often is not the same state.

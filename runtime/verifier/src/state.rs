@@ -318,6 +318,17 @@ pub(crate) struct State {
     pub(crate) references: Vec<(u32, u32)>,
     /// How often `may_goto` went on, on this path.
     pub(crate) may_goto_depth: u32,
+    /// The spin lock that is held.
+    pub(crate) lock: Option<Lock>,
+}
+
+/// A spin lock in a map's value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Lock {
+    /// The map.
+    pub(crate) map: MapRef,
+    /// Which look-up gave the value.
+    pub(crate) id: u32,
 }
 
 impl State {

@@ -40,6 +40,7 @@ fn map_info(def: &MapDef) -> MapInfo {
             MapKind::Data { contents, .. } if def.frozen => Some(contents.clone()),
             _ => None,
         },
+        ..MapInfo::default()
     }
 }
 

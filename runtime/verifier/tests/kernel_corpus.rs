@@ -10,7 +10,7 @@ mod types;
 use beeline_abi::map::{MapFlags, MapShape, MapType};
 use beeline_isa::Insn;
 use beeline_verifier::types::Types;
-use beeline_verifier::{MapInfo, Options, ProgType, Program, verify};
+use beeline_verifier::{MapInfo, Options, ProgType, Program, SpecialField, SpecialKind, verify};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -69,7 +69,11 @@ fn map(kind: &str) -> MapInfo {
         Box::new(MapInfo { shape, ..MapInfo::default() })
     });
     let shape = MapShape { map_type, key_size, value_size, max_entries, map_flags, cpus: 2 };
-    MapInfo { name: kind.into(), shape, inner, frozen_contents: None }
+    let special = match kind {
+        "map_timer" => vec![SpecialField { kind: SpecialKind::Timer, offset: 0 }],
+        _ => Vec::new(),
+    };
+    MapInfo { name: kind.into(), shape, inner, special, ..MapInfo::default() }
 }
 
 fn program(row: &Value, types: &Types) -> Program {

@@ -3,10 +3,13 @@
 //! ```text
 //! case a name
 //! type socket_filter                 the program's type; raw_tracepoint when not given
+//! license Proprietary                GPL when not given
 //! map ring ringbuf:0:0:4096          a map, as `corpus` describes it; r1 = map[ring] in the code
 //!     r0 = 0                         instructions, as `assemble` reads them
 //!     exit
+//! unasked                            the kernel wants type information for such a program, which a case does not have
 //! accept 0                           or `accept` where the result cannot be compared, or `reject last line of the log`
+//! advice what to change              what is said here beside that
 //! ```
 //!
 //! What stands there was said by a 6.18 kernel. Where `../shared/oracle/koracle` and permission to load programs are at hand,
@@ -23,6 +26,9 @@ struct Case {
     maps: Vec<(String, Value)>,
     code: String,
     expected: String,
+    unasked: bool,
+    license: String,
+    advice: Option<String>,
 }
 
 fn cases(text: &str) -> Vec<Case> {
@@ -36,17 +42,23 @@ fn cases(text: &str) -> Vec<Case> {
                 maps: Vec::new(),
                 code: String::new(),
                 expected: String::new(),
+                unasked: false,
+                license: "GPL".into(),
+                advice: None,
             });
             continue;
         }
         let case = cases.last_mut().expect("a case begins the file");
         match word {
+            "license" => case.license = rest.into(),
+            "advice" => case.advice = Some(rest.into()),
             "type" => case.prog_type = rest.into(),
             "map" => {
                 let (name, spec) = rest.split_once(' ').expect("a map has a name and a description");
                 let spec = serde_json::from_str(spec).unwrap_or_else(|_| spec.into());
                 case.maps.push((name.into(), spec));
             }
+            "unasked" => case.unasked = true,
             "accept" | "reject" => case.expected = line.into(),
             _ => case.code += &format!("{line}\n"),
         }
@@ -76,7 +88,7 @@ fn row(case: &Case) -> Value {
         insns.iter().flat_map(|insn| insn.to_bytes()).map(|byte| format!("{byte:02x}")).collect();
     let maps: serde_json::Map<_, _> = case.maps.iter().cloned().collect();
     let flags = if case.prog_type == "syscall" { 16 } else { 0 };
-    json!({"id": case.name, "insns": hex, "prog_type": case.prog_type, "maps": maps, "fixups": fixups, "prog_flags": flags})
+    json!({"id": case.name, "insns": hex, "prog_type": case.prog_type, "maps": maps, "fixups": fixups, "prog_flags": flags, "license": case.license})
 }
 
 /// An answer in the words of a case.
@@ -108,6 +120,10 @@ fn verdicts_here() {
             let why = answer.get("not_run").map(|why| format!(" ({why})")).unwrap_or_default();
             failures.push(format!("{}:\n    {found}{why}\n    {}", case.name, case.expected));
         }
+        let advice = answer["advice"].as_str();
+        if case.advice.as_deref().is_some_and(|expected| advice != Some(expected)) {
+            failures.push(format!("{}:\n    advice {}", case.name, advice.unwrap_or_default()));
+        }
     }
     assert!(failures.is_empty(), "{} of {} differ:\n{}", failures.len(), cases.len(), failures.join("\n"));
 }
@@ -117,7 +133,8 @@ fn verdicts_of_the_kernel() {
     let shared = std::env::var_os("BEELINE_SHARED")
         .map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from);
     let oracle = shared.join("oracle/koracle");
-    let cases = all_cases();
+    let mut cases = all_cases();
+    cases.retain(|case| !case.unasked);
     let rows: String = cases.iter().map(|case| format!("{}\n", row(case))).collect();
     let file = std::env::temp_dir().join(format!("beeline-verdicts-{}.jsonl", std::process::id()));
     std::fs::write(&file, rows).expect("a temporary file");

@@ -15,7 +15,10 @@ use beeline_isa::Reg;
 /// Most turns of `bpf_loop` (`BPF_MAX_LOOPS`); more is an error at run time.
 const LOOP: u32 = 181;
 const FOR_EACH_MAP_ELEM: u32 = 164;
+const USER_RINGBUF_DRAIN: u32 = 209;
 const TAIL_CALL: u32 = 12;
+const SPIN_LOCK: u32 = 93;
+const SPIN_UNLOCK: u32 = 94;
 
 impl Explorer<'_> {
     /// A call of a subprogram.
@@ -25,6 +28,11 @@ impl Explorer<'_> {
             refuse!("call to invalid destination")
         };
         if let Some(signature) = self.global_signature(callee) {
+            if self.state.lock.is_some() {
+                refuse!(
+                    "global function calls are not allowed while holding a lock, use static function instead"
+                );
+            }
             self.global_arguments(&signature)?;
             self.call_global(callee);
             self.state.clobber_caller_saved();
@@ -133,8 +141,10 @@ impl Explorer<'_> {
     /// What a helper call does, after its arguments were found right.
     pub(crate) fn call_helper(&mut self, proto: &HelperProto, arguments: &Arguments) -> Checked<Next> {
         match proto.id {
-            LOOP | FOR_EACH_MAP_ELEM => self.call_back(proto.id, arguments)?,
+            LOOP | FOR_EACH_MAP_ELEM | USER_RINGBUF_DRAIN => self.call_back(proto.id, arguments)?,
             TAIL_CALL => self.tail_call()?,
+            SPIN_LOCK => self.state.lock = arguments.lock,
+            SPIN_UNLOCK => self.state.lock = None,
             _ => {}
         }
         if arguments.released != 0 {
@@ -216,7 +226,8 @@ impl Explorer<'_> {
         } else {
             Kind::MapValue { map, nullable }
         };
-        let id = if kind.is_nullable() { self.fresh_id() } else { 0 };
+        // A lock in this value is not the lock in another.
+        let id = if kind.is_nullable() || pointer::has_lock(self.program, kind) { self.fresh_id() } else { 0 };
         Ok(RegState { id, ..RegState::pointer(kind) })
     }
 
@@ -258,6 +269,12 @@ impl Explorer<'_> {
             frame.regs[2] = context;
             return Ok(());
         }
+        if helper == USER_RINGBUF_DRAIN {
+            let id = self.fresh_id();
+            frame.regs[1] = RegState { id, ..RegState::pointer(Kind::DynptrPtr) };
+            frame.regs[2] = context;
+            return Ok(());
+        }
         let Some(map) = arguments.map else { refuse!("helper {helper} needs a map") };
         frame.regs[1] = RegState::pointer(Kind::MapPtr { map, nullable: false });
         frame.regs[2] = RegState::pointer(Kind::MapKey { map });
@@ -281,7 +298,9 @@ impl Explorer<'_> {
         use beeline_isa::{Call, Op};
         match self.code.op(self.pc) {
             Some(Op::MayGoto { .. }) => true,
-            Some(Op::Call(Call::Helper(id))) => [LOOP, FOR_EACH_MAP_ELEM].contains(&(id as u32)),
+            Some(Op::Call(Call::Helper(id))) => {
+                [LOOP, FOR_EACH_MAP_ELEM, USER_RINGBUF_DRAIN].contains(&(id as u32))
+            }
             _ => false,
         }
     }

@@ -69,17 +69,18 @@ impl Explorer<'_> {
                 return;
             }
         };
+        let program = self.program;
         if let (Some(id), true) = (nullable_id(a), b.is_null()) {
             self.mark_precise(b);
-            pointer::learn_null(taken, id, equal_is_taken);
-            pointer::learn_null(&mut self.state, id, !equal_is_taken);
+            pointer::learn_null(program, taken, id, equal_is_taken);
+            pointer::learn_null(program, &mut self.state, id, !equal_is_taken);
         } else if let (Some(id), true) = (nullable_id(b), a.is_null()) {
             self.mark_precise(a);
-            pointer::learn_null(taken, id, equal_is_taken);
-            pointer::learn_null(&mut self.state, id, !equal_is_taken);
+            pointer::learn_null(program, taken, id, equal_is_taken);
+            pointer::learn_null(program, &mut self.state, id, !equal_is_taken);
         } else if let Some(id) = equal_to_non_null(a, b).or_else(|| equal_to_non_null(b, a)) {
             let state = if equal_is_taken { taken } else { &mut self.state };
-            pointer::learn_null(state, id, false);
+            pointer::learn_null(program, state, id, false);
         }
     }
 }

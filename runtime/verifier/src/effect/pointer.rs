@@ -3,6 +3,7 @@
 use crate::bounds::Scalar;
 use crate::effect::arithmetic;
 use crate::explore::Explorer;
+use crate::program::{Program, SpecialKind};
 use crate::refusal::Checked;
 use crate::require::pointer::{movable, sane};
 use crate::state::{Kind, RegState, State};
@@ -43,7 +44,8 @@ impl Explorer<'_> {
 }
 
 /// A comparison with 0 has shown whether the pointers with `id` are null.
-pub(crate) fn learn_null(state: &mut State, id: u32, is_null: bool) {
+/// Values with a lock stay told apart: the lock in one is not the lock in another.
+pub(crate) fn learn_null(program: &Program, state: &mut State, id: u32, is_null: bool) {
     let mut released = 0;
     for reg in state.each_reg().filter(|reg| reg.id == id && reg.kind.is_nullable()) {
         if is_null {
@@ -54,12 +56,22 @@ pub(crate) fn learn_null(state: &mut State, id: u32, is_null: bool) {
             *reg = RegState::scalar(Scalar::constant(0));
         } else {
             reg.kind = reg.kind.non_null();
-            reg.id = 0;
+            if !has_lock(program, reg.kind) {
+                reg.id = 0;
+            }
         }
     }
     if is_null && released != 0 {
         state.references.retain(|reference| reference.0 != released);
     }
+}
+
+/// The pointer is to a value with a spin lock.
+pub(crate) fn has_lock(program: &Program, kind: Kind) -> bool {
+    let Kind::MapValue { map, .. } = kind else { return false };
+    let info = program.maps.get(map.index as usize);
+    let info = if map.inner { info.and_then(|info| info.inner.as_deref()) } else { info };
+    info.is_some_and(|info| info.special.iter().any(|field| field.kind == SpecialKind::SpinLock))
 }
 
 /// Takes a reference back: the pointers that belong to it are gone.

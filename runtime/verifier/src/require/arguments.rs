@@ -7,7 +7,7 @@ use crate::facts::CallFacts;
 use crate::refusal::{Checked, refuse};
 use crate::require::memory::{Access, Target};
 use crate::require::pointer::OFFSET_MAX;
-use crate::state::{Kind, MapRef, Memory, RegState, Trust};
+use crate::state::{Kind, Lock, MapRef, Memory, RegState, Trust};
 use beeline_abi::map::MapFlags;
 use beeline_helpers::kernel_only;
 use beeline_helpers::proto::{ArgKind, HelperProto, MemAccess};
@@ -30,6 +30,8 @@ pub(crate) struct Arguments {
     pub(crate) constant_key: Option<u64>,
     /// A look-up of that key succeeds.
     pub(crate) key_exists: bool,
+    /// The spin lock.
+    pub(crate) lock: Option<Lock>,
     /// The dynptr that is looked at.
     pub(crate) dynptr: u32,
 }
@@ -143,6 +145,15 @@ impl Explorer<'_> {
                 _ if state.is_null() => self.mark_precise(&state),
                 _ => return wrong(reg, &state, "fp"),
             },
+            ArgKind::SpinLock { take } => {
+                let lock = self.lock_argument(reg, &state)?;
+                if take {
+                    self.may_lock()?
+                } else {
+                    self.may_unlock(lock)?
+                }
+                found.lock = Some(lock);
+            }
             ArgKind::ConstStr => self.constant_string(reg, &state)?,
             ArgKind::Dynptr(how) => self.dynptr_argument(reg, &state, how, found)?,
             ArgKind::Btf(name) => match state.kind {

@@ -17,6 +17,7 @@ impl Explorer<'_> {
     /// The end of the program.
     pub(crate) fn may_exit(&mut self) -> Checked {
         let returned = self.readable(Reg::R0)?;
+        self.unlocked("BPF_EXIT instruction in main prog")?;
         self.nothing_held().map_err(|held| {
             format!("{held}\nBPF_EXIT instruction in main prog would lead to reference leak")
         })?;
@@ -42,9 +43,16 @@ impl Explorer<'_> {
         self.mark_precise(&returned);
         let (min, max) = (returned.value.smin, returned.value.smax);
         if min < 0 || max > i64::from(callback.returns_max) {
-            let known = if returned.value.as_const().is_some() { "the known" } else { "unknown" };
+            let (mut known, unknown) = (String::new(), " unknown scalar value");
+            if min > i64::MIN {
+                known += &format!(" smin={min}");
+            }
+            if max < i64::MAX {
+                known += &format!(" smax={max}");
+            }
             refuse!(
-                "At callback return the register R0 has {known} value smin={min} smax={max} should have been in [0, {}]",
+                "At callback return the register R0 has{} should have been in [0, {}]",
+                if known.is_empty() { unknown } else { &known },
                 callback.returns_max
             );
         }

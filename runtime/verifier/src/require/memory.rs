@@ -111,7 +111,16 @@ impl Explorer<'_> {
         }
         target.inside(value_size, |off| {
             format!("invalid access to map value, value_size={value_size} off={off} size={size}")
-        })
+        })?;
+        let least = target.pointer.value.smin.saturating_add(off);
+        let end = (target.pointer.value.umax as i64).saturating_add(off) + i64::from(size);
+        for field in &info.special {
+            let start = i64::from(field.offset);
+            if least < start + i64::from(field.kind.size()) && start < end {
+                refuse!("{} cannot be accessed directly by load/store", field.kind.name());
+            }
+        }
+        Ok(())
     }
 
     /// An access to a map's key in a callback.

@@ -1,13 +1,36 @@
 //! What a program as a whole requires.
 
 use crate::context;
-use crate::program::Program;
+use crate::program::{MapInfo, ProgType, Program, SpecialKind};
 use crate::refusal::{Checked, refuse};
 
 /// The program's type is one whose context is known.
 pub(crate) fn check(program: &Program) -> Checked {
     if !context::is_known(program.prog_type) {
         refuse!("program type {} is not supported in userspace", program.prog_type.0);
+    }
+    program.maps.iter().try_for_each(|map| suits(program, map))
+}
+
+/// Programs that run wherever the kernel is (`is_tracing_prog_type`).
+const TRACING: [ProgType; 5] = [
+    ProgType::KPROBE,
+    ProgType::TRACEPOINT,
+    ProgType::PERF_EVENT,
+    ProgType::RAW_TRACEPOINT,
+    ProgType::RAW_TRACEPOINT_WRITABLE,
+];
+
+/// The program may use the map (`check_map_prog_compatibility`).
+fn suits(program: &Program, map: &MapInfo) -> Checked {
+    for field in &map.special {
+        let name = field.kind.name();
+        if field.kind == SpecialKind::SpinLock && program.prog_type == ProgType::SOCKET_FILTER {
+            refuse!("socket filter progs cannot use {name} yet");
+        }
+        if TRACING.contains(&program.prog_type) {
+            refuse!("tracing progs cannot use {name} yet");
+        }
     }
     Ok(())
 }

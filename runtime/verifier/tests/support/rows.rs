@@ -55,6 +55,7 @@ fn map(name: &str, map: &Value) -> MapInfo {
         shape,
         inner: map.get("inner").map(|inner| Box::new(self::map(name, inner))),
         frozen_contents: map["frozen"].as_str().map(bytes),
+        ..MapInfo::default()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The maps of a corpus: named kinds, those of the kernel's verifier suite, and descriptions.
 
 use beeline_abi::map::{MapFlags, MapShape, MapType};
-use beeline_verifier::MapInfo;
+use beeline_verifier::{MapInfo, SpecialField, SpecialKind};
 use serde_json::Value;
 
 /// CPUs that per-CPU maps are made for.
@@ -16,6 +16,8 @@ pub struct MapSpec {
     pub inner: Option<Box<MapSpec>>,
     /// First contents: key and value.
     pub contents: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Parts of its values that only helpers touch.
+    pub special: Vec<SpecialField>,
     /// Programs to tail-call, by index.
     pub programs: Vec<(u32, Callee)>,
 }
@@ -106,6 +108,10 @@ impl MapSpec {
         MapSpec { programs, ..MapSpec::of(MapType::PROG_ARRAY, 4, 4, max_entries, 0) }
     }
 
+    fn with(self, kind: SpecialKind, offset: u32) -> MapSpec {
+        MapSpec { special: vec![SpecialField { kind, offset }], ..self }
+    }
+
     /// A kind of map by its name.
     pub fn of_kind(kind: &str) -> Option<MapSpec> {
         let no_prealloc = MapFlags::NO_PREALLOC;
@@ -126,7 +132,8 @@ impl MapSpec {
             "map_stacktrace" => MapSpec::of(MapType::STACK_TRACE, 4, 8, 1, 0),
             "map_event_output" => MapSpec::of(MapType::PERF_EVENT_ARRAY, 4, 4, 1, 0),
             "map_ringbuf" => MapSpec::of(MapType::RINGBUF, 0, 0, 4096, 0),
-            "map_timer" => MapSpec::of(MapType::HASH, 4, 16, 1, 0),
+            "map_timer" => MapSpec::of(MapType::ARRAY, 4, 16, 1, 0).with(SpecialKind::Timer, 0),
+            "map_spin_lock" => MapSpec::of(MapType::ARRAY, 4, 8, 1, 0).with(SpecialKind::SpinLock, 4),
             _ => return None,
         })
     }
@@ -170,6 +177,7 @@ impl MapSpec {
         MapInfo {
             shape: self.shape,
             inner: self.inner.as_ref().map(|inner| Box::new(inner.info())),
+            special: self.special.clone(),
             ..MapInfo::default()
         }
     }

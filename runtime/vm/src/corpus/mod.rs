@@ -17,6 +17,7 @@
 pub mod maps;
 pub mod row;
 pub mod run;
+mod types;
 
 use beeline_verifier::{Options, Rejection, Verified, verify};
 use row::Row;
@@ -80,6 +81,13 @@ pub fn answer(line: &str) -> Value {
     Value::Object(answer)
 }
 
+/// The last line of a log, those left out that say how much work it was.
+fn last_line(log: &str) -> &str {
+    const STATISTICS: [&str; 3] = ["processed ", "verification time ", "stack depth "];
+    let said = |line: &&str| !line.trim().is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start));
+    log.lines().rfind(said).unwrap_or_default().trim()
+}
+
 fn judged(row: &Row, answer: &mut Map<String, Value>) {
     let mut put = |key: &str, value: Value| answer.insert(key.into(), value);
     let log = match row.judge() {
@@ -98,8 +106,11 @@ fn judged(row: &Row, answer: &mut Map<String, Value>) {
         }
         Verdict::Rejected(rejection) => {
             put("verdict", "reject".into());
-            put("reason", rejection.reason.into());
+            put("reason", last_line(&rejection.log).into());
             put("pc", rejection.pc.into());
+            if let Some(advice) = rejection.advice {
+                put("advice", advice.into());
+            }
             rejection.log
         }
     };

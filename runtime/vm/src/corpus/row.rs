@@ -1,6 +1,7 @@
 //! One row of a corpus, read.
 
 use super::maps::{MapError, MapSpec};
+use super::types;
 use crate::hex::{self, HexError};
 use beeline_isa::Insn;
 use beeline_isa::opcode::{LD_IMM64, PSEUDO_MAP_FD};
@@ -123,6 +124,7 @@ impl Row {
             sleepable: flags & SLEEPABLE != 0 || prog_type == ProgType::SYSCALL,
             insns,
             maps: maps.iter().map(MapSpec::info).collect(),
+            types: Some(types::kernel_types()),
             ..Program::default()
         };
         Ok(Row {
