@@ -18,7 +18,11 @@ pub(crate) fn program(object: &Object, def: &ProgramDef, cpus: u32) -> Program {
         gpl_compatible: object.is_gpl_compatible(),
         sleepable: def.sleepable,
         insns: renumbered(def),
-        maps: def.map_refs.iter().map(|&index| map_info(object, &object.maps[index as usize], cpus)).collect(),
+        maps: def
+            .map_refs
+            .iter()
+            .map(|&index| map_info(object, &object.maps[index as usize], cpus))
+            .collect(),
         subprograms: subprograms(object, def),
         line_info: lines(object, def),
         types: Some(kernel_types(object.target_btf.clone())),

@@ -172,7 +172,7 @@ fn references() {
         mov(0, 0),
         EXIT_INSN,
     ];
-    check(reserve.into_iter().chain(twice), "R6 !read_ok");
+    check(reserve.into_iter().chain(twice), "R1 type=scalar expected=ringbuf_mem");
 }
 
 #[test]

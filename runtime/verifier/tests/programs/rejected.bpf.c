@@ -21,7 +21,7 @@ SEC("uprobe") int outside(struct pt_regs *ctx)
 	return value ? value[ctx->rdi & 15] : 0;
 }
 
-/* reason: Unreleased reference */
+/* reason: reference leak */
 SEC("uprobe") int leak(struct pt_regs *ctx)
 {
 	__u64 *record = bpf_ringbuf_reserve(&ring, 8, 0);
@@ -73,7 +73,7 @@ static int too_much(__u32 index, void *data)
 	return 2;
 }
 
-/* reason: At callback return the register R0 has the known value smin=2 smax=2 should have been in [0, 1] */
+/* reason: At callback return the register R0 has smin=2 smax=2 should have been in [0, 1] */
 SEC("uprobe") int callback_result(struct pt_regs *ctx)
 {
 	return bpf_loop(10, too_much, 0, 0);
