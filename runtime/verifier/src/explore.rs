@@ -10,14 +10,21 @@ use crate::facts::Facts;
 use crate::graph::Graph;
 use crate::liveness::{self, Regs};
 use crate::log::Log;
+use crate::needed::Needed;
 use crate::program::{Options, Program};
-use crate::prune::{self, Comparison, How};
+use crate::prune::{self, Comparison, How, Ids};
 use crate::refusal::{Checked, Refusal};
 use crate::state::{Frame, Kind, RegState, State};
 use beeline_isa::{Call, Op, Reg};
 
 /// With how many earlier turns of a loop a state is compared, to find a loop without progress.
 const LOOPS_COMPARED: usize = 4;
+
+/// With how many earlier turns of a loop that something else bounds a state is compared, to end it.
+const BOUNDED_LOOPS_COMPARED: usize = 64;
+
+/// Bytes that the verifier keeps for each instruction slot, about.
+const INSN_BYTES: usize = 96;
 
 /// A state that was kept, by index.
 pub(crate) type CheckpointId = u32;
@@ -35,8 +42,7 @@ struct Pending {
 struct Checkpoint {
     /// The instruction.
     pc: usize,
-    /// `None` when it was dropped because it never covered anything.
-    state: Option<Box<State>>,
+    state: Kept,
     parent: Option<CheckpointId>,
     /// Paths from here that are not explored to their end yet.
     open: u32,
@@ -46,6 +52,33 @@ struct Checkpoint {
     /// How often it covered a later state, and how often it was compared in vain.
     hits: u32,
     misses: u32,
+}
+
+/// How much of a checkpoint's state is kept.
+enum Kept {
+    /// All: it is being explored, or what leads back to one that is.
+    Whole(Box<State>),
+    /// What mattered.
+    Needed(Box<Needed>),
+    /// Nothing, because it never covered anything.
+    Nothing,
+}
+
+impl Kept {
+    fn whole(&self) -> Option<&State> {
+        match self {
+            Kept::Whole(state) => Some(state),
+            Kept::Needed(_) | Kept::Nothing => None,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Kept::Whole(state) => state.bytes(),
+            Kept::Needed(needed) => needed.bytes(),
+            Kept::Nothing => 0,
+        }
+    }
 }
 
 /// Where a path goes on.
@@ -79,6 +112,7 @@ pub(crate) struct Explorer<'a> {
     open_at: Vec<Vec<CheckpointId>>,
     /// Checkpoints by instruction that were explored to their end.
     closed_at: Vec<Vec<CheckpointId>>,
+    ids: Ids,
     last_id: u32,
     jumps: u32,
     jumps_at_checkpoint: u32,
@@ -118,6 +152,7 @@ impl<'a> Explorer<'a> {
             checkpoints: Vec::new(),
             open_at: vec![Vec::new(); code.ops.len()],
             closed_at: vec![Vec::new(); code.ops.len()],
+            ids: Ids::new(),
             last_id: 0,
             jumps: 0,
             jumps_at_checkpoint: 0,
@@ -138,6 +173,7 @@ impl<'a> Explorer<'a> {
         while let Some(subprogram) = self.globals_pending.pop() {
             if !std::mem::replace(&mut done[usize::from(subprogram)], true) {
                 let frame = self.global_frame(subprogram);
+                self.forget_states();
                 self.explore_from(frame)?;
             }
         }
@@ -175,7 +211,7 @@ impl<'a> Explorer<'a> {
                 }
                 Err(reason) => {
                     self.log.failed(self.program, self.pc, &self.state, &reason);
-                    let earlier = self.looping.and_then(|id| self.checkpoints[id as usize].state.as_deref());
+                    let earlier = self.looping.and_then(|id| self.checkpoints[id as usize].state.whole());
                     if let Some(earlier) = earlier {
                         self.log.same(self.program, &self.state, earlier);
                     }
@@ -183,6 +219,19 @@ impl<'a> Explorer<'a> {
                 }
             }
         }
+    }
+
+    /// The exploration of a function is at its end: no other one compares states with those.
+    fn forget_states(&mut self) {
+        self.closed_at.iter_mut().for_each(Vec::clear);
+        for id in 0..self.checkpoints.len() {
+            self.replace(id as CheckpointId, Kept::Nothing);
+        }
+    }
+
+    fn replace(&mut self, id: CheckpointId, by: Kept) {
+        self.bytes += by.bytes();
+        self.bytes -= std::mem::replace(&mut self.checkpoints[id as usize].state, by).bytes();
     }
 
     fn resume(&mut self, next: Pending) {
@@ -197,12 +246,7 @@ impl<'a> Explorer<'a> {
     fn step(&mut self) -> Checked<Next> {
         let pc = self.pc;
         self.facts.insns_processed += 1;
-        if self.facts.insns_processed > self.options.limits.insns_processed_max {
-            return Err(format!("BPF program is too large. Processed {} insn", self.facts.insns_processed));
-        }
-        if self.bytes > self.options.limits.state_bytes_max {
-            return Err(format!("BPF program is too complex: {} bytes of states at insn {pc}", self.bytes));
-        }
+        self.within_limits()?;
         if self.flow.prune[pc] && self.arrive()? {
             self.log.covered(self.previous_pc, pc);
             return Ok(Next::End);
@@ -237,6 +281,26 @@ impl<'a> Explorer<'a> {
         }
     }
 
+    fn within_limits(&mut self) -> Checked {
+        let limits = &self.options.limits;
+        let graphs = self.precision.bytes() + self.reads.bytes();
+        let bytes = self.bytes + graphs + self.code.ops.len() * INSN_BYTES;
+        self.facts.state_bytes_peak = self.facts.state_bytes_peak.max(bytes);
+        if self.facts.insns_processed > limits.insns_processed_max {
+            return Err(format!("BPF program is too large. Processed {} insn", self.facts.insns_processed));
+        }
+        if bytes > limits.state_bytes_max {
+            return Err(format!("BPF program is too complex: {bytes} bytes of states at insn {}", self.pc));
+        }
+        if self.facts.work > limits.work_max {
+            return Err(format!(
+                "BPF program is too complex: {} registers and stack slots compared and copied up to insn {}",
+                self.facts.work, self.pc
+            ));
+        }
+        Ok(())
+    }
+
     /// Another path goes on at `pc` with `state`, later.
     pub(crate) fn push(&mut self, pc: usize, state: State) -> Checked {
         if self.pending.len() >= self.options.limits.branches_pending_max as usize {
@@ -246,6 +310,7 @@ impl<'a> Explorer<'a> {
             self.checkpoints[parent as usize].open += 1;
         }
         self.bytes += state.bytes();
+        self.facts.work += state.parts();
         let log_len = self.log.position();
         self.pending.push(Pending { state, pc, previous_pc: self.pc, parent: self.parent, log_len });
         Ok(())
@@ -282,17 +347,24 @@ impl<'a> Explorer<'a> {
             at = checkpoint.parent;
             self.open_at[checkpoint.pc].pop();
             self.closed_at[checkpoint.pc].push(id);
+            if self.open_head(id).is_none() {
+                self.keep_needed(id);
+            }
         }
     }
 
     fn live_regs(&self) -> Vec<Regs> {
-        let frames = &self.state.frames;
-        let inner = frames.iter().skip(1).map(|above| {
+        self.live_regs_of(&self.state, self.pc)
+    }
+
+    /// The registers of each frame of `state` that can still be read from `pc` on.
+    fn live_regs_of(&self, state: &State, pc: usize) -> Vec<Regs> {
+        let inner = state.frames.iter().skip(1).map(|above| {
             let site = above.callsite as usize;
             let called_back = above.callback.is_some();
             if called_back { self.live[site] } else { self.live[self.code.next(site)] & !0b11_1111 }
         });
-        inner.chain([self.live[self.pc]]).collect()
+        inner.chain([self.live[pc]]).collect()
     }
 
     /// At a place where paths meet. True when an earlier state covers this one.
@@ -306,13 +378,12 @@ impl<'a> Explorer<'a> {
         let live = self.live_regs();
         let kept = (self.open_at[self.pc].len() + self.closed_at[self.pc].len()) as u32;
         self.facts.states_per_insn_max = self.facts.states_per_insn_max.max(kept);
-        if bounded && let Some(id) = self.find(&self.open_at[self.pc], How::Within, &live) {
-            self.covered_by(id, How::Within);
+        if bounded && let Some(id) = self.find_open(How::Within, BOUNDED_LOOPS_COMPARED, &live) {
+            self.covered_by_open(id);
             return Ok(true);
         }
         if !self.open_at[self.pc].is_empty() {
-            let newest = self.open_at[self.pc].len().saturating_sub(LOOPS_COMPARED);
-            if let Some(id) = self.find(&self.open_at[self.pc][newest..], How::Identical, &live) {
+            if let Some(id) = self.find_open(How::Identical, LOOPS_COMPARED, &live) {
                 self.looping = Some(id);
                 return Err(format!("infinite loop detected at insn {}", self.pc));
             }
@@ -330,20 +401,24 @@ impl<'a> Explorer<'a> {
         Ok(false)
     }
 
-    /// The first of these checkpoints that covers the current state.
-    fn find(&self, ids: &[CheckpointId], how: How, live: &[Regs]) -> Option<CheckpointId> {
-        let found = |&id: &CheckpointId| {
-            let open = self.checkpoints[id as usize].open > 0;
-            (how == How::Identical || !open || self.has_advanced_since(id)) && self.compare(id, how, live)
-        };
-        ids.iter().rev().copied().find(found)
+    /// The newest of the last `count` checkpoints above at this instruction that covers the current state.
+    fn find_open(&mut self, how: How, count: usize, live: &[Regs]) -> Option<CheckpointId> {
+        let end = self.open_at[self.pc].len();
+        for i in (end.saturating_sub(count)..end).rev() {
+            let id = self.open_at[self.pc][i];
+            if (how == How::Identical || self.has_advanced_since(id)) && self.compare(id, how, live) {
+                return Some(id);
+            }
+        }
+        None
     }
 
     /// Since checkpoint `id`, which is above, the path went round a loop that something else bounds: only then may it end
     /// there. Without that the loop could turn for ever.
     fn has_advanced_since(&self, id: CheckpointId) -> bool {
-        let Some(old) = &self.checkpoints[id as usize].state else { return false };
-        let turns = |state: &State| state.frames.iter().map(|frame| frame.callback_depth).collect::<Vec<_>>();
+        let Some(old) = self.checkpoints[id as usize].state.whole() else { return false };
+        let turns =
+            |state: &'_ State| state.frames.iter().map(|frame| frame.callback_depth).collect::<Vec<_>>();
         self.state.may_goto_depth > old.may_goto_depth || turns(&self.state) > turns(old)
     }
 
@@ -353,14 +428,16 @@ impl<'a> Explorer<'a> {
         let mut i = 0;
         while i < self.closed_at[self.pc].len() {
             let id = self.closed_at[self.pc][i];
-            let how = if self.open_head(id).is_some() { How::Within } else { How::Needed };
-            if self.compare(id, how, live) {
-                self.covered_by(id, how);
+            if self.open_head(id).is_some() {
+                if self.compare(id, How::Within, live) {
+                    self.covered_by_open(id);
+                    return true;
+                }
+            } else if self.compare_needed(id) {
                 return true;
             }
             if count && self.missed(id) {
-                let dropped = self.checkpoints[id as usize].state.take();
-                self.bytes -= dropped.map_or(0, |state| state.bytes());
+                self.replace(id, Kept::Nothing);
                 self.closed_at[self.pc].swap_remove(i);
                 self.kept -= 1;
             } else {
@@ -378,30 +455,64 @@ impl<'a> Explorer<'a> {
             || checkpoint.misses > 64
     }
 
-    fn compare(&self, id: CheckpointId, how: How, live: &[Regs]) -> bool {
-        let Some(old) = &self.checkpoints[id as usize].state else { return false };
-        let (precision, reads) = (&self.precision, &self.reads);
-        Comparison { how, precision, reads, live, ids: Vec::new() }.covers(old, &self.state)
+    fn compare(&mut self, id: CheckpointId, how: How, live: &[Regs]) -> bool {
+        let Some(old) = self.checkpoints[id as usize].state.whole() else { return false };
+        let mut comparison = Comparison { how, ids: &mut self.ids, work: 0 };
+        let covers = comparison.covers(old, &self.state, live);
+        self.facts.work += comparison.work;
+        covers
     }
 
-    fn covered_by(&mut self, id: CheckpointId, how: How) {
+    /// The path ends where checkpoint `id` was, which is being explored or leads back to one that is.
+    fn covered_by_open(&mut self, id: CheckpointId) {
         self.checkpoints[id as usize].hits += 1;
         self.facts.pruned += 1;
-        if let Some(old) = &self.checkpoints[id as usize].state {
-            let later = how == How::Within;
-            prune::inherit(old, &self.state, &mut self.precision, &mut self.reads, later);
+        if let Some(old) = self.checkpoints[id as usize].state.whole() {
+            prune::inherit(old, &self.state, &mut self.precision, &mut self.reads);
         }
-        if how == How::Within {
-            self.close_loop(id);
+        self.close_loop(id);
+    }
+
+    /// Compares with what mattered of a checkpoint that was explored to its end. True when it covers the current state.
+    fn compare_needed(&mut self, id: CheckpointId) -> bool {
+        self.keep_needed(id);
+        let checkpoint = &mut self.checkpoints[id as usize];
+        let Kept::Needed(needed) = &checkpoint.state else { return false };
+        let mut comparison = Comparison { how: How::Within, ids: &mut self.ids, work: 1 };
+        let covers = needed.covers(&self.state, &mut comparison);
+        self.facts.work += comparison.work;
+        if covers {
+            checkpoint.hits += 1;
+            self.facts.pruned += 1;
+            needed.inherit(&self.state, &mut self.precision, &mut self.reads);
+        }
+        covers
+    }
+
+    /// Of checkpoint `id`, which was explored to its end and leads back to none that is being explored, only what mattered is
+    /// kept.
+    fn keep_needed(&mut self, id: CheckpointId) {
+        let checkpoint = &self.checkpoints[id as usize];
+        if let Some(state) = checkpoint.state.whole() {
+            let live = self.live_regs_of(state, checkpoint.pc);
+            let needed = Needed::of(state, &live, &self.precision, &self.reads);
+            self.facts.work += state.parts();
+            self.replace(id, Kept::Needed(Box::new(needed)));
         }
     }
 
     /// The outermost checkpoint that paths from `id` lead back to and that is still being explored.
-    fn open_head(&self, id: CheckpointId) -> Option<CheckpointId> {
+    fn open_head(&mut self, id: CheckpointId) -> Option<CheckpointId> {
         let mut head = self.checkpoints[id as usize].head?;
         while self.checkpoints[head as usize].open == 0 {
-            head = self.checkpoints[head as usize].head?;
+            let Some(outer) = self.checkpoints[head as usize].head else {
+                self.checkpoints[id as usize].head = None;
+                return None;
+            };
+            head = outer;
         }
+        // The next one who asks need not follow the chain again.
+        self.checkpoints[id as usize].head = Some(head);
         Some(head)
     }
 
@@ -410,26 +521,27 @@ impl<'a> Explorer<'a> {
         let head = self.open_head(id).unwrap_or(id);
         let mut at = self.parent;
         while let Some(current) = at {
-            if current == head {
+            // A checkpoint is made after those above it, so the outermost head is the one with the lowest number. What
+            // leads back that far has been found before, for those above it too.
+            if current == head || self.open_head(current).is_some_and(|known| known <= head) {
                 break;
             }
-            // A checkpoint is made after those above it, so the outermost head is the one with the lowest number.
-            let outer = self.open_head(current).map_or(head, |known| known.min(head));
             let checkpoint = &mut self.checkpoints[current as usize];
-            checkpoint.head = Some(outer);
+            checkpoint.head = Some(head);
             at = checkpoint.parent;
         }
     }
 
     /// Keeps the state as a checkpoint.
     fn keep(&mut self) {
-        prune::forget_single_ids(&mut self.state);
-        prune::renew_nodes(&mut self.state, &mut self.precision, &mut self.reads);
-        self.bytes += self.state.bytes();
+        prune::forget_single_ids(&mut self.state, &mut self.ids);
+        prune::renew_nodes(&mut self.state, &mut self.precision, &mut self.reads, &mut self.ids);
+        self.bytes += self.state.bytes() + size_of::<Checkpoint>();
+        self.facts.work += 2 * self.state.parts();
         let id = self.checkpoints.len() as CheckpointId;
         self.checkpoints.push(Checkpoint {
             pc: self.pc,
-            state: Some(Box::new(self.state.clone())),
+            state: Kept::Whole(Box::new(self.state.clone())),
             parent: self.parent,
             open: 1,
             head: None,
@@ -448,6 +560,6 @@ impl<'a> Explorer<'a> {
     /// The latest state above that was kept at `pc`, `newer` of them left out.
     pub(crate) fn kept_above(&self, pc: usize, newer: usize) -> Option<&State> {
         let id = *self.open_at[pc].iter().rev().nth(newer)?;
-        self.checkpoints[id as usize].state.as_deref()
+        self.checkpoints[id as usize].state.whole()
     }
 }

@@ -63,6 +63,10 @@ pub struct Stats {
     pub pruned: u32,
     /// Worst-case bytes of stack over all frames.
     pub stack_bytes: u32,
+    /// Registers and stack slots copied or compared.
+    pub work: u64,
+    /// Most bytes of states that were kept at a time, about ([`Limits::state_bytes_max`](crate::Limits)).
+    pub state_bytes_peak: usize,
     /// Time taken, in nanoseconds.
     pub time_ns: u64,
 }
@@ -99,6 +103,8 @@ pub(crate) struct Facts {
     /// Most states kept at one instruction, and of all at a time.
     pub(crate) states_per_insn_max: u32,
     pub(crate) states_peak: u32,
+    pub(crate) work: u64,
+    pub(crate) state_bytes_peak: usize,
     pub(crate) context: ContextUse,
     pub(crate) cpu: bool,
     pub(crate) tail_calls: bool,
@@ -124,6 +130,8 @@ impl Facts {
             pruned: 0,
             states_per_insn_max: 0,
             states_peak: 0,
+            work: 0,
+            state_bytes_peak: 0,
             context: ContextUse::NONE,
             cpu: false,
             tail_calls: false,
@@ -179,6 +187,8 @@ impl Verified {
             insns_processed: facts.insns_processed,
             states: facts.states,
             pruned: facts.pruned,
+            work: facts.work,
+            state_bytes_peak: facts.state_bytes_peak,
             stack_bytes,
             time_ns: 0,
         };

@@ -45,6 +45,12 @@ impl Graph {
         }
     }
 
+    /// Bytes that the graph takes, about.
+    pub(crate) fn bytes(&self) -> usize {
+        const EDGE_BYTES: usize = 64;
+        self.origins.capacity() * (size_of::<[Node; 2]>() + size_of::<bool>()) + self.also.len() * EDGE_BYTES
+    }
+
     pub(crate) fn is_marked(&self, node: Node) -> bool {
         self.marked[node as usize]
     }

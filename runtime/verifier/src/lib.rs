@@ -10,7 +10,7 @@
 //! | `code`, `cfg`, `liveness` | what does not depend on values: encodings, jumps, subprograms, where paths meet |
 //! | [`tnum`], [`bounds`] | what is known of a number |
 //! | `state` | registers, stack, references |
-//! | `explore`, `prune`, `graph` | the paths, and which need not be followed because an earlier one covers them |
+//! | `explore`, `prune`, `needed`, `graph`, `ids` | the paths, and which need not be followed because an earlier one covers them |
 //! | `execute` | each instruction: first what it `require`s, then its `effect` |
 //! | `require/` | the rules, one place each |
 //! | `effect/` | the semantics |
@@ -30,8 +30,10 @@ mod execute;
 mod explore;
 mod facts;
 mod graph;
+mod ids;
 mod liveness;
 mod log;
+mod needed;
 pub mod program;
 mod prune;
 mod refusal;

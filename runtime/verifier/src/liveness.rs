@@ -54,18 +54,56 @@ pub(crate) fn analyse(code: &Code) -> Vec<Regs> {
 /// The same, with what an instruction reads and overwrites told by `effect`.
 pub(crate) fn analyse_with(code: &Code, effect: impl Fn(Op) -> (Regs, Regs)) -> Vec<Regs> {
     let mut live = vec![0; code.ops.len()];
-    for range in &code.subprograms {
-        let mut changed = true;
-        while changed {
-            changed = false;
-            for pc in (range.start..range.end).rev() {
-                let Some(op) = code.op(pc) else { continue };
-                let after = code.successors(pc).into_iter().flatten().fold(0, |set, next| set | live[next]);
-                let (reads, writes) = effect(op);
-                let before = after & !writes | reads;
-                changed |= std::mem::replace(&mut live[pc], before) != before;
+    let from = Origins::new(code);
+    let mut waits = vec![true; code.ops.len()];
+    // Taken from the end: a program without loops is done in one pass.
+    let mut work: Vec<u32> = (0..code.ops.len() as u32).collect();
+    while let Some(pc) = work.pop() {
+        let pc = pc as usize;
+        waits[pc] = false;
+        let Some(op) = code.op(pc) else { continue };
+        let after = code.successors(pc).into_iter().flatten().fold(0, |set, next| set | live[next]);
+        let (reads, writes) = effect(op);
+        let before = after & !writes | reads;
+        if std::mem::replace(&mut live[pc], before) == before {
+            continue;
+        }
+        for &origin in from.of(pc) {
+            if !std::mem::replace(&mut waits[origin as usize], true) {
+                work.push(origin);
             }
         }
     }
     live
+}
+
+/// Per slot: from where control comes to it.
+struct Origins {
+    /// Where the origins of each slot begin.
+    starts: Vec<u32>,
+    origins: Vec<u32>,
+}
+
+impl Origins {
+    fn new(code: &Code) -> Origins {
+        let len = code.ops.len();
+        let edges =
+            || (0..len).flat_map(|pc| code.successors(pc).into_iter().flatten().map(move |to| (pc, to)));
+        let mut starts = vec![0; len + 1];
+        edges().for_each(|(_, to)| starts[to + 1] += 1);
+        for slot in 0..len {
+            starts[slot + 1] += starts[slot];
+        }
+        let mut next = starts.clone();
+        let mut origins = vec![0; starts[len] as usize];
+        for (pc, to) in edges() {
+            origins[next[to] as usize] = pc as u32;
+            next[to] += 1;
+        }
+        Origins { starts, origins }
+    }
+
+    fn of(&self, slot: usize) -> &[u32] {
+        &self.origins[self.starts[slot] as usize..self.starts[slot + 1] as usize]
+    }
 }

@@ -166,8 +166,10 @@ pub struct Limits {
     pub insns_processed_max: u32,
     /// Branches waiting to be explored (`BPF_COMPLEXITY_LIMIT_JMP_SEQ`).
     pub branches_pending_max: u32,
-    /// Bytes of all states that are kept at a time, about.
+    /// Bytes of all states that are kept at a time with what is known of their values' origins, about.
     pub state_bytes_max: usize,
+    /// Registers and stack slots that are copied or compared over all paths: what bounds the time when states are large.
+    pub work_max: u64,
     /// Bytes of log; the rest is cut off.
     pub log_bytes_max: usize,
 }
@@ -178,6 +180,7 @@ impl Default for Limits {
             insns_processed_max: 1_000_000,
             branches_pending_max: 8192,
             state_bytes_max: 192 << 20,
+            work_max: 32_000_000,
             log_bytes_max: 16 << 20,
         }
     }

@@ -1,20 +1,19 @@
 //! When a state need not be explored because an earlier one covered it.
 //!
 //! An old state covers a new one when everything that the new one can be was allowed for in the old one: pointers of the
-//! same kind, numbers within the old ranges, stack contents likewise. Where the old state was explored to its end, what never
-//! mattered after it (numbers whose range decided nothing, slots that were not read) is not compared. While it is still being
-//! explored nobody knows yet what matters, and everything is.
+//! same kind, numbers within the old ranges, stack contents likewise. Where the old state was explored to its end, only what
+//! mattered after it is compared ([`needed`](crate::needed)). While it is still being explored nobody knows yet what matters,
+//! and everything is.
 
-use crate::graph::Graph;
+use crate::graph::{Graph, NONE};
+use crate::ids::IdMap;
 use crate::liveness::Regs;
 use crate::state::{Byte, Frame, Kind, RegState, Slot, State};
 
 /// How much must agree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum How {
-    /// What mattered: the old state has been explored to its end.
-    Needed,
-    /// All ranges: the old state is still being explored.
+    /// The new one lies within the old one.
     Within,
     /// The states are the same: a loop without progress.
     Identical,
@@ -23,32 +22,71 @@ pub(crate) enum How {
 /// What a comparison looks at beside the two states.
 pub(crate) struct Comparison<'a> {
     pub(crate) how: How,
-    pub(crate) precision: &'a Graph,
-    pub(crate) reads: &'a Graph,
-    /// Live registers per frame, outermost first.
-    pub(crate) live: &'a [Regs],
-    /// Ids of the old state and what they are called in the new one.
-    pub(crate) ids: Vec<(u32, u32)>,
+    pub(crate) ids: &'a mut Ids,
+    /// Registers and slots that were looked at.
+    pub(crate) work: u64,
+}
+
+/// Ids of an old state and what they are called in a new one, both ways.
+pub(crate) struct Ids {
+    there: IdMap,
+    back: IdMap,
+}
+
+impl Ids {
+    pub(crate) fn new() -> Ids {
+        Ids { there: IdMap::new(), back: IdMap::new() }
+    }
+
+    fn clear(&mut self) {
+        self.there.clear();
+        self.back.clear();
+    }
+
+    /// The new state's id wherever the old state has `old`, and nowhere else.
+    fn agree(&mut self, old: u32, new: u32) -> bool {
+        match (self.there.get(old), self.back.get(new)) {
+            (None, None) => {
+                self.there.insert(old, new);
+                self.back.insert(new, old);
+                true
+            }
+            (there, _) => there == Some(new),
+        }
+    }
 }
 
 impl Comparison<'_> {
-    /// True when `old` covers `new`.
-    pub(crate) fn covers(&mut self, old: &State, new: &State) -> bool {
-        if old.frames.len() != new.frames.len() || old.references.len() != new.references.len() {
+    /// Two other states are compared now.
+    pub(crate) fn begin(&mut self) {
+        self.ids.clear();
+    }
+
+    /// True when `old` covers `new`. Of each frame, outermost first, the registers `live` can still be read.
+    pub(crate) fn covers(&mut self, old: &State, new: &State, live: &[Regs]) -> bool {
+        if old.frames.len() != new.frames.len() {
             return false;
         }
+        self.begin();
         let same_chain = old.frames.iter().zip(&new.frames).all(|(old, new)| {
             old.callsite == new.callsite && old.subprogram == new.subprogram && old.callback == new.callback
         });
         same_chain
             && self.depths(old, new)
-            && self.lock(old, new)
+            && self.held(old, new)
+            && (0..old.frames.len()).all(|i| self.frame(live[i], &old.frames[i], &new.frames[i]))
+    }
+
+    /// The same is held beside the frames: a lock, references taken at the same places.
+    pub(crate) fn held(&mut self, old: &State, new: &State) -> bool {
+        self.work += old.references.len() as u64 / 8;
+        self.lock(old, new)
+            && old.references.len() == new.references.len()
             && old
                 .references
                 .iter()
                 .zip(&new.references)
                 .all(|(old, new)| self.id(old.0, new.0) && old.1 == new.1)
-            && (0..old.frames.len()).all(|i| self.frame(i, &old.frames[i], &new.frames[i]))
     }
 
     /// The same lock is held, or none.
@@ -71,8 +109,7 @@ impl Comparison<'_> {
                     .all(|(old, new)| old.callback_depth == new.callback_depth)
     }
 
-    fn frame(&mut self, index: usize, old: &Frame, new: &Frame) -> bool {
-        let live = self.live[index];
+    fn frame(&mut self, live: Regs, old: &Frame, new: &Frame) -> bool {
         (0..10).filter(|reg| live & 1 << reg != 0).all(|reg| self.reg(&old.regs[reg], &new.regs[reg]))
             && (0..old.stack.len()).all(|i| {
                 let empty = Slot::UNINIT;
@@ -85,16 +122,11 @@ impl Comparison<'_> {
         if old == 0 || new == 0 {
             return old == new;
         }
-        for &(known_old, known_new) in &self.ids {
-            if known_old == old || known_new == new {
-                return known_old == old && known_new == new;
-            }
-        }
-        self.ids.push((old, new));
-        true
+        self.ids.agree(old, new)
     }
 
-    fn reg(&mut self, old: &RegState, new: &RegState) -> bool {
+    pub(crate) fn reg(&mut self, old: &RegState, new: &RegState) -> bool {
+        self.work += 1;
         match (old.kind, new.kind) {
             (Kind::Uninit, _) => true,
             (Kind::Scalar, Kind::Scalar) => self.number(old, new),
@@ -118,16 +150,13 @@ impl Comparison<'_> {
 
     fn number(&mut self, old: &RegState, new: &RegState) -> bool {
         match self.how {
-            How::Needed if !self.precision.is_marked(old.node) => true,
             How::Identical => old.value == new.value && (old.id == 0 || self.id(old.id, new.id)),
             _ => old.value.includes(&new.value) && (old.id == 0 || self.id(old.id, new.id)),
         }
     }
 
-    fn slot(&mut self, old: &Slot, new: &Slot) -> bool {
-        if self.how == How::Needed && !self.reads.is_marked(old.node) {
-            return true;
-        }
+    pub(crate) fn slot(&mut self, old: &Slot, new: &Slot) -> bool {
+        self.work += 1;
         if self.how == How::Identical {
             return old.bytes == new.bytes
                 && (!matches!(old.bytes[0], Byte::Spill | Byte::Object)
@@ -165,38 +194,43 @@ fn as_number(slot: &Slot) -> Option<RegState> {
     any.then(RegState::unknown)
 }
 
-/// After `old` was found to cover `new`: whatever matters in `old` matters in `new`; with `later`, also what turns out to
-/// matter later, because `old` is still being explored.
-pub(crate) fn inherit(old: &State, new: &State, precision: &mut Graph, reads: &mut Graph, later: bool) {
+/// After `old`, which is still being explored, was found to cover `new`: whatever matters in `old`, or turns out to matter
+/// later, matters in `new`.
+pub(crate) fn inherit(old: &State, new: &State, precision: &mut Graph, reads: &mut Graph) {
     for (old, new) in old.frames.iter().zip(&new.frames) {
         for (old, new) in old.regs.iter().zip(&new.regs) {
-            precision.link(old.node, new.node, later);
+            precision.link(old.node, new.node, true);
         }
         for (old, new) in old.stack.iter().zip(&new.stack) {
-            reads.link(old.node, new.node, later);
-            if old.bytes[0] == Byte::Spill && new.bytes[0] == Byte::Spill {
-                precision.link(old.spilled.node, new.spilled.node, later);
-            } else if new.bytes[0] == Byte::Spill && old.bytes.contains(&Byte::Zero) {
-                // Its zeros stand for zeros that the old state relied on.
-                precision.mark(new.spilled.node);
-            }
+            inherit_slot(old, new, precision, reads, true);
         }
     }
 }
 
+/// The same for one slot; with `later`, also what turns out to matter later.
+pub(crate) fn inherit_slot(old: &Slot, new: &Slot, precision: &mut Graph, reads: &mut Graph, later: bool) {
+    reads.link(old.node, new.node, later);
+    if old.bytes[0] == Byte::Spill && new.bytes[0] == Byte::Spill {
+        precision.link(old.spilled.node, new.spilled.node, later);
+    } else if new.bytes[0] == Byte::Spill && old.bytes.contains(&Byte::Zero) {
+        // Its zeros stand for zeros that the old state relied on.
+        precision.mark(new.spilled.node);
+    }
+}
+
 /// Gives every number and every slot a node of its own, so that marks on them tell what matters from here on.
-pub(crate) fn renew_nodes(state: &mut State, precision: &mut Graph, reads: &mut Graph) {
-    let mut renamed: Vec<(u32, u32)> = Vec::new();
+pub(crate) fn renew_nodes(state: &mut State, precision: &mut Graph, reads: &mut Graph, ids: &mut Ids) {
+    ids.clear();
+    let renamed = &mut ids.there;
     let mut rename = |reg: &mut RegState| {
         if reg.kind != Kind::Scalar {
             return;
         }
-        let known = renamed.iter().find(|(old, _)| *old == reg.node && *old != 0);
-        reg.node = match known {
-            Some(&(_, new)) => new,
+        reg.node = match renamed.get(reg.node).filter(|_| reg.node != NONE) {
+            Some(new) => new,
             None => {
-                let new = precision.node([reg.node, 0]);
-                renamed.push((reg.node, new));
+                let new = precision.node([reg.node, NONE]);
+                renamed.insert(reg.node, new);
                 new
             }
         };
@@ -204,7 +238,7 @@ pub(crate) fn renew_nodes(state: &mut State, precision: &mut Graph, reads: &mut 
     for frame in &mut state.frames {
         frame.regs.iter_mut().for_each(&mut rename);
         for slot in &mut frame.stack {
-            slot.node = reads.node([slot.node, 0]);
+            slot.node = reads.node([slot.node, NONE]);
             if slot.bytes[0] == Byte::Spill {
                 rename(&mut slot.spilled);
             }
@@ -213,16 +247,17 @@ pub(crate) fn renew_nodes(state: &mut State, precision: &mut Graph, reads: &mut 
 }
 
 /// Forgets the ids of numbers that no other number has: they say nothing, and would only tell states apart.
-pub(crate) fn forget_single_ids(state: &mut State) {
-    let mut seen: Vec<(u32, bool)> = Vec::new();
+pub(crate) fn forget_single_ids(state: &mut State, ids: &mut Ids) {
+    ids.clear();
+    let (seen, twice) = (&mut ids.there, &mut ids.back);
     for reg in state.each_reg().filter(|reg| reg.kind == Kind::Scalar && reg.id != 0) {
-        match seen.iter_mut().find(|(id, _)| *id == reg.id) {
-            Some((_, twice)) => *twice = true,
-            None => seen.push((reg.id, false)),
+        if seen.get(reg.id).is_some() {
+            twice.insert(reg.id, 0);
         }
+        seen.insert(reg.id, 0);
     }
     for reg in state.each_reg().filter(|reg| reg.kind == Kind::Scalar && reg.id != 0) {
-        if seen.iter().any(|&(id, twice)| id == reg.id && !twice) {
+        if twice.get(reg.id).is_none() {
             reg.id = 0;
         }
     }

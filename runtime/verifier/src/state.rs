@@ -364,7 +364,16 @@ impl State {
     /// Bytes that a copy of the state takes, about.
     pub(crate) fn bytes(&self) -> usize {
         let slots: usize = self.frames.iter().map(|frame| frame.stack.len()).sum();
-        size_of::<State>() + self.frames.len() * size_of::<Frame>() + slots * size_of::<Slot>()
+        size_of::<State>()
+            + self.frames.len() * size_of::<Frame>()
+            + slots * size_of::<Slot>()
+            + size_of_val(&*self.references)
+    }
+
+    /// Registers and stack slots that a copy of the state takes.
+    pub(crate) fn parts(&self) -> u64 {
+        let parts = |frame: &Frame| frame.regs.len() + frame.stack.len();
+        self.frames.iter().map(parts).sum::<usize>() as u64 + self.references.len() as u64 / 8
     }
 
     /// After a call: r0 to r5 hold nothing.
