@@ -15,7 +15,7 @@ use crate::detach;
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, find, is_ours};
 use crate::files::MappedFiles;
-use crate::generation::{Area, Generation, Ingredients, Patch, agent_base};
+use crate::generation::{Area, Generation, Ingredients, agent_base};
 use crate::image::AGENT_IMAGE;
 use crate::report::AttachReport;
 use crate::request::Request;
@@ -257,12 +257,15 @@ impl<'a> Prepared<'a> {
         let mut unusable = Vec::new();
         let mut inner = HashMap::new();
         for patch in &generation.patches {
-            let now = self.process.memory().read_vec(patch.address, patch.expected.len());
-            if now.map_err(|error| self.failed(error))? != patch.expected {
-                let reason = format!("the bytes at {:#x} in memory are not those of the file", patch.address);
-                unusable.push((patch.address, reason));
+            for write in &patch.writes {
+                let now = self.process.memory().read_vec(write.address, write.expected.len());
+                if now.map_err(|error| self.failed(error))? != write.expected {
+                    let reason =
+                        format!("the bytes at {:#x} in memory are not those of the file", write.address);
+                    unusable.push((patch.address, reason));
+                }
+                inner.extend(write.inner_addresses().map(|at| (at, patch.address)));
             }
-            inner.extend(patch.inner.iter().map(|&at| (patch.address + u64::from(at), patch.address)));
         }
         for address in self.saved_inside(&inner, maps, stopped)? {
             let reason = format!(
@@ -420,8 +423,8 @@ impl<'a> Prepared<'a> {
                 thread.set_registers(&registers).map_err(|error| self.failed(error.into()))?;
             }
         }
-        for patch in &generation.patches {
-            self.process.memory().write(patch.address, &patch.jump).map_err(|error| self.failed(error))?;
+        for write in generation.patches.iter().flat_map(|patch| &patch.writes) {
+            self.process.memory().write(write.address, &write.bytes).map_err(|error| self.failed(error))?;
         }
         let flags = head.flags & !ProcessBlock::FLAG_UNFINISHED;
         self.write_head_at(generation.block, &BlockHead { flags, ..head })
@@ -430,13 +433,14 @@ impl<'a> Prepared<'a> {
     /// Undoes the jumps of an attempt that failed in the middle of writing them. Its mappings stay, as the block says:
     /// the next attach or detach takes them out.
     fn take_back(&self, generation: &Generation<'_>, stopped: &StoppedProcess) {
-        for patch in &generation.patches {
+        for write in generation.patches.iter().flat_map(|patch| patch.writes.iter().rev()) {
             // Whoever cannot be written now could not be before; nothing else is left to try.
-            let _ = self.process.memory().write(patch.address, &patch.expected[..patch.jump.len()]);
+            let _ = self.process.memory().write(write.address, &write.expected[..write.bytes.len()]);
         }
         for thread in stopped.threads() {
             let Ok(registers) = thread.registers() else { continue };
-            let back = generation.patches.iter().find_map(|patch| patch.stub.pc_in_original(registers.rip));
+            let stubs = generation.patches.iter().flat_map(|patch| &patch.writes).flat_map(|w| &w.moved);
+            let back = stubs.into_iter().find_map(|stub| stub.pc_in_original(registers.rip));
             if let Some(rip) = back {
                 let _ = thread.set_registers(&Registers { rip, ..registers });
             }
@@ -549,9 +553,9 @@ fn is_installing_filter(generation: &Generation<'_>, stopped: &StoppedProcess) -
 
 /// Where a thread has to go on whose program counter is inside of a window.
 fn moved(generation: &Generation<'_>, pc: u64) -> Option<u64> {
-    let inside = |patch: &&Patch| patch.inner.iter().any(|&at| patch.address + u64::from(at) == pc);
-    let patch = generation.patches.iter().find(inside)?;
-    patch.stub.pc_in_stub(pc)
+    let mut writes = generation.patches.iter().flat_map(|patch| &patch.writes);
+    let inside = writes.find(|write| write.inner_addresses().any(|inner| inner == pc))?;
+    inside.moved.as_ref()?.pc_in_stub(pc)
 }
 
 /// The agent that is there can be added to.

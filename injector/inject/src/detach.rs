@@ -143,6 +143,7 @@ impl<'a> Round<'a> {
                 return Ok(State::Busy(format!("thread {} {why}", thread.tid())));
             }
         }
+        self.restore_holes(&existing, report)?;
         if let Some(address) = report.foreign.first() {
             let reason = format!("somebody else has changed the code at {address:#x} on top of a probe");
             return Ok(State::Kept(reason));
@@ -177,6 +178,20 @@ impl<'a> Round<'a> {
                 report.restored += usize::from(carries_probes(links));
             } else if self.is_hooked(site) {
                 report.foreign.push(site.address);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts back what stood in the holes of short sites, when no thread is on its way through one any more.
+    fn restore_holes(&self, existing: &Existing, report: &mut DetachReport) -> Result<(), TargetRefused> {
+        for hole in existing.holes() {
+            let len = hole.len as usize;
+            if existing.is_in_place(self.process, hole) {
+                let write = self.process.memory().write(hole.address, &hole.original[..len]);
+                write.map_err(|error| self.failed(error))?;
+            } else if self.is_hooked(hole) {
+                report.foreign.push(hole.address);
             }
         }
         Ok(())

@@ -6,6 +6,7 @@ use beeline_abi::link::LinkRuntime;
 use beeline_abi::map::MapHandle;
 use beeline_abi::process::{ProcessBlock, ProgramRuntime, Region, SiteRuntime};
 use beeline_remote::{Mapping, Mappings, Process};
+use beeline_site::{SHORT_WINDOW, WINDOW_MIN};
 
 /// Name of the memory file that all private mappings of ours are made of, as `/proc/PID/maps` shows it.
 pub(crate) const MEMORY_NAME: &str = "beeline-agent";
@@ -94,9 +95,17 @@ impl Existing {
         self.head.flags & ProcessBlock::FLAG_UNFINISHED != 0
     }
 
-    /// The address lies in a region of ours.
+    /// The address lies in a region of ours, or is that of a long jump in a hole.
     pub(crate) fn owns(&self, address: u64) -> bool {
         self.regions.iter().any(|region| address.wrapping_sub(region.start) < region.len)
+            || self.holes().any(|hole| hole_jump(hole) == address)
+    }
+
+    /// Places of the long jumps of short sites.
+    pub(crate) fn holes(&self) -> impl Iterator<Item = &SiteRuntime> {
+        let is_hole =
+            |site: &&SiteRuntime| site.flags & SiteRuntime::HOLE != 0 && site.len as usize >= WINDOW_MIN;
+        self.sites.iter().filter(is_hole)
     }
 
     /// A jump of ours stands at the site: what was written there, or an earlier jump into our code.
@@ -115,6 +124,22 @@ impl Existing {
 /// A site with these links has probes, not only what the agent does for itself.
 pub(crate) fn carries_probes(links: &[LinkRuntime]) -> bool {
     links.iter().any(|link| link.link_id != LinkRuntime::OWN)
+}
+
+/// Address of the long jump in a hole.
+pub(crate) fn hole_jump(hole: &SiteRuntime) -> u64 {
+    hole.address.wrapping_add(u64::from(hole.len)).wrapping_sub(WINDOW_MIN as u64)
+}
+
+/// Where the short jump of a site goes; none when its jump is long.
+pub(crate) fn hole_of(site: &SiteRuntime) -> Option<u64> {
+    match site.patched {
+        [0xeb, distance, ..] if site.len as usize == SHORT_WINDOW => {
+            let next = site.address.wrapping_add(SHORT_WINDOW as u64);
+            Some(next.wrapping_add_signed(i64::from(distance as i8)))
+        }
+        _ => None,
+    }
 }
 
 /// Reads a table of another process.

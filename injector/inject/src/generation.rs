@@ -15,7 +15,9 @@
 use crate::agent::{AgentImage, LinkedAgent, Own};
 use crate::error::TargetRefused;
 use crate::existing::Existing;
+use crate::group::{Group, groups};
 use crate::maps::{SharedFile, map_handle};
+use crate::patch::{Patch, Write, fill_hole, inner, jump_bytes, padded};
 use crate::request::{MapRequest, ProbeKind, ProgramRequest, Request};
 use crate::sites::{PlannedSite, PlannedSites};
 use crate::space::{MemoryFile, Space};
@@ -27,16 +29,13 @@ use beeline_abi::process::{ProcessBlock, ProgramRuntime, REGIONS_MAX, Region, Si
 use beeline_abi::regs::PtRegs;
 use beeline_abi::thread::{THREAD_SLOTS, ThreadSlot};
 use beeline_remote::{Mappings, Process, reach};
-use beeline_site::WINDOW_MIN;
-use beeline_stub::{Arena, Environment, LinkCode, SiteCode, Stub, ThreadKey, patch_bytes, stub_len_max};
+use beeline_stub::{Arena, Environment, LinkCode, SiteCode, ThreadKey, stub_len_max};
 use std::collections::HashMap;
 use std::mem::offset_of;
 use std::ops::Range;
 
 const PAGE: u64 = beeline_abi::PAGE_SIZE;
 
-/// Sites this far apart share an arena.
-const GROUP_SPAN: u64 = 1 << 30;
 /// Room for the jump slots of an arena.
 const SLOTS_LEN: u64 = 4096;
 /// About what a thread's scratch and return stack take; with a private stack, it is twice that.
@@ -65,22 +64,6 @@ pub(crate) struct Area {
     pub(crate) offset: u64,
     /// What stands in it, but for shared files and the fork page.
     pub(crate) pieces: Vec<Piece>,
-}
-
-/// A jump to be written.
-#[derive(Debug)]
-pub(crate) struct Patch {
-    pub(crate) address: u64,
-    /// What has to stand there now: the whole window, or the earlier jump.
-    pub(crate) expected: Vec<u8>,
-    pub(crate) jump: [u8; WINDOW_MIN],
-    pub(crate) stub: Stub,
-    /// Offsets of instructions that a thread may be at in the bytes that change.
-    pub(crate) inner: Vec<u8>,
-    /// The agent looks here for seccomp filters that are being installed.
-    pub(crate) sees_seccomp: bool,
-    /// Where the site's entry lies in the memory file, and what stands there when the patch is given up.
-    entry: (u64, SiteRuntime),
 }
 
 /// What an attach adds.
@@ -148,21 +131,16 @@ impl Tables {
 const THREADS: u64 = BLOCK_LEN.next_multiple_of(64);
 const TASK: u64 = THREADS + THREAD_SLOTS * size_of::<ThreadSlot>() as u64;
 
-/// Sites that one arena serves.
-struct Group {
-    sites: Range<usize>,
-    reach: Range<u64>,
-    region: Region,
-}
-
 impl<'a> Generation<'a> {
     /// Leaves a patch out. Possible until the memory file is mapped.
     pub(crate) fn give_up(&mut self, address: u64) -> Result<(), TargetRefused> {
         let Some(index) = self.patches.iter().position(|patch| patch.address == address) else {
             return Ok(());
         };
-        let (offset, site) = self.patches.swap_remove(index).entry;
-        self.memory.write(offset, &site.to_bytes())
+        for (offset, site) in self.patches.swap_remove(index).entries {
+            self.memory.write(offset, &site.to_bytes())?;
+        }
+        Ok(())
     }
 
     /// Makes the generation; sites that cannot be served are refused in `planned`.
@@ -204,7 +182,7 @@ impl<'a> Builder<'a> {
         let mut space = Space::new(given.process, given.maps);
         let mut memory = MemoryFile::new()?;
         let mut areas = Vec::new();
-        let mut groups = groups(&given, &planned.sites);
+        let mut groups = groups(given.maps, &planned.sites);
         if groups.is_empty() {
             // Programs alone, for tail calls: anywhere near the agent.
             let near = given.existing.map_or(0x7000_0000_0000, |existing| existing.block);
@@ -215,9 +193,10 @@ impl<'a> Builder<'a> {
             });
         }
         for group in &mut groups {
-            let links = planned.sites[group.sites.clone()].iter().map(|site| given.link_count(site));
-            let stubs: u64 = links.map(stub_len_max).sum();
-            let len = given.programs_len() + stubs + SLOTS_LEN;
+            let sites = &planned.sites[group.sites.clone()];
+            let stubs: u64 = sites.iter().map(|site| stub_len_max(given.link_count(site))).sum();
+            let copies = sites.iter().filter(|site| site.is_short()).count() as u64 * stub_len_max(0);
+            let len = given.programs_len() + stubs + copies + SLOTS_LEN;
             group.region = space.take(len, group.reach.clone(), "probe code")?;
             let offset = memory.add(group.region.len)?;
             areas.push(whole(group.region, offset, libc::PROT_READ | libc::PROT_EXEC));
@@ -415,43 +394,65 @@ impl<'a> Builder<'a> {
             Err(error) => return Ok(Err(error.to_string())),
         };
         let entry = stub.address + u64::from(stub.entry);
-        let bytes = match patch_bytes(&site.plan, site.address, entry) {
+        let hole = match fill_hole(arena, &self.sites, site, entry) {
+            Ok(hole) => hole,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let bytes = match jump_bytes(site, hole.as_ref().map(|hole| hole.jump), entry) {
             Ok(bytes) => bytes,
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let window = |bytes: &[u8]| std::array::from_fn(|at| bytes.get(at).copied().unwrap_or(0));
-        let (jump, original): ([u8; WINDOW_MIN], [u8; WINDOW_MIN]) =
-            (window(&bytes), window(&site.plan.original));
-        let runtime = SiteRuntime {
+        let mut runtime = SiteRuntime {
             address: site.address,
             stub: stub.address,
             stub_len: stub.bytes.len() as u32,
-            len: WINDOW_MIN as u32,
-            original: padded(&original),
-            patched: padded(&jump),
+            len: bytes.len() as u32,
+            original: padded(&site.plan.original[..bytes.len()]),
+            patched: padded(&bytes),
             links: self.tables.links + (self.links_used * LinkRuntime::LEN) as u64,
             link_count: links.len() as u32,
             flags: 0,
         };
-        let expected = match site.existing {
-            Some(index) => self.sites[index].patched[..WINDOW_MIN].to_vec(),
-            None => site.plan.original.clone(),
-        };
+        self.links_used += links.len();
+        self.link_bytes.extend(links.iter().flat_map(Wire::to_bytes));
+        let mut writes = Vec::new();
+        match site.existing.map(|index| self.sites[index]) {
+            // Its short jump stays as it is: what changes is in the hole.
+            Some(known) if hole.is_some() => {
+                (runtime.len, runtime.patched, runtime.original) = (known.len, known.patched, known.original);
+            }
+            known => {
+                let expected = known.map_or_else(
+                    || site.plan.original.clone(),
+                    |known| known.patched[..known.len as usize].to_vec(),
+                );
+                // A site that is patched already has one instruction in these bytes: the jump.
+                let inner = if known.is_some() { Vec::new() } else { inner(&site.plan, bytes.len()) };
+                writes.push(Write { address: site.address, expected, bytes, moved: Some(stub), inner });
+            }
+        }
+        let mut entries = vec![self.enter(site.existing, runtime)];
+        if let Some(hole) = hole {
+            entries.push(self.enter(hole.index, hole.runtime));
+            // Nothing goes there before the site's own jump is written.
+            writes.insert(0, hole.write);
+        }
+        let sees_seccomp = site.own.is_some_and(|own| own != Own::Returns);
+        Ok(Ok(Patch { address: site.address, writes, sees_seccomp, entries }))
+    }
+
+    /// Enters a site or a hole into the table, in place of entry `index` or behind all; where it lies in the memory file, and
+    /// what stands there when it is given up.
+    fn enter(&mut self, index: Option<usize>, runtime: SiteRuntime) -> (u64, SiteRuntime) {
         // An entry without links is no site.
-        let given_up = site.existing.map_or(SiteRuntime::default(), |index| self.sites[index]);
-        match site.existing {
+        let given_up = index.map_or(SiteRuntime::default(), |index| self.sites[index]);
+        let at = index.unwrap_or(self.sites.len());
+        match index {
             Some(index) => self.sites[index] = runtime,
             None => self.sites.push(runtime),
         }
-        let entry_offset = self.tables_offset + (code.site_runtime - self.tables.maps);
-        self.links_used += links.len();
-        self.link_bytes.extend(links.iter().flat_map(Wire::to_bytes));
-        let inner = site.plan.boundaries.iter().copied().filter(|&at| at > 0 && usize::from(at) < WINDOW_MIN);
-        // A site that is patched already has one instruction in these bytes: the jump.
-        let inner = if site.existing.is_some() { Vec::new() } else { inner.collect() };
-        let entry = (entry_offset, given_up);
-        let sees_seccomp = site.own.is_some_and(|own| own != Own::Returns);
-        Ok(Ok(Patch { address: site.address, expected, jump, stub, inner, sees_seccomp, entry }))
+        let address = self.tables.sites + (at * SiteRuntime::LEN) as u64;
+        (self.tables_offset + (address - tables_start(&self.tables)), given_up)
     }
 
     /// The links of a site, those in force first.
@@ -689,8 +690,10 @@ impl<'a> Ingredients<'a> {
     }
 
     fn site_count(&self, planned: &PlannedSites) -> usize {
-        let new = planned.sites.iter().filter(|site| site.existing.is_none()).count();
-        new + self.existing.map_or(0, |existing| existing.sites.len())
+        let new = planned.sites.iter().filter(|site| site.existing.is_none());
+        // Site and hole.
+        new.map(|site| 1 + usize::from(site.is_short())).sum::<usize>()
+            + self.existing.map_or(0, |existing| existing.sites.len())
     }
 
     fn link_count(&self, site: &PlannedSite) -> usize {
@@ -743,38 +746,6 @@ fn slots_len(program: &ProgramRequest) -> u64 {
     16 * program.relocs.iter().filter(|reloc| matches!(reloc.symbol, Symbol::Helper(_))).count() as u64
 }
 
-/// Neighbouring sites that one arena can serve.
-fn groups(given: &Ingredients<'_>, sites: &[PlannedSite]) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
-    for (index, site) in sites.iter().enumerate() {
-        let first = groups.last().map(|group| sites[group.sites.start].address);
-        match (groups.last_mut(), first) {
-            (Some(group), Some(first)) if site.address - first < GROUP_SPAN => {
-                group.sites.end = index + 1;
-                group.reach = reach::serving(reach_of(given, first).start..reach_of(given, site.address).end);
-            }
-            _ => groups.push(Group {
-                sites: index..index + 1,
-                reach: reach::serving(reach_of(given, site.address)),
-                region: Region::default(),
-            }),
-        }
-    }
-    groups
-}
-
-/// What the displaced instructions of a site may refer to: the object that it belongs to, code and data.
-fn reach_of(given: &Ingredients<'_>, address: u64) -> Range<u64> {
-    let Some(mapping) = given.maps.at(address) else { return address..address + PAGE };
-    let same = given.maps.iter().filter(|other| {
-        (other.device, other.inode) == (mapping.device, mapping.inode)
-            && other.start.abs_diff(mapping.start) < GROUP_SPAN
-    });
-    same.fold(mapping.start..mapping.end, |range, other| {
-        range.start.min(other.start)..range.end.max(other.end)
-    })
-}
-
 /// An area that is one piece.
 fn whole(region: Region, offset: u64, protection: i32) -> Area {
     let piece = Piece { address: region.start, len: region.len, protection, offset };
@@ -792,10 +763,6 @@ fn tables_start(tables: &Tables) -> u64 {
 
 fn cpu_flag(needs: &ProgramNeeds) -> u32 {
     if needs.cpu { LinkRuntime::NEEDS_CPU } else { 0 }
-}
-
-fn padded(bytes: &[u8; WINDOW_MIN]) -> [u8; 16] {
-    std::array::from_fn(|at| bytes.get(at).copied().unwrap_or(0))
 }
 
 fn bytes_of<T: Wire>(items: &[T]) -> Vec<u8> {

@@ -3,11 +3,12 @@
 use crate::agent::Own;
 use crate::existing::Existing;
 use crate::files::{MappedFile, MappedFiles};
+use crate::fit::fit;
 use crate::report::{ProbeOutcome, ProbeState};
 use crate::request::{ProbeKind, ProbeRequest, Request};
 use beeline_abi::link::LinkRuntime;
 use beeline_remote::Process;
-use beeline_site::{SitePlan, WINDOW_MIN, plan, plan_return, resolve, unwinder_entries};
+use beeline_site::{SHORT_WINDOW, SitePlan, plan, plan_return, resolve, unwinder_entries};
 use std::collections::{BTreeMap, HashSet};
 
 /// A place, and the probes that go there.
@@ -21,12 +22,30 @@ pub(crate) struct PlannedSite {
     pub(crate) existing: Option<usize>,
     /// What the agent does here for itself.
     pub(crate) own: Option<Own>,
+    /// Where the long jump of a new short site goes.
+    pub(crate) hole: Option<PlannedHole>,
 }
 
 impl PlannedSite {
     fn new(address: u64, plan: SitePlan) -> PlannedSite {
-        PlannedSite { address, plan, probes: Vec::new(), existing: None, own: None }
+        PlannedSite { address, plan, probes: Vec::new(), existing: None, own: None, hole: None }
     }
+
+    /// Its jump has two bytes.
+    pub(crate) fn is_short(&self) -> bool {
+        usize::from(self.plan.jump_len) == SHORT_WINDOW
+    }
+}
+
+/// A hole in the process.
+#[derive(Clone, Debug)]
+pub(crate) struct PlannedHole {
+    /// The first byte that changes.
+    pub(crate) address: u64,
+    /// What stands there: as many bytes as change. The long jump is the last five.
+    pub(crate) original: Vec<u8>,
+    /// The window that gives the room, if it is no padding.
+    pub(crate) neighbour: Option<SitePlan>,
 }
 
 /// The probes of a request, sorted out.
@@ -75,36 +94,8 @@ impl PlannedSites {
         }
         let mut planned = PlannedSites { sites: sites.into_values().collect(), states };
         planned.find_existing(existing);
-        planned.refuse_overlaps(existing);
+        fit(&mut planned, process, files, existing);
         planned
-    }
-
-    /// Two jumps that overlap would each destroy the other: the later site is refused, and one that would overlap a jump
-    /// that is in place.
-    fn refuse_overlaps(&mut self, existing: Option<&Existing>) {
-        let width = WINDOW_MIN as u64;
-        let in_place = |address: u64| {
-            let known = existing.into_iter().flat_map(|existing| &existing.sites);
-            known
-                .filter(|site| site.link_count != 0)
-                .map(|site| site.address)
-                .find(|&other| other != address && other.abs_diff(address) < width)
-        };
-        let mut refused: Vec<(u64, u64)> = Vec::new();
-        let mut last: Option<u64> = None;
-        for site in &self.sites {
-            let overlapped = last.filter(|&last| site.address - last < width);
-            match overlapped.or_else(|| in_place(site.address)) {
-                Some(other) => refused.push((site.address, other)),
-                None => last = Some(site.address),
-            }
-        }
-        for (address, other) in refused {
-            self.refuse(
-                address,
-                &format!("the jump at {address:#x} would overlap the one of the probe at {other:#x}"),
-            );
-        }
     }
 
     fn find_existing(&mut self, existing: Option<&Existing>) {
@@ -152,15 +143,10 @@ impl PlannedSites {
 }
 
 fn enter(sites: &mut BTreeMap<u64, PlannedSite>, places: Vec<(u64, SitePlan)>, probe: usize) -> ProbeState {
-    let mut state = ProbeState::Placed { addresses: Vec::new() };
     for (address, plan) in places {
-        if let Some(reason) = unreachable_window(address) {
-            state = ProbeState::Refused { reason };
-            continue;
-        }
         sites.entry(address).or_insert_with(|| PlannedSite::new(address, plan)).probes.push(probe);
     }
-    state
+    ProbeState::Placed { addresses: Vec::new() }
 }
 
 /// Functions through which filters are installed, by their symbols.
@@ -233,19 +219,11 @@ fn enter_own(
         })
     };
     for address in file.addresses(plan.file_offset) {
-        if !stands_at(address) && unreachable_window(address).is_none() {
+        if !stands_at(address) {
             let site = sites.entry(address).or_insert_with(|| PlannedSite::new(address, plan.clone()));
             site.own = Some(own);
         }
     }
-}
-
-/// The jump must change as a whole even if we are killed in the middle of writing it, so it lies in one page.
-fn unreachable_window(address: u64) -> Option<String> {
-    let crosses = address % beeline_abi::PAGE_SIZE + WINDOW_MIN as u64 > beeline_abi::PAGE_SIZE;
-    crosses.then(|| {
-        format!("the jump at {address:#x} would cross a page boundary and could not be written at once")
-    })
 }
 
 /// The addresses of a probe in the process, each with the plan of its window.

@@ -8,9 +8,12 @@
 //! - jump tables: 32-bit offsets from their own start, or from a label whose address the same function takes (`&&label` of
 //!   GNU C), and absolute words in data,
 //! - what dynamic relocations store, and landing pads of exceptions.
+//!
+//! The same pass notes the padding behind code that does not go on: there is room for jumps that do not fit elsewhere.
 
 use crate::Binary;
 use crate::binary::Section;
+use crate::plan::{ends_flow, is_padding};
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 use std::ops::Range;
 
@@ -62,6 +65,11 @@ impl Addresses {
     fn contains(&self, vaddr: u64) -> bool {
         self.0.iter().any(|m| m.get(vaddr))
     }
+
+    /// A section ends there.
+    fn ends_at(&self, vaddr: u64) -> bool {
+        self.0.iter().any(|m| m.start + m.len == vaddr)
+    }
 }
 
 /// Where execution can arrive.
@@ -79,6 +87,8 @@ pub(crate) struct Analysis {
     starts: Vec<u64>,
     /// Data addresses that code takes.
     tables: Vec<u64>,
+    /// Runs of padding behind code that does not go on: nothing reaches them as far as the decoder sees.
+    fillers: Vec<Range<u64>>,
     /// Of functions that take addresses of their own labels: the labels, and the data addresses that they take.
     computed: Vec<(Vec<u64>, Vec<u64>)>,
 }
@@ -93,11 +103,13 @@ impl Analysis {
             looped: Addresses::of(&sections),
             starts: starts(binary),
             tables: Vec::new(),
+            fillers: Vec::new(),
             computed: Vec::new(),
         };
         for section in &sections {
             analysis.sweep_section(binary, section);
         }
+        analysis.fillers.sort_unstable_by_key(|filler| filler.start);
         analysis.read_tables(binary);
         analysis.read_computed(binary);
         if binary.is_fixed() {
@@ -122,6 +134,22 @@ impl Analysis {
     pub(crate) fn first_start_in(&self, range: Range<u64>) -> Option<u64> {
         let at = self.starts.partition_point(|&s| s < range.start);
         self.starts.get(at).copied().filter(|&s| s < range.end)
+    }
+
+    /// Padding in `range` that never runs: behind code that does not go on, up to where other code starts or is jumped to.
+    pub(crate) fn padding_in(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<'_> {
+        let first = self.fillers.partition_point(|filler| filler.end <= range.start);
+        let near = self.fillers[first..].iter().take_while(move |filler| filler.start < range.end);
+        near.filter(|filler| self.is_padding(filler)).cloned()
+    }
+
+    fn is_padding(&self, filler: &Range<u64>) -> bool {
+        let ends_at_code = self.targets.contains(filler.end)
+            || self.starts.binary_search(&filler.end).is_ok()
+            || self.targets.ends_at(filler.end);
+        ends_at_code
+            && self.first_target_in(filler.clone()).is_none()
+            && self.first_start_in(filler.clone()).is_none()
     }
 
     /// The last start at or before `vaddr`.
@@ -165,9 +193,11 @@ impl Analysis {
         let mut instruction = Instruction::default();
         let (tables_before, mut labels) = (self.tables.len(), Vec::new());
         let end = start + bytes.len() as u64;
+        let mut filler: Option<Range<u64>> = None;
         while decoder.can_decode() {
             let at = decoder.position();
             decoder.decode_out(&mut instruction);
+            filler = self.follow_filler(filler, &instruction);
             if instruction.is_invalid() {
                 // In range: `at` is the position of a byte that exists.
                 let _ = decoder.set_position(at + 1);
@@ -179,9 +209,25 @@ impl Analysis {
                 labels.push(instruction.ip_rel_memory_address());
             }
         }
+        self.fillers.extend(filler.filter(|filler| !filler.is_empty()));
         if !labels.is_empty() && self.tables.len() > tables_before {
             self.computed.push((labels, self.tables[tables_before..].to_vec()));
         }
+    }
+
+    /// Carries a run of padding on, which begins behind an instruction that does not go on; notes it when it is over.
+    fn follow_filler(&mut self, filler: Option<Range<u64>>, instruction: &Instruction) -> Option<Range<u64>> {
+        if !instruction.is_invalid() {
+            if let Some(filler) = filler.clone().filter(|_| is_padding(instruction)) {
+                return Some(filler.start..instruction.next_ip());
+            }
+            if ends_flow(instruction) {
+                self.fillers.extend(filler.filter(|filler| !filler.is_empty()));
+                return Some(instruction.next_ip()..instruction.next_ip());
+            }
+        }
+        self.fillers.extend(filler.filter(|filler| !filler.is_empty()));
+        None
     }
 
     fn visit(&mut self, instruction: &Instruction, start: u64, fixed: bool) {

@@ -159,6 +159,18 @@ pub enum Refusal {
         /// The target of the jump.
         target: u64,
     },
+    /// The jump would lie in two pages, which cannot be written at once.
+    #[error("the jump at {vaddr:#x} would cross a page boundary and could not be written at once")]
+    CrossesPage {
+        /// The place.
+        vaddr: u64,
+    },
+    /// A short jump fits, but finds no room for a long one where it reaches.
+    #[error("only a short jump fits at {vaddr:#x}, and there is no room for a long one within its reach")]
+    NoHole {
+        /// The place.
+        vaddr: u64,
+    },
     /// A symbol or an unwind entry starts in the bytes that a jump would replace.
     #[error("other code starts at {at:#x}, in the bytes that the probe would replace")]
     CodeStartsInside {

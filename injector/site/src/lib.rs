@@ -16,6 +16,7 @@ mod binary;
 mod dynamic;
 mod error;
 mod gopclntab;
+mod hole;
 mod library;
 mod plan;
 mod resolve;
@@ -26,8 +27,9 @@ mod unwind;
 
 pub use binary::{Binary, Libc, Linkage, Segment};
 pub use error::{OpenError, Refusal, ResolveError};
+pub use hole::Hole;
 pub use library::{LibraryNotFound, find_library};
-pub use plan::{References, SitePlan, WINDOW_MIN, plan, plan_return};
+pub use plan::{References, SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_return, plan_short};
 pub use resolve::{FunctionRange, Location, Resolved, resolve};
 pub use returns::unwinder_entries;
 pub use symbols::{Symbol, SymbolKind, Symbols};

@@ -1,13 +1,19 @@
 //! A window of bytes that a jump can replace, and the instructions that it displaces.
+//!
+//! Where five bytes do not fit, a short jump of two goes to a [`Hole`] nearby, which holds the long one.
 
 use crate::binary::Binary;
 use crate::error::Refusal;
+use crate::hole::Hole;
 use crate::symbols::SymbolKind;
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use std::ops::Range;
 
 /// Bytes of `jmp rel32`: the least that a probe replaces.
 pub const WINDOW_MIN: usize = 5;
+
+/// Bytes of `jmp rel8`: what is replaced where a long jump does not fit.
+pub const SHORT_WINDOW: usize = 2;
 
 /// Most bytes that a probe replaces. Behind them may be the rest of a displaced instruction, which stays as it is.
 const PATCH_MAX: usize = 16;
@@ -49,7 +55,7 @@ pub struct SitePlan {
     pub file_offset: u64,
     /// Link-time address of the first replaced byte.
     pub vaddr: u64,
-    /// The bytes of the window, at least [`WINDOW_MIN`], at most 19. In memory they must be the same.
+    /// The bytes of the window, at least as many as the jump has, at most 24. In memory they must be the same.
     pub original: Vec<u8>,
     /// How many of them are instructions; the rest is padding that never runs.
     pub code_len: u8,
@@ -61,12 +67,21 @@ pub struct SitePlan {
     pub is_entry: bool,
     /// What the displaced instructions refer to.
     pub references: References,
+    /// Bytes of the jump at the site: [`WINDOW_MIN`] or [`SHORT_WINDOW`].
+    pub jump_len: u8,
+    /// For a short jump: places for the long one, the best first. One of them is needed.
+    pub holes: Vec<Hole>,
 }
 
 impl SitePlan {
     /// How many bytes the probe writes: the window, but at most 16.
     pub fn patched_len(&self) -> usize {
         self.original.len().min(PATCH_MAX)
+    }
+
+    /// The jump lies in two pages, which are not written at once. The same in every process: objects are mapped by pages.
+    pub fn crosses_page(&self) -> bool {
+        crosses_page(self.vaddr, u64::from(self.jump_len))
     }
 
     /// Another probe at `vaddr` cannot be in force at the same time: the jump of one would lie in that of the other. Plans are
@@ -82,6 +97,56 @@ impl SitePlan {
 /// # Errors
 /// [`Refusal`] says why nothing can be put there.
 pub fn plan(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
+    let near = match plan_window(binary, vaddr, WINDOW_MIN) {
+        Ok(plan) if plan.crosses_page() => Err(Refusal::CrossesPage { vaddr }),
+        other => other,
+    };
+    near.or_else(|refusal| {
+        if is_for_room(&refusal) { plan_short(binary, vaddr).or(Err(refusal)) } else { Err(refusal) }
+    })
+}
+
+/// Plans an entry probe with a short jump, where the long one has no room: at another probe's site, for one.
+///
+/// # Errors
+/// [`Refusal`] says why nothing can be put there.
+pub fn plan_short(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
+    let mut plan = plan_window(binary, vaddr, SHORT_WINDOW)?;
+    plan.jump_len = SHORT_WINDOW as u8;
+    if plan.crosses_page() {
+        return Err(Refusal::CrossesPage { vaddr });
+    }
+    plan.holes = crate::hole::holes(binary, &plan);
+    if plan.holes.is_empty() {
+        return Err(Refusal::NoHole { vaddr });
+    }
+    Ok(plan)
+}
+
+/// A shorter jump may help.
+fn is_for_room(refusal: &Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::TooShort { .. }
+            | Refusal::BranchInside { .. }
+            | Refusal::CodeStartsInside { .. }
+            | Refusal::CallInside { .. }
+            | Refusal::CrossesPage { .. }
+            | Refusal::Unmovable { .. }
+            | Refusal::Undecodable { .. }
+            | Refusal::RestartableSequence { .. }
+            | Refusal::TextRelocation { .. }
+    )
+}
+
+/// `len` bytes from `vaddr` on lie in two pages.
+pub(crate) fn crosses_page(vaddr: u64, len: u64) -> bool {
+    const PAGE: u64 = 4096;
+    vaddr % PAGE + len > PAGE
+}
+
+/// Plans a window of at least `least` bytes.
+pub(crate) fn plan_window(binary: &Binary, vaddr: u64, least: usize) -> Result<SitePlan, Refusal> {
     let file_offset = binary.file_offset_of(vaddr).ok_or(Refusal::NotCode { vaddr })?;
     let section = binary.section_at(vaddr).filter(|s| s.executable).ok_or(Refusal::NotCode { vaddr })?;
     if section.is_linkage_table() {
@@ -91,7 +156,7 @@ pub fn plan(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
     refuse_signal_return(binary, vaddr..vaddr + 1)?;
     let bytes = binary.bytes_from(vaddr).ok_or(Refusal::NotCode { vaddr })?;
     check_boundary(binary, vaddr)?;
-    let window = Window::decode(bytes, vaddr)?;
+    let window = Window::decode(bytes, vaddr, least)?;
     let range = vaddr + 1..vaddr + window.len as u64;
     let analysis = binary.analysis();
     if let Some(at) = analysis.first_start_in(range.clone()) {
@@ -114,6 +179,8 @@ pub fn plan(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
         falls_through: window.falls_through,
         is_entry: is_entry(binary, vaddr),
         references: window.references,
+        jump_len: WINDOW_MIN as u8,
+        holes: Vec::new(),
     })
 }
 
@@ -137,7 +204,7 @@ struct Window {
 }
 
 impl Window {
-    fn decode(bytes: &[u8], vaddr: u64) -> Result<Window, Refusal> {
+    fn decode(bytes: &[u8], vaddr: u64, least: usize) -> Result<Window, Refusal> {
         let mut decoder = Decoder::with_ip(64, bytes, vaddr, DecoderOptions::NONE);
         let mut window = Window {
             len: 0,
@@ -146,12 +213,12 @@ impl Window {
             falls_through: true,
             references: References::default(),
         };
-        while window.len < WINDOW_MIN && window.falls_through {
+        while window.len < least && window.falls_through {
             let instruction = next(&mut decoder, vaddr, window.len)?;
-            window.add(&instruction)?;
+            window.add(&instruction, least)?;
         }
         window.code_len = window.len;
-        while window.len < WINDOW_MIN {
+        while window.len < least {
             let room = window.len as u64;
             let padding = next(&mut decoder, vaddr, window.len).ok().filter(is_padding);
             let padding = padding.ok_or(Refusal::TooShort { vaddr, room })?;
@@ -162,13 +229,13 @@ impl Window {
         Ok(window)
     }
 
-    fn add(&mut self, instruction: &Instruction) -> Result<(), Refusal> {
+    fn add(&mut self, instruction: &Instruction, least: usize) -> Result<(), Refusal> {
         let vaddr = instruction.ip();
         refuse_unmovable(instruction)?;
         self.boundaries.push(self.len as u8);
         self.len += instruction.len();
         let call = is_call(instruction);
-        if call && self.len < WINDOW_MIN {
+        if call && self.len < least {
             return Err(Refusal::CallInside { vaddr });
         }
         self.references.rip_relative |= instruction.is_ip_rel_memory_operand();
@@ -192,7 +259,7 @@ fn next(decoder: &mut Decoder<'_>, vaddr: u64, len: usize) -> Result<Instruction
 }
 
 /// What assemblers and linkers put between functions.
-fn is_padding(instruction: &Instruction) -> bool {
+pub(crate) fn is_padding(instruction: &Instruction) -> bool {
     matches!(instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3)
 }
 

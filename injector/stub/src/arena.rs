@@ -7,11 +7,12 @@
 //!
 //! A jump slot is `jmp *[rip+0]` and the address: how code here reaches what is more than 2 GiB away.
 
-use crate::assemble::build_stub;
+use crate::assemble::{build_copy, build_stub};
 use crate::gates::{Gates, build_gates};
 use crate::link::{LinkError, link_code};
 use crate::site_code::{Environment, SiteCode, Stub, StubError};
 use beeline_abi::code::{Reloc, Symbol};
+use beeline_site::SitePlan;
 use std::collections::HashMap;
 
 /// Alignment of programs and stubs.
@@ -115,6 +116,17 @@ impl Arena {
         self.check_room(stub.bytes.len() as u64)?;
         self.put(&stub.bytes);
         Ok(stub)
+    }
+
+    /// Puts the displaced instructions of a window into the arena, without a probe: they give room to a neighbour.
+    ///
+    /// # Errors
+    /// [`ArenaError`]; the arena is as before.
+    pub fn add_copy(&mut self, plan: &SitePlan, address: u64) -> Result<Stub, ArenaError> {
+        let copy = build_copy(plan, address, self.base + self.used)?;
+        self.check_room(copy.bytes.len() as u64)?;
+        self.put(&copy.bytes);
+        Ok(copy)
     }
 
     /// The gates of the arena, which the first stub brings.

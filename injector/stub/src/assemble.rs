@@ -20,6 +20,7 @@ use crate::phase::Phase;
 use crate::returns::{self, ReturnHalf};
 use crate::site_code::{Environment, LinkCode, PcMapping, SiteCode, Stub, StubError};
 use beeline_abi::regs::PtRegs;
+use beeline_site::SitePlan;
 use iced_x86::code_asm::{CodeAssembler, CodeLabel, dword_ptr, qword_ptr, rax, rsp};
 use iced_x86::{BlockEncoderOptions, IcedError};
 use std::mem::offset_of;
@@ -36,6 +37,26 @@ pub(crate) fn build_stub(
     check(site, at)?;
     let mut asm = CodeAssembler::new(64).map_err(|e| assembler(at, &e))?;
     let marks = emit(&mut asm, shared, site, at)?;
+    finish(&mut asm, &marks, at)
+}
+
+/// Makes the code of a window that only moves out, for address `at`: its displaced instructions alone.
+///
+/// # Errors
+/// [`StubError`] when one of them is out of reach of `at`.
+pub(crate) fn build_copy(plan: &SitePlan, address: u64, at: u64) -> Result<Stub, StubError> {
+    if !reaches(at, address) {
+        return Err(StubError::OutOfRange { at, target: address });
+    }
+    let mut asm = CodeAssembler::new(64).map_err(|e| assembler(at, &e))?;
+    let displaced = displace(&mut asm, plan, address, at)?;
+    // What assembles to nothing has no offset: this has one, and never runs.
+    let cold = asm.instructions().len();
+    asm.int3().map_err(|e| assembler(at, &e))?;
+    finish(&mut asm, &Marks { return_point: None, displaced, cold }, at)
+}
+
+fn finish(asm: &mut CodeAssembler, marks: &Marks, at: u64) -> Result<Stub, StubError> {
     let result = asm
         .assemble_options(at, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)
         .map_err(|e| assembler(at, &e))?

@@ -25,7 +25,7 @@ mod site_code;
 pub use arena::{Arena, ArenaError};
 pub use displaced::DisplaceError;
 pub use link::{LinkError, link_code};
-pub use patch::{PatchError, patch_bytes};
+pub use patch::{PatchError, jump, patch_bytes, short_jump};
 pub use site_code::{AgentSymbols, Environment, LinkCode, PcMapping, SiteCode, Stub, StubError, ThreadKey};
 
 /// What an arena needs besides its programs and stubs: the gates through which cold code calls the agent.

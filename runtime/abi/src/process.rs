@@ -193,6 +193,12 @@ pub struct SiteRuntime {
 
 const _: () = assert!(size_of::<SiteRuntime>() == 72);
 
+impl SiteRuntime {
+    /// In `flags`: no site of its own, but the place of another's long jump: the last five of the patched bytes. Before them, a
+    /// jump to `stub`, the copy of what stood there; or nothing, when it was padding. It has no links.
+    pub const HOLE: u32 = 1;
+}
+
 /// One CPU of the store: which thread runs a program that touches this CPU's data.
 ///
 /// Taken inside a restartable sequence on that CPU, so without a locked instruction; released by a plain store. A

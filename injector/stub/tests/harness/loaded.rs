@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use crate::harness::World;
-use beeline_site::{Binary, SitePlan, plan, plan_return};
+use beeline_site::{Binary, SitePlan, WINDOW_MIN, plan, plan_return};
 use beeline_stub::{ARENA_OVERHEAD, Arena, LinkCode, SiteCode, patch_bytes, stub_len_max};
 use std::ffi::c_void;
 use std::fs::File;
@@ -44,13 +44,15 @@ impl Loaded {
         Some(Loaded { binary, bias })
     }
 
-    /// Plans of every place that `sites` asks for and that can be probed.
+    /// Plans of every place that `sites` asks for and that takes a long jump.
     fn plans(&self, sites: Sites) -> Vec<SitePlan> {
         let functions = self.binary.functions();
         let entries = functions.iter().map(|f| f.start);
         match sites {
-            Sites::Entries => entries.filter_map(|e| plan(&self.binary, e).ok()).collect(),
-            Sites::Returns => entries.filter_map(|e| plan_return(&self.binary, e).ok()).collect(),
+            Sites::Entries => entries.filter_map(|e| plan(&self.binary, e).ok()).filter(is_long).collect(),
+            Sites::Returns => {
+                entries.filter_map(|e| plan_return(&self.binary, e).ok()).filter(is_long).collect()
+            }
             Sites::Inside { step, first } => self.inside(&functions, step, first),
         }
     }
@@ -63,11 +65,11 @@ impl Loaded {
             let mut at = function.start.max(behind);
             while at < function.end {
                 match plan(&self.binary, at) {
-                    Ok(plan) => {
+                    Ok(plan) if is_long(&plan) => {
                         at += plan.original.len() as u64;
                         plans.push(plan);
                     }
-                    Err(_) => at += 1,
+                    _ => at += 1,
                 }
             }
             behind = at;
@@ -142,4 +144,8 @@ fn reserve_near(near: u64, len: u64) -> u64 {
         }
     }
     panic!("no gap near {near:#x}");
+}
+
+fn is_long(plan: &SitePlan) -> bool {
+    usize::from(plan.jump_len) == WINDOW_MIN
 }
