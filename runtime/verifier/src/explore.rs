@@ -213,7 +213,7 @@ impl<'a> Explorer<'a> {
                     self.log.failed(self.program, self.pc, &self.state, &reason);
                     let earlier = self.looping.and_then(|id| self.checkpoints[id as usize].state.whole());
                     if let Some(earlier) = earlier {
-                        self.log.same(self.program, &self.state, earlier);
+                        self.log.same(self.program, &self.state, earlier, &self.precision);
                     }
                     return Err(Refusal::at(self.pc, reason));
                 }

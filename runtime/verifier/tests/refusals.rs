@@ -184,7 +184,7 @@ fn flow() {
     let recursion = Insn::new(JMP | CALL, 0, PSEUDO_CALL, 0, -1);
     check(
         [Insn::new(JMP | CALL, 0, PSEUDO_CALL, 0, 1), EXIT_INSN, recursion, EXIT_INSN],
-        "the call stack of 9 frames is too deep !",
+        "the call stack of 9 frames is too deep",
     );
     let deep = [
         mov(0, 0),
@@ -244,6 +244,7 @@ fn the_log_shows_the_path() {
     let rejection =
         verify(program, &Options { log_level: 1, ..Options::default() }).expect_err("out of bounds");
     assert_eq!(rejection.pc, 11);
+    assert_eq!(rejection.advice, Some("test the offset against the size of the value before the access"));
     let expected = include_str!("refused.log");
     if std::env::var_os("BEELINE_BLESS").is_some() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/refused.log");

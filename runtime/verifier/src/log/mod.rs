@@ -21,6 +21,7 @@ pub(crate) use live::table as live_registers;
 pub(crate) use show::shown;
 
 use crate::facts::Facts;
+use crate::graph::Graph;
 use crate::liveness::{self, Regs};
 use crate::program::{Options, ProgType, Program};
 use crate::state::State;
@@ -260,10 +261,13 @@ impl Log {
     }
 
     /// The current state and an earlier one at the same place, between which nothing changed.
-    pub(crate) fn same(&mut self, program: &Program, current: &State, earlier: &State) {
-        let (current, earlier) =
-            (self.show(program, current, Touched::ALL), self.show(program, earlier, Touched::ALL));
-        self.say(&format!("cur state:{current}\nold state:{earlier}\n"));
+    ///
+    /// Numbers of the earlier one that decided something carry a `P`.
+    pub(crate) fn same(&mut self, program: &Program, current: &State, earlier: &State, precision: &Graph) {
+        let current = self.show(program, current, Touched::ALL);
+        let innermost = earlier.frames.len() - 1;
+        let earlier = show::with_precision(program, earlier, innermost, precision);
+        self.line(&format!("cur state:{current}\nold state:{earlier}\n"));
     }
 
     /// The reason, and at level 0 what was known when it arose.

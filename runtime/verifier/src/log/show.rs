@@ -2,12 +2,30 @@
 
 use super::Touched;
 use crate::bounds::Scalar;
+use crate::graph::Graph;
 use crate::program::Program;
 use crate::state::{Byte, Kind, MapRef, RegState, Slot, State};
 use std::fmt::Write;
 
 /// A frame: registers that hold something, stack slots that were written, references. Each begins with a blank.
 pub(super) fn frame(program: &Program, state: &State, number: usize, touched: Touched) -> String {
+    marked(program, state, number, touched, |_| false)
+}
+
+/// A whole frame; numbers that decided something carry a `P`.
+pub(super) fn with_precision(program: &Program, state: &State, number: usize, precision: &Graph) -> String {
+    let is_precise = |reg: &RegState| reg.kind == Kind::Scalar && precision.is_marked(reg.node);
+    marked(program, state, number, Touched::ALL, is_precise)
+}
+
+fn marked(
+    program: &Program,
+    state: &State,
+    number: usize,
+    touched: Touched,
+    is_precise: impl Fn(&RegState) -> bool,
+) -> String {
+    let mark = |reg: &RegState| if is_precise(reg) { "P" } else { "" };
     let mut text = String::new();
     let frame = &state.frames[number];
     if number > 0 {
@@ -15,11 +33,12 @@ pub(super) fn frame(program: &Program, state: &State, number: usize, touched: To
     }
     let held = frame.regs.iter().enumerate().filter(|(_, reg)| reg.kind != Kind::Uninit);
     for (index, reg) in held.filter(|(index, _)| touched.has_register(*index)) {
-        let _ = write!(text, " R{index}={}", register(Some(program), number, reg));
+        let _ = write!(text, " R{index}={}{}", mark(reg), register(Some(program), number, reg));
     }
     let written = frame.stack.iter().enumerate().filter(|(_, slot)| slot.bytes != [Byte::Uninit; 8]);
     for (index, slot) in written.filter(|(index, _)| touched.has_slot(*index)) {
-        let _ = write!(text, " fp-{}={}", 8 * (index + 1), contents(program, number, slot));
+        let _ =
+            write!(text, " fp-{}={}", 8 * (index + 1), contents(program, number, slot, mark(&slot.spilled)));
     }
     let held = state.references.iter().map(|held| held.0.to_string()).collect::<Vec<_>>();
     if !held.is_empty() {
@@ -32,7 +51,7 @@ pub(super) fn frame(program: &Program, state: &State, number: usize, touched: To
 }
 
 /// A slot: letters from its highest byte down, and the register that is spilled in its low bytes.
-fn contents(program: &Program, frame: usize, slot: &Slot) -> String {
+fn contents(program: &Program, frame: usize, slot: &Slot, mark: &str) -> String {
     let letter = |byte: &Byte| match byte {
         Byte::Uninit => '?',
         Byte::Spill => 'r',
@@ -45,7 +64,7 @@ fn contents(program: &Program, frame: usize, slot: &Slot) -> String {
         0 => letters.collect(),
         spilled => {
             let above: String = letters.take(8 - spilled as usize).collect();
-            above + &register(Some(program), frame, &slot.spilled)
+            above + mark + &register(Some(program), frame, &slot.spilled)
         }
     }
 }

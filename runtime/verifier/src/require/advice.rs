@@ -25,7 +25,7 @@ const ADVICE: &[(&str, &str)] = &[
         "this program type has no such field in its context, or not with this size",
     ),
     ("dereference of modified ctx ptr", "access the context with constant offsets from the original pointer"),
-    ("Unreleased reference", "submit or discard the reserved record on every path"),
+    ("reference leak", "submit or discard the reserved record on every path"),
     ("Too large", "use a map for large buffers: the stack has 512 bytes for all frames"),
     (
         "infinite loop detected",

@@ -49,7 +49,7 @@ impl Explorer<'_> {
                 None => refuse!(
                     "invalid variable-offset{what} stack R{number} var_off={} off={} size={size}",
                     value.tnum,
-                    target.off
+                    target.fixed()
                 ),
             }
         }

@@ -84,7 +84,8 @@ pub fn answer(line: &str) -> Value {
 /// The last line of a log, those left out that say how much work it was.
 fn last_line(log: &str) -> &str {
     const STATISTICS: [&str; 3] = ["processed ", "verification time ", "stack depth "];
-    let said = |line: &&str| !line.trim().is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start));
+    let said =
+        |line: &&str| !line.trim().is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start));
     log.lines().rfind(said).unwrap_or_default().trim()
 }
 
