@@ -11,6 +11,7 @@
 //! | [`program`] | programs and the functions that they are made of |
 //! | [`btf`] | type information: the object's, the kernel's, a built-in one; values and declarations printed by it |
 //! | [`core_relo`] | adaptation to the target's types |
+//! | [`embedded`] | objects inside other files |
 //! | [`kconfig`], [`options`] | the kernel that an object is read for |
 //!
 //! ```no_run
@@ -31,6 +32,7 @@
 pub mod btf;
 pub mod core_relo;
 mod elf;
+pub mod embedded;
 pub mod error;
 mod externs;
 mod fixup;
