@@ -107,15 +107,42 @@ pub(crate) struct Load {
     /// BTF of the kernel to relocate against (raw, or an ELF file with .BTF) [default: the running kernel's]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) btf: Option<PathBuf>,
-    /// Where a program goes: PROG=uprobe:PATH:SYMBOL[+OFFSET], PROG=uretprobe:PATH:SYMBOL, or an offset in the file in place of the symbol
+    /// Where a program goes: PROG=uprobe:PATH:SYMBOL[+OFFSET], PROG=uretprobe:PATH:SYMBOL, PROG=uprobe.multi:PATH:PATTERN,
+    /// PROG=uretprobe.multi:PATH:PATTERN, PROG=usdt:PATH:PROVIDER:NAME
+    ///
+    /// An offset in the file can stand in place of a symbol. A pattern has `*` and `?`; in place of it may stand
+    /// SYMBOL[#COOKIE],SYMBOL[#COOKIE],...
     #[arg(long, value_name = "SPEC")]
     pub(crate) attach: Vec<String>,
     /// Only in the process with this id
     #[arg(long, short, value_name = "PID")]
     pub(crate) pid: Option<u32>,
-    /// Number that bpf_get_attach_cookie() returns
-    #[arg(long, value_name = "NUMBER", value_parser = number, default_value = "0")]
-    pub(crate) cookie: u64,
+    /// Number that bpf_get_attach_cookie() (in USDT probes bpf_usdt_cookie()) returns, of all links or of one program's
+    #[arg(long, value_name = "[PROG=]NUMBER")]
+    pub(crate) cookie: Vec<Cookie>,
+    /// Count the hits of the links, at the price of two atomic increments a hit
+    #[arg(long)]
+    pub(crate) count_hits: bool,
+}
+
+/// `NUMBER` or `PROG=NUMBER`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Cookie {
+    /// Of which program's links; none: of all.
+    pub(crate) program: Option<String>,
+    /// The number.
+    pub(crate) value: u64,
+}
+
+impl std::str::FromStr for Cookie {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Cookie, String> {
+        match text.split_once('=') {
+            Some((program, value)) => Ok(Cookie { program: Some(program.into()), value: number(value)? }),
+            None => Ok(Cookie { program: None, value: number(text)? }),
+        }
+    }
 }
 
 /// Arguments of `unload`.
@@ -404,6 +431,15 @@ mod tests {
     fn the_last_store_counts() {
         let cli = Cli::try_parse_from(["beeline", "--store", "a", "--store", "b", "ps"]).unwrap();
         assert_eq!(cli.global.store, "b");
+    }
+
+    #[test]
+    fn cookies() {
+        let line = ["beeline", "load", "x.o", "--cookie", "0x10", "--cookie", "on_entry=7"];
+        let Command::Load(load) = Cli::try_parse_from(line).unwrap().command else { panic!("not load") };
+        assert_eq!(load.cookie[0], Cookie { program: None, value: 16 });
+        assert_eq!(load.cookie[1], Cookie { program: Some("on_entry".into()), value: 7 });
+        assert!(Cli::try_parse_from(["beeline", "load", "x.o", "--cookie", "p=x"]).is_err());
     }
 
     #[test]

@@ -45,7 +45,7 @@ impl Bridged {
             task_layout: plan.task_layout,
             maps: plan.maps.into_iter().map(map).collect(),
             programs: plan.programs.into_iter().map(program).collect(),
-            probes: plan.probes.into_iter().map(probe).collect(),
+            probes: plan.probes.into_iter().flat_map(probes).collect(),
         };
         Bridged { request, names }
     }
@@ -71,25 +71,31 @@ fn program(program: PlannedProgram) -> ProgramRequest {
     }
 }
 
-fn probe(probe: PlannedProbe) -> ProbeRequest {
+/// A probe for each place of a link.
+fn probes(probe: PlannedProbe) -> impl Iterator<Item = ProbeRequest> {
     let target = probe.target;
-    ProbeRequest {
+    let file = FileIdentity {
+        path: target.path,
+        device: target.device,
+        inode: target.inode,
+        build_id: (!target.build_id.is_empty()).then_some(target.build_id),
+    };
+    let shared = Arc::new(probe.shared);
+    target.places.into_iter().map(move |place| ProbeRequest {
         link_id: probe.link_id,
         program_id: probe.prog_id,
         kind: match probe.kind {
             ProbeKind::Entry => beeline_inject::ProbeKind::Entry,
             ProbeKind::Return => beeline_inject::ProbeKind::Return,
         },
-        file: FileIdentity {
-            path: target.path,
-            device: target.device,
-            inode: target.inode,
-            build_id: (!target.build_id.is_empty()).then_some(target.build_id),
-        },
-        location: Location::FileOffset(target.file_offset),
-        cookie: probe.cookie,
-        shared: Arc::new(probe.shared),
-    }
+        file: file.clone(),
+        location: Location::FileOffset(place.file_offset),
+        cookie: place.cookie,
+        semaphore: place.semaphore,
+        pid: probe.pid,
+        count_hits: probe.count_hits,
+        shared: Arc::clone(&shared),
+    })
 }
 
 /// What became of the probes of a request in one process.

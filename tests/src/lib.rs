@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// The workspace's root folder.
 pub fn root() -> PathBuf {
@@ -52,6 +53,20 @@ fn compiled_dir() -> PathBuf {
     dir
 }
 
+/// Makes a file from `source` unless it is there already. Nobody runs or reads what another is about to write: it is
+/// written aside and moved into place.
+fn once(source: &Path, output: PathBuf, make: impl FnOnce(&Path)) -> PathBuf {
+    static MADE: Mutex<()> = Mutex::new(());
+    let _made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
+    if changed(&output).is_none_or(|made| changed(source).is_none_or(|written| made <= written)) {
+        let aside = output.with_extension(format!("{}.tmp", std::process::id()));
+        make(&aside);
+        std::fs::rename(&aside, &output).expect("one folder");
+    }
+    output
+}
+
 fn must_succeed(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     assert!(output.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&output.stderr));
@@ -62,14 +77,15 @@ pub fn object(source: &str) -> PathBuf {
     let source = root().join(source);
     let output = compiled_dir().join(source.with_extension("o").file_name().expect("a file name"));
     let machine = format!("/usr/include/{}-linux-gnu", std::env::consts::ARCH);
-    must_succeed(
-        Command::new("clang")
-            .args(["-g", "-O2", "-target", "bpf", "-D__TARGET_ARCH_x86", "-I", &machine, "-c"])
-            .arg(&source)
-            .arg("-o")
-            .arg(&output),
-    );
-    output
+    once(&source, output, |output| {
+        must_succeed(
+            Command::new("clang")
+                .args(["-g", "-O2", "-target", "bpf", "-D__TARGET_ARCH_x86", "-I", &machine, "-c"])
+                .arg(&source)
+                .arg("-o")
+                .arg(output),
+        );
+    })
 }
 
 /// Compiles a C target given by its path under the root. `variant` names the result apart, `flags` go to `compiler`.
@@ -79,15 +95,16 @@ pub fn target(source: &str, variant: &str, compiler: &str, flags: &[&str]) -> Pa
     let libraries = text.lines().next().and_then(|line| line.strip_prefix("// link: ")).unwrap_or("");
     let stem = source.file_stem().expect("a file name").to_string_lossy();
     let output = compiled_dir().join(format!("{stem}-{variant}"));
-    must_succeed(
-        Command::new(compiler)
-            .args(["-O2", "-g", "-o"])
-            .arg(&output)
-            .arg(&source)
-            .args(flags)
-            .args(libraries.split_whitespace()),
-    );
-    output
+    once(&source, output, |output| {
+        must_succeed(
+            Command::new(compiler)
+                .args(["-O2", "-g", "-o"])
+                .arg(output)
+                .arg(&source)
+                .args(flags)
+                .args(libraries.split_whitespace()),
+        );
+    })
 }
 
 /// The default build of a C target.

@@ -1,7 +1,7 @@
 // link: -lbpf
 // The same object in the kernel, as the reference: loads it with libbpf, attaches what its sections name, says "ready",
 // waits for a line, prints a map as `key word word…` (keys of 4 bytes, values of whole 8-byte words).
-//   kernel_count OBJECT MAP
+//   kernel_count OBJECT MAP [PROG PATH PROVIDER NAME]...     with the USDT probes of programs whose sections name none
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <stdio.h>
@@ -21,9 +21,15 @@ int main(int argc, char **argv)
 
 	if (!object || bpf_object__load(object))
 		fail("load");
-	bpf_object__for_each_program(program, object)
-		if (!bpf_program__attach(program))
+	if (argc == 3)
+		bpf_object__for_each_program(program, object)
+			if (!bpf_program__attach(program))
+				fail("attach");
+	for (int i = 3; i + 3 < argc; i += 4) {
+		program = bpf_object__find_program_by_name(object, argv[i]);
+		if (!program || !bpf_program__attach_usdt(program, -1, argv[i + 1], argv[i + 2], argv[i + 3], NULL))
 			fail("attach");
+	}
 	puts("ready");
 	fflush(stdout);
 	if (!fgets(line, sizeof(line), stdin))

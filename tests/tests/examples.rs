@@ -82,6 +82,83 @@ fn sum_slots(value: &Value, sum: &mut u64) {
     }
 }
 
+#[test]
+fn error_injection() {
+    let program = gcc("examples/error-injection/buffers.c");
+    let store = Store::new();
+    load(&store, "examples/error-injection/inject.bpf.c", &[]);
+    let printed = store.ok(&["start", "--", &program.to_string_lossy(), "30"]);
+    assert_eq!(printed, "10 of 30 buffers were not there\n");
+    assert_eq!((store.global("seen"), store.global("failed")), (30, 10));
+}
+
+/// A client of the hot-patch example's server.
+struct Client {
+    input: std::io::BufReader<std::net::TcpStream>,
+}
+
+impl Client {
+    fn connect(port: &str) -> Client {
+        let address = format!("127.0.0.1:{port}");
+        Client { input: std::io::BufReader::new(std::net::TcpStream::connect(address).expect("it listens")) }
+    }
+
+    /// The answer to a request, empty when the server is gone.
+    fn ask(&mut self, request: &str) -> String {
+        use std::io::{BufRead, Write};
+        let mut answer = String::new();
+        let asked = self.input.get_mut().write_all(format!("{request}\n").as_bytes());
+        if asked.is_ok() && self.input.read_line(&mut answer).is_err() {
+            answer.clear();
+        }
+        answer.trim_end().to_owned()
+    }
+}
+
+/// A fault is taken out of a server that runs, and is back when the program is gone. Nobody is disconnected.
+#[test]
+fn hot_patch() {
+    let program = gcc("examples/hot-patch/server.c");
+    let mut unpatched = Target::spawn(&mut Command::new(&program));
+    let port = unpatched.line();
+    assert_eq!(Client::connect(&port).ask("share 100 0"), "", "the fault is there");
+
+    let mut server = Target::spawn(&mut Command::new(&program));
+    let port = server.line();
+    let mut client = Client::connect(&port);
+    assert_eq!(client.ask("share 100 4"), "25");
+    let store = Store::new();
+    let attach = [format!("fix_share=uprobe:{}:share_of", program.display())];
+    load(&store, "examples/hot-patch/fix.bpf.c", &attach);
+    let mut busy: Vec<Client> = (0..4).map(|_| Client::connect(&port)).collect();
+    std::thread::scope(|scope| {
+        let rounds = busy.iter_mut().map(|client| {
+            scope.spawn(move || {
+                for guests in 1..=2000i64 {
+                    let answer = client.ask(&format!("share 1000000 {guests}"));
+                    assert_eq!(answer, (1_000_000 / guests).to_string(), "{guests} guests");
+                }
+            })
+        });
+        let rounds: Vec<_> = rounds.collect();
+        store.ok(&["attach", &server.pid()]);
+        for round in rounds {
+            round.join().expect("every answer is right");
+        }
+    });
+    for _ in 0..10 {
+        assert_eq!(client.ask("share 100 0"), "0", "the fault is gone");
+        assert_eq!(client.ask("share 100 -5"), "-20");
+    }
+    assert_eq!(store.global("averted"), 10);
+    assert_eq!(client.ask("served"), (1 + 4 * 2000 + 10).to_string(), "skipped calls were skipped");
+    store.ok(&["detach", &server.pid()]);
+    store.ok(&["unload", "fix"]);
+    assert_eq!(client.ask("share 90 3"), "30", "the same connection");
+    assert!(server.is_alive());
+    assert_eq!(client.ask("share 100 0"), "", "the fault is back");
+}
+
 /// An interactive shell on a pseudo-terminal.
 struct Shell {
     child: std::process::Child,

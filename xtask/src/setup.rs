@@ -43,6 +43,7 @@ const NEEDS: &[Need] = &[
     Need { probe: File("/usr/include/zlib.h"), package: "zlib1g-dev", from: Test },
     Need { probe: File("/usr/include/openssl/ssl.h"), package: "libssl-dev", from: Test },
     Need { probe: Program("openssl"), package: "openssl", from: Test },
+    Need { probe: File("/usr/include/x86_64-linux-gnu/sys/sdt.h"), package: "systemtap-sdt-dev", from: Test },
     Need { probe: Program("musl-gcc"), package: "musl-tools", from: Test },
     Need { probe: Program("go"), package: "golang-go", from: Test },
     Need { probe: Program("nginx"), package: "nginx-light", from: Test },

@@ -9,8 +9,8 @@ use beeline_abi::process::{PROCESS_MAGIC, ProcessBlock};
 use beeline_helpers::sys::{self, nr};
 use beeline_maps::CALL_GATE;
 use core::ptr::null_mut;
-use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicPtr, AtomicU64};
 
 /// The block of this process, for the one function that is called without any of its parts.
 static BLOCK: AtomicPtr<ProcessBlock> = AtomicPtr::new(null_mut());
@@ -51,7 +51,7 @@ pub unsafe extern "sysv64" fn init(block: *mut ProcessBlock) -> i64 {
 ///
 /// # Safety
 ///
-/// `links` points to so many [`LinkRuntime`]s, each of which refers to its mapped page.
+/// `links` points to so many [`LinkRuntime`]s in writable memory, each of which refers to its mapped page.
 pub unsafe extern "sysv64" fn missed(links: *const LinkRuntime, count: u64) {
     let mut i = 0u64;
     while i < count {
@@ -62,6 +62,7 @@ pub unsafe extern "sysv64" fn missed(links: *const LinkRuntime, count: u64) {
                 // Whatever is being installed was not seen.
                 CALL_GATE.close();
             }
+            AtomicU64::from_ptr((&raw const link.missed).cast_mut()).fetch_add(1, Relaxed);
             let shared = link.shared as *const LinkShared;
             if let Some(shared) = shared.as_ref() {
                 shared.missed.fetch_add(1, Relaxed);

@@ -75,7 +75,8 @@ pub static beeline_own_link: LinkShared = LinkShared {
     enabled: AtomicU32::new(1),
     reserved: 0,
     missed: AtomicU64::new(0),
-    reserved2: [0; 4],
+    hits: AtomicU64::new(0),
+    reserved2: [0; 3],
 };
 
 /// Never reached: no function of the image refers to it, so the linker drops it. A test sees to that.

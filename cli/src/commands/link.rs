@@ -1,6 +1,6 @@
 //! `beeline link`: list links, turn them on and off.
 
-use super::load::{kind_name, place};
+use super::load::{kind_name, place, place_name, places_json};
 use crate::args::Link;
 use crate::context::Context;
 use crate::output::table::Table;
@@ -40,7 +40,7 @@ fn list(context: &mut Context, words: &[String]) -> Result<()> {
             file.link.id.to_string(),
             file.link.name.clone(),
             object.clone(),
-            kind_name(file.link.kind).into(),
+            kind_name(file.link.kind, &file.link.target).into(),
             if file.is_enabled() { "yes" } else { "no" }.into(),
             file.missed().to_string(),
             place(&file.link.target),
@@ -59,7 +59,7 @@ fn show(context: &mut Context, words: &[String]) -> Result<()> {
         out.line(format_args!(
             "{}: {}  name {}  prog {} ({program})",
             link.id,
-            kind_name(link.kind),
+            kind_name(link.kind, &link.target),
             link.name,
             link.prog_id
         ))?;
@@ -68,10 +68,16 @@ fn show(context: &mut Context, words: &[String]) -> Result<()> {
             [] => "none".to_owned(),
             bytes => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
         };
-        out.line(format_args!("\tfile offset {:#x}  build-id {build_id}", link.target.file_offset))?;
+        out.line(format_args!("\tbuild-id {build_id}"))?;
+        for place in &link.target.places {
+            let semaphore = place.semaphore.map(|at| format!("  semaphore {at:#x}")).unwrap_or_default();
+            let (name, at, cookie) = (place_name(place), place.file_offset, place.cookie);
+            out.line(format_args!("\tat {name}  file offset {at:#x}  cookie {cookie:#x}{semaphore}"))?;
+        }
         let enabled = if file.is_enabled() { "enabled" } else { "disabled" };
         let pid = link.pid.map(|pid| format!("  pid {pid}")).unwrap_or_default();
-        out.line(format_args!("\t{enabled}  missed {}  cookie {:#x}{pid}", file.missed(), link.cookie))?;
+        let hits = if link.count_hits { format!("  hits {}", file.hits()) } else { String::new() };
+        out.line(format_args!("\t{enabled}{hits}  missed {}{pid}", file.missed()))?;
     }
     Ok(())
 }
@@ -96,20 +102,24 @@ fn set(context: &mut Context, words: &[String], enabled: bool) -> Result<()> {
 
 fn to_json(entry: &LinkEntry) -> Value {
     let link = &entry.file.link;
+    // The first place by itself too: mostly it is the only one.
+    let first = link.target.places.first();
     json!({
         "id": link.id,
-        "type": kind_name(link.kind),
+        "type": kind_name(link.kind, &link.target),
         "name": link.name,
         "object": entry.object,
         "prog_id": link.prog_id,
         "prog": entry.program,
         "path": link.target.path,
-        "symbol": link.target.symbol,
-        "offset": link.target.offset,
-        "file_offset": link.target.file_offset,
+        "symbol": first.and_then(|place| place.symbol.as_ref()),
+        "offset": first.map(|place| place.offset),
+        "file_offset": first.map(|place| place.file_offset),
+        "cookie": first.map(|place| place.cookie),
+        "places": places_json(&link.target),
         "build_id": link.target.build_id.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
-        "cookie": link.cookie,
         "pid": link.pid,
+        "hits": link.count_hits.then(|| entry.file.hits()),
         "enabled": entry.file.is_enabled(),
         "missed": entry.file.missed(),
     })

@@ -6,7 +6,10 @@ use crate::output::progress::Progress;
 use crate::output::time::nanoseconds;
 use crate::output::{say, warn};
 use anyhow::{Result, bail};
-use beeline_engine::{AttachSpec, Engine, EngineError, LoadOptions, Loaded, LoadedProgram, ProbeKind};
+use beeline_engine::{
+    AttachSpec, Engine, EngineError, LoadOptions, Loaded, LoadedProgram, ProbeKind, Target, TargetForm,
+    TargetPlace,
+};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -20,7 +23,15 @@ pub(crate) fn run(context: &mut Context, args: &Load) -> Result<()> {
         btf: args.btf.clone(),
         attach,
         pid: args.pid,
-        cookie: args.cookie,
+        cookie: args
+            .cookie
+            .iter()
+            .filter(|it| it.program.is_none())
+            .map(|it| it.value)
+            .next_back()
+            .unwrap_or(0),
+        program_cookies: args.cookie.iter().filter_map(|it| Some((it.program.clone()?, it.value))).collect(),
+        count_hits: args.count_hits,
     };
     let engine = context.engine()?;
     let mut reports = Vec::new();
@@ -83,7 +94,7 @@ fn show(context: &mut Context, loaded: &Loaded) -> Result<()> {
             "  prog  {id:<6} {name}  {section}  {insns} insns, {code_len} bytes, verified in {time}"
         ))?;
         for (id, kind, target) in &program.links {
-            out.line(format_args!("  link  {id:<6} {} {}", kind_name(*kind), place(target)))?;
+            out.line(format_args!("  link  {id:<6} {} {}", kind_name(*kind, target), place(target)))?;
         }
     }
     for skipped in &loaded.skipped {
@@ -92,33 +103,74 @@ fn show(context: &mut Context, loaded: &Loaded) -> Result<()> {
     Ok(())
 }
 
-/// `uprobe` or `uretprobe`.
-pub(crate) fn kind_name(kind: ProbeKind) -> &'static str {
-    match kind {
-        ProbeKind::Entry => "uprobe",
-        ProbeKind::Return => "uretprobe",
+/// `uprobe`, `uretprobe.multi`, `usdt` and so on.
+pub(crate) fn kind_name(kind: ProbeKind, target: &Target) -> &'static str {
+    let several = matches!(target.form, TargetForm::Pattern(_)) || target.places.len() > 1;
+    match (&target.form, kind) {
+        (TargetForm::Usdt { .. }, _) => "usdt",
+        (_, ProbeKind::Entry) if several => "uprobe.multi",
+        (_, ProbeKind::Entry) => "uprobe",
+        (_, ProbeKind::Return) if several => "uretprobe.multi",
+        (_, ProbeKind::Return) => "uretprobe",
     }
 }
 
-/// `PATH:SYMBOL+OFFSET`.
-pub(crate) fn place(target: &beeline_engine::Target) -> String {
+/// `PATH:SYMBOL+OFFSET`, `PATH:PATTERN (n places)`, `PATH:PROVIDER:NAME`.
+pub(crate) fn place(target: &Target) -> String {
     let path = target.path.display();
-    match (&target.symbol, target.offset) {
-        (Some(symbol), 0) => format!("{path}:{symbol}"),
-        (Some(symbol), offset) => format!("{path}:{symbol}+{offset:#x}"),
-        (None, offset) => format!("{path}:{offset:#x}"),
+    let count = match target.places.len() {
+        1 => String::new(),
+        places => format!(" ({places} places)"),
+    };
+    match (&target.form, target.places.as_slice()) {
+        (TargetForm::Usdt { provider, name }, _) => format!("{path}:{provider}:{name}{count}"),
+        (TargetForm::Pattern(pattern), _) => format!("{path}:{pattern}{count}"),
+        (TargetForm::Places, places) => {
+            const SHOWN_MAX: usize = 4;
+            let mut names: Vec<String> = places.iter().take(SHOWN_MAX).map(place_name).collect();
+            if places.len() > SHOWN_MAX {
+                names.push("...".into());
+            }
+            format!("{path}:{}{count}", names.join(","))
+        }
     }
+}
+
+/// `SYMBOL+OFFSET` or an offset in the file.
+pub(crate) fn place_name(place: &TargetPlace) -> String {
+    match (&place.symbol, place.offset) {
+        (Some(symbol), 0) => symbol.clone(),
+        (Some(symbol), offset) => format!("{symbol}+{offset:#x}"),
+        (None, offset) => format!("{offset:#x}"),
+    }
+}
+
+/// The places of a link, for JSON.
+pub(crate) fn places_json(target: &Target) -> Value {
+    let place = |place: &TargetPlace| {
+        json!({
+            "symbol": place.symbol,
+            "offset": place.offset,
+            "file_offset": place.file_offset,
+            "cookie": place.cookie,
+            "semaphore": place.semaphore,
+        })
+    };
+    target.places.iter().map(place).collect()
 }
 
 fn to_json(loaded: &Loaded) -> Value {
     let map = |map: &beeline_engine::LoadedMap| json!({"id": map.id, "name": map.name, "type": map.type_name, "reused": map.reused});
-    let link = |(id, kind, target): &(u32, ProbeKind, beeline_engine::Target)| {
+    let link = |(id, kind, target): &(u32, ProbeKind, Target)| {
+        // The first place by itself too: mostly it is the only one.
+        let first = target.places.first();
         json!({
             "id": id,
-            "type": kind_name(*kind),
+            "type": kind_name(*kind, target),
             "path": target.path,
-            "symbol": target.symbol,
-            "offset": target.offset,
+            "symbol": first.and_then(|place| place.symbol.as_ref()),
+            "offset": first.map(|place| place.offset),
+            "places": places_json(target),
         })
     };
     let program = |program: &LoadedProgram| {

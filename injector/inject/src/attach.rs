@@ -20,18 +20,21 @@ use crate::image::AGENT_IMAGE;
 use crate::report::AttachReport;
 use crate::request::Request;
 use crate::seccomp::Filters;
+use crate::semaphore;
 use crate::sites::PlannedSites;
 use crate::stack::Stack;
 use crate::target::{self, Facts, Surroundings, remote};
 use crate::tracer;
 use crate::wire::{BlockHead, HEAD_LEN, Wire, region_offset};
 use beeline_abi::calls::CallGate;
-use beeline_abi::process::ProcessBlock;
+use beeline_abi::link::LinkRuntime;
+use beeline_abi::process::{ForkPage, ProcessBlock};
 use beeline_ptrace::{Registers, StopOptions, StoppedProcess};
 use beeline_remote::{Borrowed, FileMapping, Mappings, Process, RemoteError};
 use beeline_site::Binary;
 use beeline_stub::ThreadKey;
 use std::collections::HashMap;
+use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -416,6 +419,11 @@ impl<'a> Prepared<'a> {
         let fork_page = self.read_fork_page(generation.block)?;
         let head = BlockHead { fork_page, flags: head.flags | ProcessBlock::FLAG_UNFINISHED, ..head.clone() };
         self.write_head_at(generation.block, &head)?;
+        if fork_page != 0 {
+            let pid = (self.process.pid() as u32).to_le_bytes();
+            let at = fork_page + offset_of!(ForkPage, attached) as u64;
+            self.process.memory().write(at, &pid).map_err(|error| self.failed(error))?;
+        }
         for thread in stopped.threads() {
             let registers = thread.registers().map_err(|error| self.failed(error.into()))?;
             if let Some(rip) = moved(generation, registers.rip) {
@@ -426,8 +434,21 @@ impl<'a> Prepared<'a> {
         for write in generation.patches.iter().flat_map(|patch| &patch.writes) {
             self.process.memory().write(write.address, &write.bytes).map_err(|error| self.failed(error))?;
         }
+        self.enter_semaphores(generation)?;
         let flags = head.flags & !ProcessBlock::FLAG_UNFINISHED;
         self.write_head_at(generation.block, &BlockHead { flags, ..head })
+    }
+
+    /// Counts our links in the semaphores of their probes. If we are killed in between, a semaphore stays too high: its
+    /// probe prepares arguments for nobody.
+    fn enter_semaphores(&self, generation: &Generation<'_>) -> Result<(), TargetRefused> {
+        for (at, link) in generation.patches.iter().flat_map(|patch| &patch.semaphores) {
+            if semaphore::add(self.process, link.semaphore, 1).map_err(|error| self.failed(error))? {
+                semaphore::mark(self.process, *at, link.flags | LinkRuntime::IN_SEMAPHORE)
+                    .map_err(|error| self.failed(error))?;
+            }
+        }
+        Ok(())
     }
 
     /// Undoes the jumps of an attempt that failed in the middle of writing them. Its mappings stay, as the block says:

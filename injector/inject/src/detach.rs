@@ -14,6 +14,7 @@ use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, carries_probes, find, is_ours};
 use crate::report::DetachReport;
 use crate::seccomp::Filters;
+use crate::semaphore;
 use crate::stack::Stack;
 use crate::target::{self, remote};
 use crate::tracer;
@@ -168,11 +169,12 @@ impl<'a> Round<'a> {
     /// Puts original bytes back where a jump of ours stands.
     fn restore_sites(&self, existing: &Existing, report: &mut DetachReport) -> Result<(), TargetRefused> {
         report.foreign.clear();
-        for (site, links) in
-            existing.sites.iter().zip(&existing.links).filter(|(site, _)| site.link_count != 0)
-        {
+        let sites = existing.sites.iter().zip(&existing.links);
+        for (site, links) in sites.filter(|(site, _)| site.link_count != 0) {
             let len = site.len as usize;
             if existing.is_in_place(self.process, site) {
+                // Where our jump stands, the library with the semaphore is still mapped.
+                semaphore::leave(self.process, site.links, links).map_err(|error| self.failed(error))?;
                 let write = self.process.memory().write(site.address, &site.original[..len]);
                 write.map_err(|error| self.failed(error))?;
                 report.restored += usize::from(carries_probes(links));

@@ -18,18 +18,19 @@ use crate::existing::Existing;
 use crate::group::{Group, groups};
 use crate::maps::{SharedFile, map_handle};
 use crate::patch::{Patch, Write, fill_hole, inner, jump_bytes, padded};
-use crate::request::{MapRequest, ProbeKind, ProgramRequest, Request};
+use crate::request::{MapRequest, ProbeKind, ProbeRequest, ProgramRequest, Request};
 use crate::sites::{PlannedSite, PlannedSites};
 use crate::space::{MemoryFile, Space};
 use crate::wire::{BLOCK_LEN, BlockHead, Wire, region_offset};
 use beeline_abi::code::{ContextUse, ProgramNeeds, Symbol};
 use beeline_abi::link::{LinkRuntime, LinkShared};
 use beeline_abi::map::MapHandle;
-use beeline_abi::process::{ProcessBlock, ProgramRuntime, REGIONS_MAX, Region, SiteRuntime};
+use beeline_abi::process::{ForkPage, ProcessBlock, ProgramRuntime, REGIONS_MAX, Region, SiteRuntime};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::thread::{THREAD_SLOTS, ThreadSlot};
 use beeline_remote::{Mappings, Process, reach};
-use beeline_stub::{Arena, Environment, LinkCode, SiteCode, ThreadKey, stub_len_max};
+use beeline_site::SitePlan;
+use beeline_stub::{Arena, Environment, LinkCode, OnlyIn, SiteCode, ThreadKey, stub_len_max};
 use std::collections::HashMap;
 use std::mem::offset_of;
 use std::ops::Range;
@@ -438,7 +439,11 @@ impl<'a> Builder<'a> {
             writes.insert(0, hole.write);
         }
         let sees_seccomp = site.own.is_some_and(|own| own != Own::Returns);
-        Ok(Ok(Patch { address: site.address, writes, sees_seccomp, entries }))
+        let at = |index: usize| runtime.links + (index * LinkRuntime::LEN) as u64;
+        let waiting = |link: &LinkRuntime| link.semaphore != 0 && link.flags & LinkRuntime::IN_SEMAPHORE == 0;
+        let waiting = links.iter().enumerate().filter(|(_, link)| waiting(link));
+        let semaphores = waiting.map(|(index, link)| (at(index), *link)).collect();
+        Ok(Ok(Patch { address: site.address, writes, sees_seccomp, semaphores, entries }))
     }
 
     /// Enters a site or a hole into the table, in place of entry `index` or behind all; where it lies in the memory file, and
@@ -471,6 +476,7 @@ impl<'a> Builder<'a> {
             links.push(self.agent.own.link(own, site.address));
         }
         let mut needs: Vec<ProgramNeeds> = links.iter().map(|link| given.needs_of(link)).collect();
+        let fork_page = self.fork_page.unwrap_or_else(|| given.existing.map_or(0, |it| it.head.fork_page));
         for probe in site.probes.iter().map(|&index| &given.request.probes[index]) {
             let program = given.program(probe.program_id)?;
             let entry = self.link_program(arena, program, entries)?;
@@ -482,8 +488,11 @@ impl<'a> Builder<'a> {
                 entry,
                 link_id: probe.link_id,
                 prog_id: probe.program_id,
-                flags: returns | cpu_flag(&program.needs),
-                reserved: 0,
+                flags: returns | cpu_flag(&program.needs) | link_flags(probe, program, &site.plan),
+                pid: probe.pid.unwrap_or(0),
+                semaphore: given.semaphore_of(probe, site).unwrap_or(0),
+                hits: 0,
+                missed: 0,
             });
             needs.push(program.needs);
         }
@@ -494,6 +503,10 @@ impl<'a> Builder<'a> {
             entry: link.entry,
             needs: *needs,
             is_return: link.flags & LinkRuntime::RETURN != 0,
+            only_in: (link.pid != 0 && fork_page != 0)
+                .then(|| OnlyIn { pid: link.pid, word: fork_page + offset_of!(ForkPage, attached) as u64 }),
+            counts_hits: link.flags & LinkRuntime::COUNTS_HITS != 0,
+            overrides: link.flags & LinkRuntime::OVERRIDES != 0,
         };
         let codes = links.iter().zip(&needs).enumerate().map(code).collect();
         Ok((links, codes))
@@ -661,6 +674,15 @@ impl<'a> Ingredients<'a> {
         (2 * threads.min(THREAD_SLOTS) + SPARE) * if self.small_stacks { 2 } else { 1 } * THREAD_MEMORY_LEN
     }
 
+    /// Where the semaphore of a probe is in the process; none when it has none, or when it is not a private variable as
+    /// semaphores are (the kernel's `valid_ref_ctr_vma`): the probe goes without then.
+    fn semaphore_of(&self, probe: &ProbeRequest, site: &PlannedSite) -> Option<u64> {
+        let address = probe.semaphore?.wrapping_sub(site.plan.vaddr).wrapping_add(site.address);
+        let last = self.maps.at(address.checked_add(1)?)?;
+        let mapping = self.maps.at(address).filter(|mapping| mapping.start == last.start)?;
+        (mapping.write && !mapping.shared && mapping.inode != 0).then_some(address)
+    }
+
     /// Why a program cannot be linked into the process.
     pub(crate) fn unusable(&self, id: u32) -> Option<String> {
         let Ok(program) = self.program(id) else { return Some(format!("its program {id} is not there")) };
@@ -759,6 +781,13 @@ pub(crate) fn agent_base(image: &AgentImage, existing: &Existing) -> u64 {
 
 fn tables_start(tables: &Tables) -> u64 {
     tables.maps
+}
+
+/// What a link's flags say of its kind and of its program.
+fn link_flags(probe: &ProbeRequest, program: &ProgramRequest, plan: &SitePlan) -> u32 {
+    let overrides = probe.kind == ProbeKind::Entry && plan.is_entry && program.may_override();
+    (if overrides { LinkRuntime::OVERRIDES } else { 0 })
+        | if probe.count_hits { LinkRuntime::COUNTS_HITS } else { 0 }
 }
 
 fn cpu_flag(needs: &ProgramNeeds) -> u32 {

@@ -29,6 +29,7 @@ mod patch;
 mod report;
 mod request;
 mod seccomp;
+mod semaphore;
 mod sites;
 mod space;
 mod stack;

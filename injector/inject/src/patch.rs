@@ -7,6 +7,7 @@
 
 use crate::existing::{hole_jump, hole_of};
 use crate::sites::PlannedSite;
+use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::SiteRuntime;
 use beeline_site::{SitePlan, WINDOW_MIN};
 use beeline_stub::{Arena, PatchError, Stub, jump, short_jump};
@@ -19,6 +20,8 @@ pub(crate) struct Patch {
     pub(crate) writes: Vec<Write>,
     /// The agent looks here for seccomp filters that are being installed.
     pub(crate) sees_seccomp: bool,
+    /// Links that are to be counted in semaphores when the jump stands: where each lies in the process, and what it is.
+    pub(crate) semaphores: Vec<(u64, LinkRuntime)>,
     /// Where the entries of site and hole lie in the memory file, and what stands there when the patch is given up.
     pub(crate) entries: Vec<(u64, SiteRuntime)>,
 }

@@ -1,6 +1,6 @@
 //! What is to be put into a process: plain data, independent of who made it.
 
-use beeline_abi::code::{ProgramNeeds, Reloc};
+use beeline_abi::code::{ProgramNeeds, Reloc, Symbol};
 use beeline_abi::process::TaskLayout;
 use beeline_site::Location;
 use std::os::fd::OwnedFd;
@@ -56,6 +56,19 @@ pub struct ProgramRequest {
     pub needs: ProgramNeeds,
 }
 
+impl ProgramRequest {
+    /// The program, or one that it reaches by a tail call, may have the probed function skipped.
+    pub(crate) fn may_override(&self) -> bool {
+        self.needs.tail_calls || self.overrides()
+    }
+
+    /// The program itself calls `bpf_override_return`.
+    pub(crate) fn overrides(&self) -> bool {
+        const OVERRIDE_RETURN: Symbol = Symbol::Helper(58);
+        self.relocs.iter().any(|reloc| reloc.symbol == OVERRIDE_RETURN)
+    }
+}
+
 /// When the program of a probe runs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ProbeKind {
@@ -80,6 +93,12 @@ pub struct ProbeRequest {
     pub location: Location,
     /// `bpf_get_attach_cookie`.
     pub cookie: u64,
+    /// Link-time address of a 16-bit count of those who want the probe, to be increased while it is in force.
+    pub semaphore: Option<u64>,
+    /// Only in the process with this id, not in children that it forks.
+    pub pid: Option<u32>,
+    /// Count its hits.
+    pub count_hits: bool,
     /// The link's file, open for reading and writing; its first page is a
     /// [`LinkShared`](beeline_abi::link::LinkShared). Probes of one link, at several places, share it.
     pub shared: Arc<OwnedFd>,

@@ -66,20 +66,18 @@ impl PlannedSites {
         existing: Option<&Existing>,
         unusable: impl Fn(u32) -> Option<String>,
     ) -> PlannedSites {
-        let in_force: HashSet<u32> =
-            existing.iter().flat_map(|e| e.links.iter().flatten()).map(|link| link.link_id).collect();
+        let in_force: HashSet<(u32, u64)> =
+            existing.iter().flat_map(|existing| existing.in_force()).collect();
         let mut sites: BTreeMap<u64, PlannedSite> = BTreeMap::new();
         let mut states = Vec::with_capacity(request.probes.len());
         for (index, probe) in request.probes.iter().enumerate() {
-            let state = if in_force.contains(&probe.link_id) {
-                ProbeState::AlreadyInForce
-            } else if let Some(reason) = unusable(probe.program_id) {
-                ProbeState::Refused { reason }
-            } else {
-                match places(process, files, probe) {
-                    Ok(places) => enter(&mut sites, places, index),
-                    Err(state) => state,
-                }
+            let is_in_force = |address| in_force.contains(&(probe.link_id, address));
+            let state = match places(process, files, probe, is_in_force, overrides(request, probe)) {
+                Ok(places) => match unusable(probe.program_id) {
+                    Some(reason) => ProbeState::Refused { reason },
+                    None => enter(&mut sites, places, index),
+                },
+                Err(state) => state,
             };
             states.push(state);
         }
@@ -226,19 +224,37 @@ fn enter_own(
     }
 }
 
-/// The addresses of a probe in the process, each with the plan of its window.
+/// The probe's program may have the function skipped.
+fn overrides(request: &Request, probe: &ProbeRequest) -> bool {
+    request.programs.iter().any(|program| program.id == probe.program_id && program.overrides())
+}
+
+/// The addresses of a probe in the process at which it is not in force yet, each with the plan of its window.
 fn places(
     process: &Process,
     files: &MappedFiles,
     probe: &ProbeRequest,
+    is_in_force: impl Fn(u64) -> bool,
+    overrides: bool,
 ) -> Result<Vec<(u64, SitePlan)>, ProbeState> {
     let matching = files.matching(&probe.file, process);
     if matching.is_empty() {
         return Err(ProbeState::NotMapped { file: probe.file.path.clone() });
     }
-    let mut all = Vec::new();
+    let (mut all, mut in_force) = (Vec::new(), false);
     for file in matching {
-        all.extend(places_in(process, file, probe).map_err(|reason| ProbeState::Refused { reason })?);
+        let refused = |reason| ProbeState::Refused { reason };
+        let (resolved, addresses) = addresses_in(process, file, probe).map_err(refused)?;
+        let known = addresses.len();
+        let new: Vec<u64> = addresses.into_iter().filter(|&address| !is_in_force(address)).collect();
+        in_force |= new.len() < known;
+        if !new.is_empty() {
+            let plan = plan_in(process, file, probe, resolved, overrides).map_err(refused)?;
+            all.extend(new.into_iter().map(|address| (address, plan.clone())));
+        }
+    }
+    if all.is_empty() && in_force {
+        return Err(ProbeState::AlreadyInForce);
     }
     if all.is_empty() {
         let reason = "that part of the file is not mapped executable".to_owned();
@@ -247,17 +263,37 @@ fn places(
     Ok(all)
 }
 
-fn places_in(
+/// Link-time address of a probe in a file, and where it is mapped.
+fn addresses_in(
     process: &Process,
     file: &MappedFile,
     probe: &ProbeRequest,
-) -> Result<Vec<(u64, SitePlan)>, String> {
+) -> Result<(u64, Vec<u64>), String> {
     let binary = file.binary(process)?;
     let resolved = resolve(binary, &probe.location).map_err(|error| error.to_string())?;
+    Ok((resolved.vaddr, file.addresses(resolved.file_offset)))
+}
+
+fn plan_in(
+    process: &Process,
+    file: &MappedFile,
+    probe: &ProbeRequest,
+    vaddr: u64,
+    overrides: bool,
+) -> Result<SitePlan, String> {
+    let binary = file.binary(process)?;
     let plan = match probe.kind {
-        ProbeKind::Entry => plan(binary, resolved.vaddr),
-        ProbeKind::Return => plan_return(binary, resolved.vaddr),
+        ProbeKind::Entry => plan(binary, vaddr),
+        ProbeKind::Return => plan_return(binary, vaddr),
     };
     let plan = plan.map_err(|refusal| refusal.to_string())?;
-    Ok(file.addresses(plan.file_offset).into_iter().map(|address| (address, plan.clone())).collect())
+    match (overrides, probe.kind) {
+        (true, ProbeKind::Return) => {
+            Err("the program skips functions: it can run at their entry only".to_owned())
+        }
+        (true, _) if !plan.is_entry => {
+            Err(format!("the program skips functions, and {vaddr:#x} is not the entry of one"))
+        }
+        _ => Ok(plan),
+    }
 }

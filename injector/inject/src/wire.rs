@@ -73,7 +73,7 @@ structures! {
     Region { start, len }
     ReturnSlot { return_address, sp, site, trampoline }
     ProgramRuntime { id, flags, entry }
-    LinkRuntime { shared, cookie, func_ip, entry, link_id, prog_id, flags, reserved }
+    LinkRuntime { shared, cookie, func_ip, entry, link_id, prog_id, flags, pid, semaphore, hits, missed }
     SiteRuntime { address, stub, stub_len, len, original, patched, links, link_count, flags }
     MapShape { map_type, key_size, value_size, max_entries, map_flags, cpus }
     MapHandle {

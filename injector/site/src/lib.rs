@@ -24,6 +24,7 @@ mod returns;
 mod rseq;
 mod symbols;
 mod unwind;
+mod usdt;
 
 pub use binary::{Binary, Libc, Linkage, Segment};
 pub use error::{OpenError, Refusal, ResolveError};
@@ -33,3 +34,4 @@ pub use plan::{References, SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_return
 pub use resolve::{FunctionRange, Location, Resolved, resolve};
 pub use returns::unwinder_entries;
 pub use symbols::{Symbol, SymbolKind, Symbols};
+pub use usdt::{UsdtError, UsdtProbe, usdt_probe, usdt_probes};

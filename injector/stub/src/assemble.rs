@@ -7,6 +7,7 @@
 //! return point:  save; find slot; guard; pop the return; programs; clear the guard; restore; ret
 //! plain:         restore
 //! displaced:     the instructions from the site; jmp behind the window
+//! skipped:       (bpf_override_return) push the return if there are return links; restore; ret or on at the return point
 //! cold:          claims, nested hits, misses, stale returns
 //! ```
 //!
@@ -14,16 +15,22 @@
 //! set, misses its own hits, and so leaves the stack alone.
 
 use crate::displaced::{Moved, displace, reaches};
-use crate::frame::{RED_ZONE, SAVE_LEN, SaveArea};
+use crate::frame::{RED_ZONE, SAVE_LEN, SAVED_RAX, SaveArea};
 use crate::gates::Gates;
-use crate::phase::Phase;
+use crate::phase::{Phase, test_enabled_word};
 use crate::returns::{self, ReturnHalf};
 use crate::site_code::{Environment, LinkCode, PcMapping, SiteCode, Stub, StubError};
 use beeline_abi::regs::PtRegs;
+use beeline_abi::run::RunContext;
+use beeline_abi::thread::ThreadSlot;
 use beeline_site::SitePlan;
-use iced_x86::code_asm::{CodeAssembler, CodeLabel, dword_ptr, qword_ptr, rax, rsp};
+use iced_x86::code_asm::{CodeAssembler, CodeLabel, dword_ptr, qword_ptr, rax, rcx, rsp};
 use iced_x86::{BlockEncoderOptions, IcedError};
 use std::mem::offset_of;
+
+/// From the slot, the words of its run by which `bpf_override_return` asks.
+const RUN_FLAGS: i32 = (offset_of!(ThreadSlot, run) + offset_of!(RunContext, flags)) as i32;
+const RUN_OVERRIDE_VALUE: i32 = (offset_of!(ThreadSlot, run) + offset_of!(RunContext, override_value)) as i32;
 
 /// Makes the code of `site` for address `at`.
 ///
@@ -95,6 +102,9 @@ fn check(site: &SiteCode<'_>, at: u64) -> Result<(), StubError> {
     if site.links.iter().any(|l| l.is_return) && !site.plan.is_entry {
         return Err(StubError::ReturnNotAtEntry { at: site.address });
     }
+    if site.links.iter().any(|l| l.overrides) && !site.plan.is_entry {
+        return Err(StubError::OverrideNotAtEntry { at: site.address });
+    }
     Ok(())
 }
 
@@ -148,6 +158,8 @@ struct EntryHalf<'a> {
     /// Every return link is off.
     returns_off: CodeLabel,
     return_point: CodeLabel,
+    /// A program wants the function skipped: from rsp = S, rcx = slot.
+    skipped: CodeLabel,
 }
 
 impl<'a> EntryHalf<'a> {
@@ -180,6 +192,7 @@ impl<'a> EntryHalf<'a> {
             room: asm.create_label(),
             returns_off: asm.create_label(),
             return_point: asm.create_label(),
+            skipped: asm.create_label(),
         }
     }
 
@@ -187,22 +200,57 @@ impl<'a> EntryHalf<'a> {
         !self.returns.is_empty()
     }
 
+    fn overrides(&self) -> bool {
+        self.entries.iter().any(|link| link.overrides)
+    }
+
+    /// Back to the caller with the program's value, as if the function had returned it. Return probes see that.
+    fn skip(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        let word = self.phase.save.distance;
+        asm.set_label(&mut self.skipped)?;
+        asm.mov(rax, qword_ptr(rcx + RUN_OVERRIDE_VALUE))?;
+        asm.mov(qword_ptr(rsp + SAVED_RAX), rax)?;
+        if self.pushes_returns() {
+            let (mut room, mut no_room, mut off) =
+                (asm.create_label(), asm.create_label(), asm.create_label());
+            if self.all.len() > 1 {
+                self.test_returns(asm, off)?;
+            }
+            returns::push(asm, word, self.site.site_runtime, self.return_point, &mut room, no_room)?;
+            self.phase.clear_guard(asm)?;
+            self.phase.save.restore(asm)?;
+            asm.lea(rsp, qword_ptr(rsp + (word + 8)))?;
+            asm.jmp(self.return_point)?;
+            asm.set_label(&mut no_room)?;
+            returns::ask_for_room(asm, &self.phase, room)?;
+            self.phase.count_missed(asm, &self.returns)?;
+            asm.set_label(&mut off)?;
+        }
+        self.phase.clear_guard(asm)?;
+        self.phase.save.restore(asm)?;
+        asm.lea(rsp, qword_ptr(rsp + word))?;
+        asm.ret()
+    }
+
     fn hot(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         self.phase.save.enter(asm)?;
         let alone = self.all.len() == 1;
         if alone {
-            asm.mov(rax, self.all[0].enabled)?;
-            asm.cmp(dword_ptr(rax), 0)?;
+            test_enabled_word(asm, self.all[0])?;
             asm.je(self.plain)?;
         }
         self.phase.find_slot(asm)?;
         let address = self.site.address;
         self.phase.call_programs(asm, &self.entries, !alone, |asm| asm.mov(rax, address))?;
+        if self.overrides() {
+            asm.test(dword_ptr(rcx + RUN_FLAGS), RunContext::OVERRIDE)?;
+            asm.jne(self.skipped)?;
+        }
         if !self.pushes_returns() {
             return self.phase.clear_guard(asm);
         }
         if !alone {
-            self.test_returns(asm)?;
+            self.test_returns(asm, self.returns_off)?;
         }
         let word = self.phase.save.distance;
         returns::push(asm, word, self.site.site_runtime, self.return_point, &mut self.room, self.no_room)?;
@@ -212,14 +260,13 @@ impl<'a> EntryHalf<'a> {
         asm.lea(rsp, qword_ptr(rsp + (word + 8)))
     }
 
-    /// Goes on when a return link is on.
-    fn test_returns(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+    /// Goes on when a return link is on, else to `off`.
+    fn test_returns(&self, asm: &mut CodeAssembler, off: CodeLabel) -> Result<(), IcedError> {
         let mut on = asm.create_label();
         for (i, link) in self.returns.iter().enumerate() {
-            asm.mov(rax, link.enabled)?;
-            asm.cmp(dword_ptr(rax), 0)?;
+            test_enabled_word(asm, link)?;
             if i + 1 == self.returns.len() {
-                asm.je(self.returns_off)?;
+                asm.je(off)?;
             } else {
                 asm.jne(on)?;
             }
@@ -242,6 +289,9 @@ impl<'a> EntryHalf<'a> {
         asm.set_label(&mut self.phase.missed)?;
         self.phase.count_missed(asm, &self.all)?;
         asm.jmp(self.plain)?;
+        if self.overrides() {
+            self.skip(asm)?;
+        }
         if !self.pushes_returns() {
             return Ok(());
         }

@@ -77,7 +77,7 @@ fn missed(asm: &mut CodeAssembler, environment: &Environment, at: u64) -> Result
     enter(asm)?;
     asm.mov(rdi, rax)?;
     asm.mov(rax, qword_ptr(rdi + offset_of!(LinkRuntime, shared) as i32))?;
-    asm.cmp(dword_ptr(rax + offset_of!(LinkShared, enabled) as i32), 0)?;
+    asm.test(dword_ptr(rax + offset_of!(LinkShared, enabled) as i32), LinkShared::ON)?;
     asm.je(off)?;
     asm.mov(esi, 1)?;
     call(asm, at, environment.agent.missed)?;

@@ -26,12 +26,14 @@ pub use arena::{Arena, ArenaError};
 pub use displaced::DisplaceError;
 pub use link::{LinkError, link_code};
 pub use patch::{PatchError, jump, patch_bytes, short_jump};
-pub use site_code::{AgentSymbols, Environment, LinkCode, PcMapping, SiteCode, Stub, StubError, ThreadKey};
+pub use site_code::{
+    AgentSymbols, Environment, LinkCode, OnlyIn, PcMapping, SiteCode, Stub, StubError, ThreadKey,
+};
 
 /// What an arena needs besides its programs and stubs: the gates through which cold code calls the agent.
 pub const ARENA_OVERHEAD: u64 = 1024;
 
 /// What no stub with this many links is longer than, alignment included.
 pub const fn stub_len_max(links: usize) -> u64 {
-    (1024 + 256 * links) as u64
+    (1280 + 320 * links) as u64
 }

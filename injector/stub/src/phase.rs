@@ -7,6 +7,7 @@ use crate::frame::{SAVED_SLOT, SaveArea};
 use crate::gates::Gates;
 use crate::site_code::{Environment, LinkCode, ThreadKey};
 use beeline_abi::code::ContextUse;
+use beeline_abi::link::{LinkRuntime, LinkShared};
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::{HASH_MULTIPLIER, HASH_SHIFT, ThreadSlot};
 use iced_x86::IcedError;
@@ -135,6 +136,9 @@ impl<'a> Phase<'a> {
         let used = links.iter().fold(ContextUse::NONE, |all, l| all.union(l.needs.context));
         self.save.fill_context(asm, used, ip)?;
         asm.mov(qword_ptr(rcx + RUN + offset_of!(RunContext, regs) as i32), rsp)?;
+        if links.iter().any(|link| link.overrides) {
+            asm.mov(dword_ptr(rcx + RUN + offset_of!(RunContext, flags) as i32), 0)?;
+        }
         for (i, link) in links.iter().enumerate() {
             self.call_program(asm, link, test_enabled)?;
             if i + 1 < links.len() {
@@ -152,10 +156,10 @@ impl<'a> Phase<'a> {
     ) -> Result<(), IcedError> {
         let mut next = asm.create_label();
         if test_enabled {
-            asm.mov(rax, link.enabled)?;
-            asm.cmp(dword_ptr(rax), 0)?;
+            test_enabled_word(asm, link)?;
             asm.je(next)?;
         }
+        leave_out_elsewhere(asm, link, next)?;
         asm.mov(rax, link.runtime)?;
         asm.mov(qword_ptr(rcx + RUN + offset_of!(RunContext, link) as i32), rax)?;
         asm.mov(dword_ptr(rcx + RUN + offset_of!(RunContext, tail_calls) as i32), 0)?;
@@ -167,6 +171,13 @@ impl<'a> Phase<'a> {
             asm.test(rax, rax)?;
             asm.je(here)?;
             self.cold.push(Cold::NoCpu { here, back: next, runtime: link.runtime });
+        }
+        if link.counts_hits {
+            const IN_SHARED: i32 = (offset_of!(LinkShared, hits) - offset_of!(LinkShared, enabled)) as i32;
+            asm.mov(rax, link.runtime)?;
+            asm.lock().inc(qword_ptr(rax + offset_of!(LinkRuntime, hits) as i32))?;
+            asm.mov(rax, link.enabled)?;
+            asm.lock().inc(qword_ptr(rax + IN_SHARED))?;
         }
         asm.mov(rdi, rsp)?;
         asm.lea(rsi, qword_ptr(rcx + RUN))?;
@@ -186,8 +197,12 @@ impl<'a> Phase<'a> {
     /// Counts a miss on each of `links` that is enabled. From rsp = S.
     pub(crate) fn count_missed(&self, asm: &mut CodeAssembler, links: &[&LinkCode]) -> Result<(), IcedError> {
         for link in links {
+            let mut next = asm.create_label();
+            leave_out_elsewhere(asm, link, next)?;
             asm.mov(rax, link.runtime)?;
             asm.call(self.gates.missed)?;
+            asm.set_label(&mut next)?;
+            asm.nop()?;
         }
         Ok(())
     }
@@ -232,6 +247,20 @@ impl<'a> Phase<'a> {
         asm.jne(self.run)?;
         asm.jmp(self.missed)
     }
+}
+
+/// The zero flag is set when the link is off. Uses rax.
+pub(crate) fn test_enabled_word(asm: &mut CodeAssembler, link: &LinkCode) -> Result<(), IcedError> {
+    asm.mov(rax, link.enabled)?;
+    asm.test(dword_ptr(rax), LinkShared::ON)
+}
+
+/// Goes to `next` when the link is for another process than this one. Uses rax.
+fn leave_out_elsewhere(asm: &mut CodeAssembler, link: &LinkCode, next: CodeLabel) -> Result<(), IcedError> {
+    let Some(only_in) = link.only_in else { return Ok(()) };
+    asm.mov(rax, only_in.word)?;
+    asm.cmp(dword_ptr(rax), only_in.pid)?;
+    asm.jne(next)
 }
 
 /// Calls `target` from code near `at`; through rax when it is far away.

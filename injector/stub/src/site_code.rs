@@ -70,6 +70,21 @@ pub struct LinkCode {
     pub needs: ProgramNeeds,
     /// It runs when the function returns.
     pub is_return: bool,
+    /// It runs in one process alone, not in its fork's children.
+    pub only_in: Option<OnlyIn>,
+    /// Its hits are counted, in its `LinkRuntime` and in its shared page.
+    pub counts_hits: bool,
+    /// The program may ask for the function to be skipped. Not for return links, and at function entries only.
+    pub overrides: bool,
+}
+
+/// A process that a link is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OnlyIn {
+    /// Its id.
+    pub pid: u32,
+    /// Address of [`ForkPage::attached`](beeline_abi::process::ForkPage::attached), which holds it there alone.
+    pub word: u64,
 }
 
 /// A site and what happens there.
@@ -143,6 +158,12 @@ pub enum StubError {
     /// A return link at a place that is no function entry.
     #[error("return probe at {at:#x}, which is no function entry")]
     ReturnNotAtEntry {
+        /// The site.
+        at: u64,
+    },
+    /// A link that may skip the function, at a place that is no function entry.
+    #[error("a program that may skip a function at {at:#x}, which is no function entry")]
+    OverrideNotAtEntry {
         /// The site.
         at: u64,
     },

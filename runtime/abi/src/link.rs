@@ -15,14 +15,23 @@ pub struct LinkShared {
     pub version: u32,
     /// The link's id in its store.
     pub id: u32,
-    /// 1: the program runs at a hit; 0: the stub goes straight on.
+    /// The program runs at a hit when one of the bits of [`LinkShared::ON`] is set; else the stub goes straight on. 1, or
+    /// the thread id of an owner: the word is a robust futex, and when the owner ends, however it does, the kernel leaves
+    /// only `FUTEX_OWNER_DIED` in it (`include/uapi/linux/futex.h`).
     pub enabled: AtomicU32,
     /// Zero.
     pub reserved: u32,
     /// Hits on which the program did not run because the thread was inside a program already, or had no slot.
     pub missed: AtomicU64,
+    /// Hits on which the program ran, where they are counted.
+    pub hits: AtomicU64,
     /// Zero, to the end of a cache line.
-    pub reserved2: [u64; 4],
+    pub reserved2: [u64; 3],
+}
+
+impl LinkShared {
+    /// Bits of `enabled` that turn the link on (`FUTEX_TID_MASK`).
+    pub const ON: u32 = 0x3fff_ffff;
 }
 
 const _: () = assert!(size_of::<LinkShared>() == 64);
@@ -47,8 +56,14 @@ pub struct LinkRuntime {
     pub prog_id: u32,
     /// [`LinkRuntime::RETURN`] and others.
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The program runs only in the process with this id, not in its fork's children; 0 = everywhere.
+    pub pid: u32,
+    /// Address of a 16-bit count of those who want the probe (`ref_ctr`), 0 = none.
+    pub semaphore: u64,
+    /// Hits in this process on which the program ran, where they are counted.
+    pub hits: u64,
+    /// Hits in this process on which it did not run.
+    pub missed: u64,
 }
 
 impl LinkRuntime {
@@ -58,8 +73,14 @@ impl LinkRuntime {
     pub const NEEDS_CPU: u32 = 2;
     /// The agent's own program that looks for seccomp filters that are installed.
     pub const SEES_SECCOMP: u32 = 1 << 31;
+    /// The program may have the probed function skipped (`bpf_override_return`).
+    pub const OVERRIDES: u32 = 4;
+    /// Its hits are counted.
+    pub const COUNTS_HITS: u32 = 8;
+    /// We are counted in its semaphore.
+    pub const IN_SEMAPHORE: u32 = 16;
     /// `link_id` of what the agent does for itself; the store's ids begin at 1.
     pub const OWN: u32 = 0;
 }
 
-const _: () = assert!(size_of::<LinkRuntime>() == 48);
+const _: () = assert!(size_of::<LinkRuntime>() == 72);

@@ -228,6 +228,11 @@ pub struct ForkPage {
     pub parent: AtomicU32,
     /// 1: the thread control blocks do not hold the threads' ids. The process was forked behind its C library's back.
     pub ids_unknown: AtomicU32,
+    /// The process that we were attached to, by its id as the injector knows it. Zero in a fork's child: links of one
+    /// process alone do not apply there.
+    pub attached: AtomicU32,
+    /// Zero.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<ForkPage>() == 24);
+const _: () = assert!(size_of::<ForkPage>() == 32);

@@ -22,7 +22,7 @@ pub struct RunContext {
     pub ids_epoch: u64,
     /// Tail calls made in this run.
     pub tail_calls: u32,
-    /// Zero.
+    /// [`RunContext::OVERRIDE`].
     pub flags: u32,
     /// State of the pseudo-random generator.
     pub random: u64,
@@ -30,13 +30,17 @@ pub struct RunContext {
     pub scratch: u64,
     /// Handles of the ring buffers that the thread reserved records in, newest first: committing a record names no map.
     pub rings: [u64; 4],
+    /// What the probed function returns when it is skipped.
+    pub override_value: u64,
     /// Zero.
-    pub reserved: [u64; 2],
+    pub reserved: u64,
 }
 
 impl RunContext {
     /// `access.cpu` when no CPU is claimed.
     pub const NO_CPU: u32 = u32::MAX;
+    /// Bit of `flags`: a program of this hit wants the probed function skipped (`bpf_override_return`).
+    pub const OVERRIDE: u32 = 1;
     /// Most tail calls in one run (`MAX_TAIL_CALL_CNT`).
     pub const TAIL_CALLS_MAX: u32 = 33;
 }

@@ -1,4 +1,11 @@
 //! Where a program is to go, as a user writes it: `PROG=uprobe:PATH:SYMBOL+OFFSET`.
+//!
+//! ```text
+//! PROG=uprobe:PATH:PLACE             PROG=uretprobe:PATH:PLACE          PLACE: SYMBOL[+OFFSET] or a file offset
+//! PROG=uprobe.multi:PATH:PLACES      PROG=uretprobe.multi:PATH:PLACES   PLACES: a pattern with * and ?, or
+//!                                                                       PLACE[#COOKIE],PLACE[#COOKIE],...
+//! PROG=usdt:PATH:PROVIDER:NAME
+//! ```
 
 use beeline_store::ProbeKind;
 use std::fmt;
@@ -13,8 +20,26 @@ pub struct AttachSpec {
     pub kind: ProbeKind,
     /// The file: a path, or the name of a library or command to be searched for.
     pub path: String,
-    /// The place in the file.
-    pub place: Place,
+    /// The places in the file.
+    pub places: Places,
+}
+
+/// Places in a file, as a user names them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Places {
+    /// One.
+    One(Place),
+    /// Several, each with its own cookie if one is given.
+    Several(Vec<(Place, Option<u64>)>),
+    /// The functions whose names match a pattern with `*` and `?`.
+    Pattern(String),
+    /// All places of a statically defined probe.
+    Usdt {
+        /// Who defines it.
+        provider: String,
+        /// Its name.
+        name: String,
+    },
 }
 
 /// A place in a file, as a user names it.
@@ -33,7 +58,9 @@ pub enum Place {
 
 /// Why a text is no place for a program.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{text:?}: {reason}; write PROG=uprobe:PATH:SYMBOL[+OFFSET] or PROG=uretprobe:PATH:SYMBOL")]
+#[error(
+    "{text:?}: {reason}; write PROG=uprobe:PATH:SYMBOL[+OFFSET], PROG=uretprobe:PATH:SYMBOL, PROG=uprobe.multi:PATH:PATTERN or PROG=usdt:PATH:PROVIDER:NAME"
+)]
 pub struct AttachSpecError {
     text: String,
     reason: String,
@@ -46,9 +73,12 @@ impl FromStr for AttachSpec {
         let fail = |reason: &str| AttachSpecError { text: text.into(), reason: reason.into() };
         let (program, place) = text.split_once('=').ok_or_else(|| fail("there is no '='"))?;
         let (kind, target) = place.split_once(':').ok_or_else(|| fail("there is no ':'"))?;
-        let kind = match kind {
-            "uprobe" => ProbeKind::Entry,
-            "uretprobe" => ProbeKind::Return,
+        let (probe_kind, read): (_, ReadPlaces) = match kind {
+            "uprobe" => (ProbeKind::Entry, one),
+            "uretprobe" => (ProbeKind::Return, one),
+            "uprobe.multi" => (ProbeKind::Entry, several),
+            "uretprobe.multi" => (ProbeKind::Return, several),
+            "usdt" => (ProbeKind::Entry, usdt),
             other => return Err(fail(&format!("attaching to a {other} is not supported"))),
         };
         // A symbol has no ':' unless it is a C++ one, a path could: the first ':' behind the last '/' divides.
@@ -59,8 +89,54 @@ impl FromStr for AttachSpec {
         if program.is_empty() || path.is_empty() {
             return Err(fail("the program or the path is empty"));
         }
-        let place = place.parse().map_err(|reason: String| fail(&reason))?;
-        Ok(AttachSpec { program: program.into(), kind, path: path.into(), place })
+        let places = read(place).map_err(|reason: String| fail(&reason))?;
+        Ok(AttachSpec { program: program.into(), kind: probe_kind, path: path.into(), places })
+    }
+}
+
+type ReadPlaces = fn(&str) -> Result<Places, String>;
+
+fn one(text: &str) -> Result<Places, String> {
+    Ok(Places::One(text.parse()?))
+}
+
+/// A pattern, or places divided by commas. A cookie stands behind a '#'.
+fn several(text: &str) -> Result<Places, String> {
+    if text.is_empty() {
+        return Err("the pattern is empty".into());
+    }
+    if text.contains(['*', '?']) {
+        return Ok(Places::Pattern(text.into()));
+    }
+    let place = |text: &str| match text.rsplit_once('#') {
+        Some((place, cookie)) => Ok((place.parse()?, Some(number(cookie)?))),
+        None => Ok((text.parse()?, None)),
+    };
+    Ok(Places::Several(text.split(',').map(place).collect::<Result<_, String>>()?))
+}
+
+fn usdt(text: &str) -> Result<Places, String> {
+    match text.split_once(':') {
+        Some((provider, name)) if !provider.is_empty() && !name.is_empty() && !name.contains(':') => {
+            Ok(Places::Usdt { provider: provider.into(), name: name.into() })
+        }
+        _ => Err("a USDT probe is PROVIDER:NAME".into()),
+    }
+}
+
+impl fmt::Display for Places {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Places::One(place) => place.fmt(f),
+            Places::Several(places) => {
+                for (index, (place, _)) in places.iter().enumerate() {
+                    write!(f, "{}{place}", if index == 0 { "" } else { "," })?;
+                }
+                Ok(())
+            }
+            Places::Pattern(pattern) => f.write_str(pattern),
+            Places::Usdt { provider, name } => write!(f, "{provider}:{name}"),
+        }
     }
 }
 
@@ -108,7 +184,10 @@ mod tests {
 
     fn place(text: &str) -> (String, Place) {
         let spec: AttachSpec = format!("p=uprobe:{text}").parse().unwrap();
-        (spec.path, spec.place)
+        match spec.places {
+            Places::One(place) => (spec.path, place),
+            other => panic!("{other:?}"),
+        }
     }
 
     fn symbol(name: &str, offset: u64) -> Place {
@@ -128,6 +207,29 @@ mod tests {
     }
 
     #[test]
+    fn several_places() {
+        let parse = |text: &str| text.parse::<AttachSpec>().unwrap();
+        let pattern = parse("p=uprobe.multi:libc.so.6:mem*");
+        assert_eq!((pattern.path.as_str(), pattern.kind), ("libc.so.6", ProbeKind::Entry));
+        assert_eq!(pattern.places, Places::Pattern("mem*".into()));
+        let list = parse("p=uretprobe.multi:./a:work#7,main,0x1139#0x10");
+        assert_eq!(list.kind, ProbeKind::Return);
+        let expected = vec![
+            (symbol("work", 0), Some(7)),
+            (symbol("main", 0), None),
+            (Place::FileOffset(0x1139), Some(16)),
+        ];
+        assert_eq!(list.places, Places::Several(expected));
+        assert_eq!(list.places.to_string(), "work,main,0x1139");
+        let usdt = parse("p=usdt:/usr/bin/python3:python:gc__start");
+        assert_eq!(usdt.places, Places::Usdt { provider: "python".into(), name: "gc__start".into() });
+        assert_eq!(
+            (usdt.path.as_str(), usdt.places.to_string().as_str()),
+            ("/usr/bin/python3", "python:gc__start")
+        );
+    }
+
+    #[test]
     fn what_is_no_place() {
         for text in [
             "",
@@ -143,6 +245,12 @@ mod tests {
             "p=uprobe:x:+1",
             "p=uprobe:x:0xzz",
             "p=uprobe:x:f+1z",
+            "p=uprobe.multi:x:",
+            "p=uprobe.multi:x:f,",
+            "p=uprobe.multi:x:f#",
+            "p=usdt:x:y",
+            "p=usdt:x:y:",
+            "p=usdt:x:y:z:w",
         ] {
             let error = text.parse::<AttachSpec>().expect_err(text).to_string();
             assert!(error.contains("uprobe:PATH"), "{error}");

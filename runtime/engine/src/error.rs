@@ -105,6 +105,14 @@ pub enum EngineError {
         /// Why not, with what is similar.
         reason: String,
     },
+    /// The map of USDT arguments cannot be filled.
+    #[error("map {map}: {reason}")]
+    Specs {
+        /// The map.
+        map: String,
+        /// Why not.
+        reason: String,
+    },
     /// A program cannot be run here.
     #[error("program {program} cannot be run here: {reason}")]
     Run {

@@ -21,13 +21,15 @@ mod targets;
 mod testrun;
 mod translate;
 mod types;
+mod usdt;
 mod verify;
 
-pub use attach_spec::{AttachSpec, AttachSpecError, Place};
+pub use attach_spec::{AttachSpec, AttachSpecError, Place, Places};
 pub use beeline_object::btf::value::Value as TypedValue;
 pub use beeline_store::{
-    Entry, Event, EventReader, Link, LinkFile, MapEntry, MapFile, MapList, ObjectInfo, ProbeKind, Program,
-    Store, StoreError, StoreName, Target, TraceEvent, TraceLine, TraceReader, VerifierStats,
+    Entry, Event, EventReader, Link, LinkFile, MapEntry, MapFile, MapList, ObjectInfo, Place as TargetPlace,
+    ProbeKind, Program, Store, StoreError, StoreName, Target, TargetForm, TraceEvent, TraceLine, TraceReader,
+    VerifierStats,
 };
 pub use dump::{JitedLine, XlatedLine};
 pub use engine::{Engine, LinkEntry, Listing, ProgramEntry};

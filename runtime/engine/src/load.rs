@@ -1,7 +1,8 @@
 //! From an object file to programs, maps and links in the store: all of them, or nothing.
 
-use crate::attach_spec::{AttachSpec, Place};
-use crate::targets::Targets;
+use crate::attach_spec::{AttachSpec, Place, Places};
+use crate::targets::{Targets, Wanted};
+use crate::usdt::{SPECS_MAP, Specs};
 use crate::{Engine, EngineError, translate};
 use beeline_jit::{CodeImage, CompileOptions};
 use beeline_object::btf::Btf;
@@ -14,6 +15,7 @@ use beeline_store::{
     VerifierStats, check_name,
 };
 use beeline_verifier::Verified;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,8 +31,12 @@ pub struct LoadOptions {
     pub attach: Vec<AttachSpec>,
     /// Links only apply in this process.
     pub pid: Option<u32>,
-    /// `bpf_get_attach_cookie` of the links.
+    /// `bpf_get_attach_cookie` of the links; `bpf_usdt_cookie` of USDT probes.
     pub cookie: u64,
+    /// The same for the links of single programs, by name.
+    pub program_cookies: BTreeMap<String, u64>,
+    /// Count the hits of the links.
+    pub count_hits: bool,
 }
 
 /// What was put into the store.
@@ -118,7 +124,7 @@ impl Engine {
         for map in &object.maps {
             supported_type(map)?;
         }
-        let (links, unattached) = self.places(&object, &wanted, options)?;
+        let Placed { links, unattached, usdt } = places(&object, &wanted, options)?;
         let mut compiled = Vec::with_capacity(wanted.len());
         for def in &wanted {
             compiled.push(prove_and_compile(&object, def, self.store().cpus())?);
@@ -135,7 +141,7 @@ impl Engine {
             links,
         };
         for map in &object.maps {
-            new.maps.push(new_map(map, &wanted)?);
+            new.maps.push(new_map(map, &wanted, &usdt)?);
         }
         for (def, compiled) in wanted.iter().zip(&compiled) {
             new.programs.push(new_program(&object, def, compiled));
@@ -144,51 +150,63 @@ impl Engine {
         let skipped = skipped.into_iter().map(|def| def.name.clone()).collect();
         Ok(report(&new, &published, unattached, skipped))
     }
+}
 
-    /// The links to make, and for each program without one, why.
-    fn places(
-        &self,
-        object: &Object,
-        programs: &[&ProgramDef],
-        options: &LoadOptions,
-    ) -> Result<(Vec<NewLink>, Vec<Option<String>>), EngineError> {
-        let mut targets = Targets::default();
-        let mut links = Vec::new();
-        let link = |program, kind, target| NewLink {
-            program,
+/// Where the programs of an object go.
+struct Placed {
+    links: Vec<NewLink>,
+    /// For each program without a link, why it has none.
+    unattached: Vec<Option<String>>,
+    /// The arguments of the USDT probes among the places.
+    usdt: Specs,
+}
+
+/// The links to make.
+fn places(object: &Object, programs: &[&ProgramDef], options: &LoadOptions) -> Result<Placed, EngineError> {
+    let mut targets = Targets::default();
+    let mut links = Vec::new();
+    let has_specs = object.maps.iter().any(|map| map.name == SPECS_MAP);
+    let mut link = |index: usize, kind, path: &str, places: &Places| {
+        let program = programs[index].name.as_str();
+        let cookie = options.program_cookies.get(program).copied().unwrap_or(options.cookie);
+        let target = targets.find(&Wanted { program, path, places, cookie, has_specs })?;
+        links.push(NewLink {
+            program: index,
             kind,
             target,
-            cookie: options.cookie,
             pid: options.pid,
-        };
-        for spec in &options.attach {
-            let Some(index) = programs.iter().position(|def| def.name == spec.program) else {
-                return Err(EngineError::NoSuchProgram {
-                    program: spec.program.clone(),
-                    object: object.name.clone(),
-                    known: programs.iter().map(|def| def.name.clone()).collect(),
-                });
-            };
-            attachable(programs[index])?;
-            let target = targets.find(&spec.program, &spec.path, &spec.place)?;
-            links.push(link(index, spec.kind, target));
-        }
-        let mut unattached = Vec::new();
-        for (index, def) in programs.iter().enumerate() {
-            let explicit = options.attach.iter().any(|spec| spec.program == def.name);
-            match own_place(def) {
-                _ if explicit => unattached.push(None),
-                Err(_) if is_tail_called(object, def) => unattached.push(None),
-                Ok((kind, path, place)) => {
-                    let target = targets.find(&def.name, &path, &place)?;
-                    links.push(link(index, kind, target));
-                    unattached.push(None);
-                }
-                Err(reason) => unattached.push(Some(reason)),
-            }
-        }
-        Ok((links, unattached))
+            count_hits: options.count_hits,
+        });
+        Ok::<_, EngineError>(())
+    };
+    let no_program = |name: &str| EngineError::NoSuchProgram {
+        program: name.into(),
+        object: object.name.clone(),
+        known: programs.iter().map(|def| def.name.clone()).collect(),
+    };
+    let position = |name: &str| programs.iter().position(|def| def.name == name);
+    if let Some(name) = options.program_cookies.keys().find(|name| position(name).is_none()) {
+        return Err(no_program(name));
     }
+    for spec in &options.attach {
+        let index = position(&spec.program).ok_or_else(|| no_program(&spec.program))?;
+        attachable(programs[index])?;
+        link(index, spec.kind, &spec.path, &spec.places)?;
+    }
+    let mut unattached = Vec::new();
+    for (index, def) in programs.iter().enumerate() {
+        let explicit = options.attach.iter().any(|spec| spec.program == def.name);
+        match own_place(def) {
+            _ if explicit => unattached.push(None),
+            Err(_) if is_tail_called(object, def) => unattached.push(None),
+            Ok((kind, path, places)) => {
+                link(index, kind, &path, &places)?;
+                unattached.push(None);
+            }
+            Err(reason) => unattached.push(Some(reason)),
+        }
+    }
+    Ok(Placed { links, unattached, usdt: targets.usdt })
 }
 
 /// Reads an object against this machine, or against a given BTF; with what it was relocated against.
@@ -252,23 +270,38 @@ fn is_tail_called(object: &Object, def: &ProgramDef) -> bool {
 }
 
 /// Where a program's `SEC()` sends it; or why nowhere.
-fn own_place(def: &ProgramDef) -> Result<(ProbeKind, String, Place), String> {
+fn own_place(def: &ProgramDef) -> Result<(ProbeKind, String, Places), String> {
     let Some(spec) = &def.spec else { return Err("its section says nothing".into()) };
     let section = spec.def.name;
     let give = |flag: &str| {
-        format!("its section names no place; give one: --attach {}={flag}:PATH:SYMBOL", def.name)
+        let place = match flag {
+            "usdt" => "PROVIDER:NAME",
+            _ if spec.is_multi() => "PATTERN",
+            _ => "SYMBOL",
+        };
+        format!("its section names no place; give one: --attach {}={flag}:PATH:{place}", def.name)
     };
     let kind = if spec.is_return() { ProbeKind::Return } else { ProbeKind::Entry };
     match &spec.target {
-        _ if spec.is_usdt() => Err("attaching to USDT probes is not supported yet".into()),
-        _ if spec.is_multi() => Err(format!("attaching {section} is not supported yet")),
+        _ if spec.is_session() => Err(format!("attaching {section} is not supported yet")),
+        Named::Usdt { path, provider, name } => {
+            let places = Places::Usdt { provider: provider.clone(), name: name.clone() };
+            Ok((kind, path.clone(), places))
+        }
+        Named::User { path, symbol, .. } if spec.is_multi() => {
+            Ok((kind, path.clone(), Places::Pattern(symbol.clone())))
+        }
         Named::User { path, symbol, offset } => {
             // libbpf takes a number in place of the symbol for an offset in the file.
             let place = match symbol.parse::<Place>() {
                 Ok(Place::FileOffset(at)) => Place::FileOffset(at.wrapping_add(*offset)),
                 _ => Place::Symbol { name: symbol.clone(), offset: *offset },
             };
-            Ok((kind, path.clone(), place))
+            Ok((kind, path.clone(), Places::One(place)))
+        }
+        Named::None if spec.is_usdt() => Err(give("usdt")),
+        Named::None if spec.is_user() && spec.is_multi() => {
+            Err(give(if spec.is_return() { "uretprobe.multi" } else { "uprobe.multi" }))
         }
         Named::Malformed { reason } => Err(reason.clone()),
         Named::None if spec.is_user() => Err(give(if spec.is_return() { "uretprobe" } else { "uprobe" })),
@@ -355,8 +388,13 @@ const KERNEL_MAP_TYPES: [&str; 34] = [
     "arena",
 ];
 
-fn new_map(def: &MapDef, programs: &[&ProgramDef]) -> Result<NewMap, EngineError> {
+fn new_map(def: &MapDef, programs: &[&ProgramDef], usdt: &Specs) -> Result<NewMap, EngineError> {
     let mut initial = Vec::new();
+    if def.name == SPECS_MAP {
+        let contents = usdt.contents(def.max_entries, def.value_size);
+        let contents = contents.map_err(|reason| EngineError::Specs { map: def.name.clone(), reason })?;
+        initial.extend(contents.map(|(key, value)| (key, InitialValue::Bytes(value))));
+    }
     if let MapKind::Data { contents, .. } = &def.kind {
         initial.push((0u32.to_ne_bytes().to_vec(), InitialValue::Bytes(contents.clone())));
     }

@@ -84,8 +84,10 @@ pub struct PlannedProbe {
     pub kind: ProbeKind,
     /// Where.
     pub target: Target,
-    /// `bpf_get_attach_cookie`.
-    pub cookie: u64,
+    /// Only in the process with this id.
+    pub pid: Option<u32>,
+    /// Hits are counted.
+    pub count_hits: bool,
     /// The link's file; its first page is the shared one.
     pub shared: OwnedFd,
 }
@@ -273,7 +275,8 @@ fn plan_probe(entry: &LinkEntry) -> Result<PlannedProbe, EngineError> {
         prog_id: link.prog_id,
         kind: link.kind,
         target: link.target,
-        cookie: link.cookie,
+        pid: link.pid,
+        count_hits: link.count_hits,
         shared: shared(&entry.file)?,
     })
 }

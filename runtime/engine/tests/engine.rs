@@ -70,7 +70,7 @@ fn a_plan_holds_what_tail_calls_reach() {
     assert_eq!(plan.maps.len(), 2);
     assert!(plan.maps.is_sorted_by_key(|map| map.id) && plan.programs.is_sorted_by_key(|program| program.id));
     let [probe] = plan.probes.as_slice() else { panic!("{:?}", plan.probes) };
-    assert_eq!((probe.kind, probe.target.symbol.as_deref()), (ProbeKind::Entry, Some("malloc")));
+    assert_eq!((probe.kind, probe.target.places[0].symbol.as_deref()), (ProbeKind::Entry, Some("malloc")));
     assert_eq!(plan.store_uuid, engine.store().uuid());
     assert!(plan.left_out.is_empty());
 }
@@ -108,7 +108,10 @@ fn links_of_other_processes_and_objects_are_left_out() {
     let probes = |pid, objects: &[&str]| {
         let objects = objects.iter().map(|name| (*name).to_owned()).collect();
         let plan = engine.attach_plan(&PlanFilter { pid, objects }).unwrap();
-        plan.probes.iter().map(|probe| (probe.name.clone(), probe.cookie)).collect::<Vec<_>>()
+        plan.probes
+            .iter()
+            .map(|probe| (probe.name.clone(), probe.target.places[0].cookie))
+            .collect::<Vec<_>>()
     };
     let (first, other) = (("malloc/on_malloc".to_owned(), 9), ("other/on_malloc".to_owned(), 0));
     assert_eq!(probes(None, &[]), std::slice::from_ref(&other));

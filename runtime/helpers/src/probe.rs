@@ -41,6 +41,24 @@ pub(crate) unsafe extern "sysv64" fn get_attach_cookie(
     unsafe { link(run).map_or(0, |link| link.cookie) }
 }
 
+/// `long bpf_override_return(struct pt_regs *regs, u64 rc)`: the probed function is skipped and returns `rc`. Obeyed by
+/// stubs of function entries; nothing happens elsewhere.
+pub(crate) unsafe extern "sysv64" fn override_return(
+    _: u64,
+    value: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    run: *mut RunContext,
+) -> u64 {
+    // SAFETY: as in `get_func_ip`.
+    unsafe {
+        (*run).override_value = value;
+        (*run).flags |= RunContext::OVERRIDE;
+    }
+    0
+}
+
 /// `long bpf_get_func_arg(void *ctx, u32 n, u64 *value)` for tracing programs, whose context is the arguments, the
 /// return value behind them, their number before them.
 ///

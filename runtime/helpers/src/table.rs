@@ -114,6 +114,7 @@ pub const HELPERS: &[Helper] = &[
     number(37, "bpf_current_task_under_cgroup", [ConstMapPtr, Anything], system::current_task_under_cgroup),
     number(42, "bpf_get_numa_node_id", [], system::get_numa_node_id),
     number(45, "bpf_probe_read_str", [OUTPUT, SizeOrZero, Anything], read::probe_read_str).gpl().only(TRACING),
+    number(58, "bpf_override_return", [CTX, Anything], probe::override_return).gpl().only(ProgramSet::KPROBE),
     number(67, "bpf_get_stack", [CTX, OUTPUT, SizeOrZero, Anything], stack::get_stack).gpl().only(TRACING),
     number(80, "bpf_get_current_cgroup_id", [], system::get_current_cgroup_id),
     number(105, "bpf_strtol", [INPUT, Size, Anything, OUTPUT_WORD], number::strtol),

@@ -411,6 +411,8 @@ fn permissions() {
     const MADE_AFTER: (u32, u32) = (6, 18);
     /// Kernels may be built or locked so that nobody may write to user memory.
     const PROBE_WRITE_USER: u32 = 36;
+    /// Kernels are mostly built without (`CONFIG_BPF_KPROBE_OVERRIDE`).
+    const OVERRIDE_RETURN: u32 = 58;
     const SOCKET_FILTER: u32 = 1;
     const PERF_EVENT: u32 = 7;
     const TYPES: [u32; 8] = [SOCKET_FILTER, 2, 5, 6, PERF_EVENT, 17, 24, 31];
@@ -422,7 +424,8 @@ fn permissions() {
         println!("skipped: no permission to load eBPF programs");
         return;
     }
-    for helper in beeline_helpers::HELPERS.iter().filter(|helper| helper.proto.id != PROBE_WRITE_USER) {
+    let left_out = [PROBE_WRITE_USER, OVERRIDE_RETURN];
+    for helper in beeline_helpers::HELPERS.iter().filter(|helper| !left_out.contains(&helper.proto.id)) {
         let proto = helper.proto;
         for prog_type in TYPES {
             let log = log_of_call(proto.id, prog_type, c"GPL");

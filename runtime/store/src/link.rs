@@ -28,7 +28,7 @@ pub enum ProbeKind {
     Return,
 }
 
-/// A place in a file.
+/// Places in a file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Target {
     /// The file, as resolved at load.
@@ -39,15 +39,44 @@ pub struct Target {
     pub inode: u64,
     /// Its build-id, empty when it has none.
     pub build_id: Vec<u8>,
-    /// The symbol by which the place was given.
+    /// How the places were named.
+    pub form: TargetForm,
+    /// The places; at least one.
+    pub places: Vec<Place>,
+}
+
+/// How the places of a link were named.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum TargetForm {
+    /// One by one.
+    Places,
+    /// By a pattern of function names with `*` and `?`.
+    Pattern(String),
+    /// As a statically defined probe.
+    Usdt {
+        /// Who defines it.
+        provider: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// A place in a file.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Place {
+    /// The symbol by which it was given.
     pub symbol: Option<String>,
     /// Bytes behind the symbol; without a symbol, behind the start of the file.
     pub offset: u64,
-    /// Offset of the place in the file.
+    /// Its offset in the file.
     pub file_offset: u64,
+    /// `bpf_get_attach_cookie` of a hit here.
+    pub cookie: u64,
+    /// Link-time address of a 16-bit count of those who want the probe (`ref_ctr`).
+    pub semaphore: Option<u64>,
 }
 
-/// A program at a place.
+/// A program at its places.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Link {
     /// Its id in the store.
@@ -60,10 +89,10 @@ pub struct Link {
     pub kind: ProbeKind,
     /// Where.
     pub target: Target,
-    /// `bpf_get_attach_cookie`.
-    pub cookie: u64,
     /// Only in the process with this id.
     pub pid: Option<u32>,
+    /// Hits are counted, at the price of an atomic increment each.
+    pub count_hits: bool,
 }
 
 /// A link's open file.
@@ -78,7 +107,7 @@ pub struct LinkFile {
 impl LinkFile {
     /// Whether the program runs at a hit.
     pub fn is_enabled(&self) -> bool {
-        self.enabled_word().load(Ordering::Relaxed) != 0
+        self.enabled_word().load(Ordering::Relaxed) & LinkShared::ON != 0
     }
 
     /// Makes the program run, or not, in all processes at once.
@@ -89,6 +118,11 @@ impl LinkFile {
     /// Hits on which the program did not run.
     pub fn missed(&self) -> u64 {
         self.shared.words()[offset_of!(LinkShared, missed) / 8].load(Ordering::Relaxed)
+    }
+
+    /// Hits on which the program ran, where they are counted.
+    pub fn hits(&self) -> u64 {
+        self.shared.words()[offset_of!(LinkShared, hits) / 8].load(Ordering::Relaxed)
     }
 
     /// A descriptor of the file; its first page is to be mapped shared and writable.

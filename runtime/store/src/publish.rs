@@ -89,10 +89,10 @@ pub struct NewLink {
     pub kind: ProbeKind,
     /// Where.
     pub target: Target,
-    /// `bpf_get_attach_cookie`.
-    pub cookie: u64,
     /// Only in this process.
     pub pid: Option<u32>,
+    /// Count its hits.
+    pub count_hits: bool,
 }
 
 /// What is in the store now.
@@ -407,8 +407,8 @@ impl<'a> Staged<'a> {
                 prog_id,
                 kind: new.kind,
                 target: new.target.clone(),
-                cookie: new.cookie,
                 pid: new.pid,
+                count_hits: new.count_hits,
             };
             LinkFile::create(&directory, &file, &link)?;
         }

@@ -139,6 +139,9 @@ impl Store {
             file: known.file.clone(),
             location,
             cookie: 0,
+            semaphore: None,
+            pid: None,
+            count_hits: false,
             shared: Arc::clone(&known.shared),
         };
         self.request.probes.push(probe);
@@ -204,6 +207,9 @@ impl Store {
             },
             location,
             cookie: 0,
+            semaphore: None,
+            pid: None,
+            count_hits: false,
             shared: Arc::new(copy(&shared)),
         });
         self.links.push(shared);

@@ -148,7 +148,8 @@ impl World {
                 enabled: AtomicU32::new(1),
                 reserved: 0,
                 missed: AtomicU64::new(0),
-                reserved2: [0; 4],
+                hits: AtomicU64::new(0),
+                reserved2: [0; 3],
             },
             runtime: LinkRuntime { entry, ..LinkRuntime::default() },
         }));
@@ -159,6 +160,9 @@ impl World {
             entry,
             needs,
             is_return,
+            only_in: None,
+            counts_hits: false,
+            overrides: false,
         };
         self.links.push(link);
         code

@@ -9,7 +9,8 @@ mod space;
 use beeline_abi::map::{MapShape, MapType};
 use beeline_isa::Insn;
 use beeline_store::{
-    InitialValue, NewLink, NewMap, NewObject, NewProgram, ProbeKind, Program, Store, StoreName, Target,
+    InitialValue, NewLink, NewMap, NewObject, NewProgram, Place, ProbeKind, Program, Store, StoreName,
+    Target, TargetForm,
 };
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -112,11 +113,16 @@ pub(crate) fn object(name: &str) -> NewObject {
         device: 1,
         inode: 2,
         build_id: vec![1, 2, 3],
-        symbol: Some("main".into()),
-        offset: 0,
-        file_offset: 0x1000,
+        form: TargetForm::Places,
+        places: vec![Place {
+            symbol: Some("main".into()),
+            file_offset: 0x1000,
+            cookie: 7,
+            ..Place::default()
+        }],
     };
-    let link = |program, kind| NewLink { program, kind, target: target.clone(), cookie: 7, pid: None };
+    let link =
+        |program, kind| NewLink { program, kind, target: target.clone(), pid: None, count_hits: false };
     NewObject {
         name: name.into(),
         source: format!("{name}.bpf.o"),
