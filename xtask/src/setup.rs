@@ -37,6 +37,7 @@ const NEEDS: &[Need] = &[
     Need { probe: Program("gcc"), package: "gcc", from: Demo },
     Need { probe: File("/usr/bin/python3"), package: "python3", from: Demo },
     Need { probe: Program("redis-server"), package: "redis-server", from: Test },
+    Need { probe: Program("g++"), package: "g++", from: Test },
     Need { probe: Program("make"), package: "make", from: Test },
     Need { probe: Program("pkg-config"), package: "pkg-config", from: Test },
     Need { probe: File("/usr/include/libelf.h"), package: "libelf-dev", from: Test },

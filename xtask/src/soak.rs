@@ -25,6 +25,8 @@ enum What {
     Inject,
     /// kill -9 of processes that use a map
     Maps,
+    /// Every function of whole libraries probed while CPython's tests, OpenSSL, shells, tools and redis work
+    Everything,
     /// Random programs in the interpreter and in the compiler
     Vm,
     /// Damaged object files
@@ -41,6 +43,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         What::Cycles => ("beeline-tests", "cycles", "BEELINE_SOAK"),
         What::Inject => ("beeline-inject", "kill", "BEELINE_SOAK"),
         What::Maps => ("beeline-maps", "survive_kills", "BEELINE_KILL_ROUNDS"),
+        What::Everything => ("beeline-inject", "everything", "BEELINE_SOAK"),
         What::Vm => ("beeline-vm", "differential", "BEELINE_DIFFERENTIAL"),
         What::Object => ("beeline-object", "mutated", "BEELINE_FUZZ_CASES"),
     };

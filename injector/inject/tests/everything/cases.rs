@@ -11,6 +11,8 @@ pub(crate) enum Probes {
     Entries,
     Returns,
     Both,
+    /// Every so many instructions, and all entries.
+    Inside(usize),
 }
 
 /// A program and the files all of whose functions are probed while it runs.
@@ -44,20 +46,28 @@ pub(crate) fn all() -> Vec<Case> {
     workloads::cases()
 }
 
-/// What is planted, with programs that want all of the context or nothing.
-const ROUNDS: [(Probes, bool); 4] =
-    [(Probes::Entries, false), (Probes::Returns, false), (Probes::Both, true), (Probes::Both, false)];
+/// What is planted, with programs that want all of the context or nothing. A test run has the first two.
+const ROUNDS: [(Probes, bool); 6] = [
+    (Probes::Both, true),
+    (Probes::Inside(29), true),
+    (Probes::Entries, false),
+    (Probes::Returns, false),
+    (Probes::Both, false),
+    (Probes::Inside(7), false),
+];
+const ROUNDS_OF_SLICE: usize = 2;
 
-pub(crate) fn run(case: &Case) -> Verdict {
+pub(crate) fn run(case: &Case, soak: bool) -> Verdict {
     let folder =
         PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("everything-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a scratch folder");
-    let verdict = run_in(case, &folder);
+    let rounds = if soak { &ROUNDS[..] } else { &ROUNDS[..ROUNDS_OF_SLICE] };
+    let verdict = run_in(case, &folder, rounds);
     let _ = std::fs::remove_dir_all(&folder);
     verdict
 }
 
-fn run_in(case: &Case, folder: &Path) -> Verdict {
+fn run_in(case: &Case, folder: &Path, rounds: &[(Probes, bool)]) -> Verdict {
     let command = match (case.command)(folder) {
         Ok(command) => command,
         Err(reason) => return Verdict::Skipped(reason),
@@ -68,7 +78,7 @@ fn run_in(case: &Case, folder: &Path) -> Verdict {
     }
     let expected = expected.essence(case);
     let mut summary = String::new();
-    for (probes, heavy) in ROUNDS {
+    for &(probes, heavy) in rounds {
         let report_file = folder.join("report");
         let _ = std::fs::remove_file(&report_file);
         let output = execute(case, &probed(case, &command, probes, heavy, &report_file), folder);
@@ -105,8 +115,10 @@ fn probed(case: &Case, command: &[String], probes: Probes, heavy: bool, report: 
     if probes != Probes::Returns {
         words.push("--entry".to_owned());
     }
-    if probes != Probes::Entries {
-        words.push("--return".to_owned());
+    match probes {
+        Probes::Entries => {}
+        Probes::Returns | Probes::Both => words.push("--return".to_owned()),
+        Probes::Inside(step) => words.extend(["--inside".to_owned(), step.to_string()]),
     }
     if heavy {
         words.push("--heavy".to_owned());

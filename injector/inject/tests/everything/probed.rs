@@ -3,6 +3,7 @@
 use crate::support::Store;
 use beeline_inject::{Ended, Location, ProbeKind, ProbeState, StartCommand, start};
 use beeline_site::{Binary, find_library};
+use iced_x86::{Decoder, DecoderOptions};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -14,11 +15,13 @@ pub(crate) const COMMAND: &str = "run";
 /// Its exit status when the program could not be started.
 pub(crate) const NOT_STARTED: u8 = 99;
 
-/// `run [--entry] [--return] [--heavy] [--file NAME]... [--sample NAME]... [--only FROM..TO] --report FILE -- PROGRAM ...`
+/// `run [--entry] [--return] [--inside STEP] [--heavy] [--file NAME]... [--sample NAME]... [--only FROM..TO] --report FILE -- PROGRAM ...`
 #[derive(Default)]
 struct Options {
     entry: bool,
     returns: bool,
+    /// Every so many instructions, a probe in the middle of functions.
+    inside: Option<usize>,
     /// Programs that want all of the context and change every register that they may change.
     heavy: bool,
     /// Files whose functions are probed: paths, or names as the loader knows them.
@@ -77,6 +80,7 @@ fn parse(arguments: &[String]) -> Options {
         match word.as_str() {
             "--entry" => options.entry = true,
             "--return" => options.returns = true,
+            "--inside" => options.inside = Some(value().parse().expect("a number")),
             "--heavy" => options.heavy = true,
             "--file" => options.files.push(value().into()),
             "--sample" => options.samples.push(value()),
@@ -128,44 +132,54 @@ impl Probes {
         };
         let path = path.canonicalize().map_err(|error| error.to_string())?;
         let binary = Binary::open(&path).map_err(|error| error.to_string())?;
-        let kinds = [(ProbeKind::Entry, options.entry), (ProbeKind::Return, options.returns)];
-        for (kind, _) in kinds.into_iter().filter(|(_, wanted)| *wanted) {
-            let mut shared = None;
-            for (number, function) in binary.functions().iter().enumerate() {
-                if options.only.is_some_and(|(from, to)| !(from..to).contains(&number)) {
-                    continue;
-                }
-                let Some(offset) = binary.file_offset_of(function.start) else { continue };
-                let name = binary.function_at(function.start).map(|range| range.name).unwrap_or_default();
-                let sample = options.samples.contains(&name);
-                let label = if name.is_empty() { format!("{:#x}", function.start) } else { name };
-                let link = match shared {
-                    Some(link) if !sample => {
-                        self.store.probe_also(link, Location::FileOffset(offset));
-                        link
-                    }
-                    _ => {
-                        let counter = 2 + self.samples.len() as u32;
-                        let program = if sample {
-                            self.store.counter(self.map, counter)
-                        } else {
-                            self.programs[usize::from(kind == ProbeKind::Return)]
-                        };
-                        let link = self.store.probe(program, kind, &path, Location::FileOffset(offset));
-                        if sample {
-                            self.samples.push((label.clone(), kind, counter, link));
-                        } else {
-                            self.links.push(link);
-                            shared = Some(link);
-                        }
-                        link
-                    }
-                };
-                let _ = link;
-                self.names.push((label, kind));
-            }
+        let entries: Vec<u64> = binary.functions().iter().map(|function| function.start).collect();
+        let chosen = match options.only {
+            Some((from, to)) => &entries[from.min(entries.len())..to.min(entries.len())],
+            None => &entries[..],
+        };
+        if options.entry {
+            self.add_places(&path, &binary, chosen, ProbeKind::Entry, options);
+        }
+        if options.returns {
+            self.add_places(&path, &binary, chosen, ProbeKind::Return, options);
+        }
+        if let Some(step) = options.inside {
+            self.add_places(&path, &binary, &instructions(&binary, step), ProbeKind::Entry, options);
         }
         Ok(())
+    }
+
+    /// A link with all of these places, but for the functions that are counted for themselves.
+    fn add_places(
+        &mut self,
+        path: &Path,
+        binary: &Binary,
+        places: &[u64],
+        kind: ProbeKind,
+        options: &Options,
+    ) {
+        let mut shared = None;
+        for &vaddr in places {
+            let Some(offset) = binary.file_offset_of(vaddr) else { continue };
+            let location = Location::FileOffset(offset);
+            let function = binary.function_at(vaddr).filter(|range| !range.name.is_empty());
+            let name = function.filter(|range| range.start == vaddr).map(|range| range.name);
+            let sample = name.as_ref().filter(|name| options.samples.contains(name));
+            if let Some(name) = sample {
+                let counter = 2 + self.samples.len() as u32;
+                let program = self.store.counter(self.map, counter);
+                let link = self.store.probe(program, kind, path, location);
+                self.samples.push((name.clone(), kind, counter, link));
+            } else if let Some(link) = shared {
+                self.store.probe_also(link, location);
+            } else {
+                let program = self.programs[usize::from(kind == ProbeKind::Return)];
+                let link = self.store.probe(program, kind, path, location);
+                self.links.push(link);
+                shared = Some(link);
+            }
+            self.names.push((name.unwrap_or_else(|| format!("{vaddr:#x}")), kind));
+        }
     }
 
     /// Lines about which probes are in force, and why the others are not.
@@ -209,6 +223,26 @@ impl Probes {
         }
         text
     }
+}
+
+/// Every `step`th instruction of all functions.
+fn instructions(binary: &Binary, step: usize) -> Vec<u64> {
+    let mut found = Vec::new();
+    for function in binary.functions() {
+        let Some(bytes) = binary.bytes_from(function.start) else { continue };
+        let bytes = &bytes[..bytes.len().min((function.end - function.start) as usize)];
+        let mut decoder = Decoder::with_ip(64, bytes, function.start, DecoderOptions::NONE);
+        while decoder.can_decode() {
+            let instruction = decoder.decode();
+            if instruction.is_invalid() {
+                break;
+            }
+            found.push(instruction.ip());
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found.into_iter().step_by(step).collect()
 }
 
 /// Reasons that differ in addresses and names are the same.
