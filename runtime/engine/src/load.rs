@@ -216,6 +216,7 @@ pub(crate) fn parse(
     btf: Option<&Path>,
 ) -> Result<(Object, Arc<Btf>), EngineError> {
     let mut options = Options::of_this_machine().named_after(path);
+    options.kernel_functions = beeline_helpers::table::kfuncs().map(|helper| helper.proto.name).collect();
     if let Some(btf) = btf {
         let loaded = Btf::load(btf)
             .map_err(|source| EngineError::Btf { path: btf.into(), source: Box::new(source) })?;

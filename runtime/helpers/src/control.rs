@@ -12,7 +12,7 @@ use beeline_maps::{for_each, prog_array};
 pub(crate) type Callback = unsafe extern "sysv64" fn(u64, u64, u64, u64, u64, *mut RunContext) -> u64;
 
 /// Most iterations of `bpf_loop` (`BPF_MAX_LOOPS`).
-const LOOPS_MAX: u32 = 8 << 20;
+pub(crate) const LOOPS_MAX: u32 = 8 << 20;
 
 /// The callback at this address.
 ///

@@ -8,7 +8,7 @@
 //! The verifier keeps programs from writing there, so what is read back is what was put there.
 
 use crate::{error, event};
-use beeline_abi::errno::{E2BIG, EINVAL};
+use beeline_abi::errno::{E2BIG, EINVAL, ERANGE};
 use beeline_abi::run::RunContext;
 
 /// A dynptr on the stack. Null when `data` is 0.
@@ -209,6 +209,77 @@ pub(crate) unsafe extern "sysv64" fn dynptr_data(
     dynptr.part(offset, len).unwrap_or(0)
 }
 
+/// `__u32 bpf_dynptr_size(const struct bpf_dynptr *p)`.
+///
+/// Errors: `-EINVAL` for a null dynptr.
+pub(crate) unsafe extern "sysv64" fn dynptr_size(
+    dynptr: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    _: *mut RunContext,
+) -> u64 {
+    // SAFETY: as in `dynptr_data`.
+    let dynptr = unsafe { *(dynptr as *const Dynptr) };
+    if dynptr.data == 0 { u64::from(error(EINVAL) as u32) } else { u64::from(dynptr.size & SIZE_MASK) }
+}
+
+/// `bool bpf_dynptr_is_null(const struct bpf_dynptr *p)`.
+pub(crate) unsafe extern "sysv64" fn dynptr_is_null(
+    dynptr: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    _: *mut RunContext,
+) -> u64 {
+    // SAFETY: as in `dynptr_data`.
+    u64::from(unsafe { (*(dynptr as *const Dynptr)).data == 0 })
+}
+
+/// `bool bpf_dynptr_is_rdonly(const struct bpf_dynptr *p)`: false for a null one.
+pub(crate) unsafe extern "sysv64" fn dynptr_is_rdonly(
+    dynptr: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    _: u64,
+    _: *mut RunContext,
+) -> u64 {
+    // SAFETY: as in `dynptr_data`.
+    let dynptr = unsafe { *(dynptr as *const Dynptr) };
+    u64::from(dynptr.data != 0 && dynptr.size & READ_ONLY != 0)
+}
+
+/// `int bpf_dynptr_adjust(const struct bpf_dynptr *p, __u32 start, __u32 end)`: narrows it to these bytes.
+///
+/// Errors: `-EINVAL` for a null dynptr and when `start` is greater than `end`, `-ERANGE` outside of its memory.
+pub(crate) unsafe extern "sysv64" fn dynptr_adjust(
+    dynptr: u64,
+    start: u64,
+    end: u64,
+    _: u64,
+    _: u64,
+    _: *mut RunContext,
+) -> u64 {
+    let (start, end) = (start as u32, end as u32);
+    // SAFETY: as in `dynptr_data`; the slots are the stack's.
+    unsafe {
+        let at = dynptr as *mut Dynptr;
+        let size = (*at).size & SIZE_MASK;
+        if (*at).data == 0 || start > end {
+            return error(EINVAL);
+        }
+        if start > size || end > size {
+            return error(ERANGE);
+        }
+        (*at).offset = (*at).offset.wrapping_add(start);
+        (*at).size = (*at).size & !SIZE_MASK | (end - start);
+    }
+    0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,9 +312,17 @@ mod tests {
             assert_eq!(dynptr_write(address, 15, b"xy".as_ptr() as u64, 2, 0, run) as i64, -E2BIG);
             assert_eq!(dynptr_data(address, 4, 12, 0, 0, run), at + 4);
             assert_eq!(dynptr_data(address, 4, 13, 0, 0, run), 0);
+            assert_eq!(dynptr_adjust(address, 4, 8, 0, 0, run), 0);
+            assert_eq!(dynptr_size(address, 0, 0, 0, 0, run), 4);
+            assert_eq!(dynptr_data(address, 1, 3, 0, 0, run), at + 5);
+            assert_eq!(dynptr_adjust(address, 0, 5, 0, 0, run) as i64, -ERANGE);
+            assert_eq!(dynptr_adjust(address, 2, 1, 0, 0, run) as i64, -EINVAL);
+            assert_eq!(dynptr_is_null(address, 0, 0, 0, 0, run), 0);
             assert_eq!(dynptr_from_mem(at, 16, 1, address, 0, run) as i64, -EINVAL);
             assert_eq!(dynptr_read(out.as_mut_ptr() as u64, 0, address, 0, 0, run) as i64, -EINVAL);
             assert_eq!(dynptr_data(address, 0, 0, 0, 0, run), 0);
+            assert_eq!(dynptr_is_null(address, 0, 0, 0, 0, run), 1);
+            assert_eq!(dynptr_size(address, 0, 0, 0, 0, run) as i32, -22);
             assert_eq!(dynptr_from_mem(at, 1 << 24, 0, address, 0, run) as i64, -E2BIG);
         }
         assert_eq!(&memory, b"01xy456789abcdef");

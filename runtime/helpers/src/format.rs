@@ -200,9 +200,19 @@ impl Format {
     ///
     /// `run` is the calling thread's.
     pub unsafe fn prepare(&mut self, run: *mut RunContext) -> Result<(), i64> {
-        let mut i = 0usize;
-        let mut used = 0usize;
-        let mut number = 0usize;
+        let (mut at, mut used, mut number) = (0usize, 0usize, 0usize);
+        while let Some(spec) = self.conversion(at, number)? {
+            // SAFETY: the caller's contract.
+            unsafe { self.take(run, spec.kind, self.argument(number), &mut used)? };
+            number += 1;
+            at = spec.end;
+        }
+        Ok(())
+    }
+
+    /// The next conversion at or behind `start`, which is number `number`; `None` when only text follows.
+    fn conversion(&self, start: usize, number: usize) -> Result<Option<Spec>, i64> {
+        let mut i = start;
         while i < self.len {
             let byte = self.at(i);
             // Text may be UTF-8 (Linux 6.18), control characters are refused.
@@ -220,13 +230,31 @@ impl Format {
             if number >= self.count {
                 return Err(EINVAL);
             }
-            let spec = self.spec(i)?;
-            // SAFETY: the caller's contract.
-            unsafe { self.take(run, spec.kind, self.argument(number), &mut used)? };
-            number += 1;
-            i = spec.end;
+            return self.spec(i).map(Some);
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// True for a format that [`prepare`](Format::prepare) does not refuse, whatever its `count` arguments are, as long as
+    /// they need no more than 512 bytes. It ends at its first NUL.
+    pub fn is_valid(text: &[u8], count: usize) -> bool {
+        let len = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
+        let format = Format {
+            text: text.as_ptr(),
+            len,
+            arguments: core::ptr::null(),
+            count,
+            store: MaybeUninit::uninit(),
+            store_len: 0,
+        };
+        let (mut at, mut number) = (0usize, 0usize);
+        loop {
+            match format.conversion(at, number) {
+                Ok(Some(spec)) => (at, number) = (spec.end, number + 1),
+                Ok(None) => return true,
+                Err(_) => return false,
+            }
+        }
     }
 
     /// Accounts for one argument in `used` as the kernel's buffer does, and fetches a string.
@@ -580,7 +608,9 @@ pub(crate) unsafe extern "sysv64" fn snprintf(
         unsafe {
             let mut format = Format::new(format as *const u8, usize::MAX, data as *const u64, count)?;
             format.prepare(run)?;
-            Ok(format.print(run, out as *mut u8, size as u32 as usize))
+            // A null pointer with a size is accepted by the verifier: nothing is written then, as with size 0.
+            let size = if out == 0 { 0 } else { size as u32 as usize };
+            Ok(format.print(run, out as *mut u8, size))
         }
     };
     match print() {

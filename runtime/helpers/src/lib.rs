@@ -20,6 +20,7 @@ pub mod dynptr;
 pub mod event;
 pub mod format;
 pub mod identity;
+pub mod iter;
 pub mod kernel_only;
 pub mod map;
 pub mod number;
@@ -36,7 +37,7 @@ pub mod task;
 pub mod time;
 pub mod trace;
 
-pub use table::{HELPERS, HELPERS_LEN, Helper, HelperFn, by_id};
+pub use table::{HELPERS, HELPERS_LEN, Helper, HelperFn, KFUNC_BASE, by_id, kfunc};
 
 use beeline_abi::process::ProcessBlock;
 use beeline_abi::run::RunContext;

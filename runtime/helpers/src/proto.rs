@@ -73,8 +73,25 @@ pub enum ArgKind {
         /// Taken.
         take: bool,
     },
+    /// A number, no pointer (a kernel function's argument of an integer type).
+    Scalar,
+    /// The id of a structure in the kernel's BTF, a constant.
+    TypeId,
+    /// An iterator over numbers: 8 bytes of stack that only such functions touch (`struct bpf_iter_num`).
+    Iter(IterUse),
     /// A dynptr: 16 bytes of stack that only such helpers touch (`ARG_PTR_TO_DYNPTR`).
     Dynptr(DynptrUse),
+}
+
+/// What a kernel function does with an iterator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IterUse {
+    /// Makes it; it must be destroyed, also when making it failed.
+    New,
+    /// Takes an element.
+    Next,
+    /// Ends it.
+    Destroy,
 }
 
 /// What a helper does with a dynptr.
@@ -105,6 +122,10 @@ pub enum RetKind {
     Btf(&'static str),
     /// A kernel object by the name of its type, or 0.
     BtfOrNull(&'static str),
+    /// The address of the next element of an iterator, four bytes that may be read, or 0 when there is none.
+    IterElementOrNull,
+    /// The first argument as the address of a structure of the type that the second one names. Anything may be there.
+    Cast,
     /// The address of part of a dynptr's memory, as many bytes as the [`ArgKind::AllocSize`] argument says, or 0.
     DynptrMemOrNull,
 }

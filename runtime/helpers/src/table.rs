@@ -4,12 +4,14 @@
 //! which program types may call a helper was asked of a 6.18 kernel.
 
 use crate::proto::MemAccess::{Read, Write};
-use crate::proto::{ArgKind, DynptrUse, HelperProto, ProgramSet, RetKind, args};
+use crate::proto::{ArgKind, DynptrUse, HelperProto, IterUse, ProgramSet, RetKind, args};
 use crate::{
-    control, dynptr, event, format, identity, map, number, probe, read, signal, stack, system, task, time,
-    trace,
+    control, dynptr, event, format, identity, iter, map, number, probe, read, signal, stack, system, task,
+    time, trace,
 };
-use ArgKind::{Anything, ConstMapPtr, ConstStr, Func, MapKey, MapValue, Size, SizeOrZero, StackOrNull};
+use ArgKind::{
+    Anything, ConstMapPtr, ConstStr, Func, MapKey, MapValue, Scalar, Size, SizeOrZero, StackOrNull,
+};
 use beeline_abi::run::RunContext;
 
 /// A helper's implementation: r1 to r5, the run; r0.
@@ -26,8 +28,12 @@ pub struct Helper {
     pub call: HelperFn,
 }
 
-/// Length of a table indexed by id (`__BPF_FUNC_MAX_ID`).
-pub const HELPERS_LEN: usize = 212;
+/// Ids from here on are kernel functions (kfuncs), which programs call by BTF id: they are numbered here, in the order of the
+/// table. No helper has such an id.
+pub const KFUNC_BASE: u32 = 256;
+
+/// Length of a table indexed by id.
+pub const HELPERS_LEN: usize = 264;
 
 /// The program's context.
 const CTX: ArgKind = ArgKind::Ctx { nullable: false };
@@ -156,6 +162,14 @@ pub const HELPERS: &[Helper] = &[
     number(202, "bpf_dynptr_write", [DYNPTR, Anything, INPUT, SizeOrZero, Anything], dynptr::dynptr_write),
     row(203, "bpf_dynptr_data", [DYNPTR, Anything, ArgKind::AllocSize], RetKind::DynptrMemOrNull, dynptr::dynptr_data),
     number(208, "bpf_ktime_get_tai_ns", [], time::ktime_get_tai_ns),
+    number(256, "bpf_iter_num_new", [ArgKind::Iter(IterUse::New), Scalar, Scalar], iter::iter_num_new).gpl(),
+    row(257, "bpf_iter_num_next", [ArgKind::Iter(IterUse::Next)], RetKind::IterElementOrNull, iter::iter_num_next).gpl(),
+    row(258, "bpf_iter_num_destroy", [ArgKind::Iter(IterUse::Destroy)], RetKind::Void, iter::iter_num_destroy).gpl(),
+    row(259, "bpf_rdonly_cast", [Anything, ArgKind::TypeId], RetKind::Cast, iter::rdonly_cast).gpl(),
+    number(260, "bpf_dynptr_size", [DYNPTR], dynptr::dynptr_size).gpl(),
+    number(261, "bpf_dynptr_is_null", [DYNPTR], dynptr::dynptr_is_null).gpl(),
+    number(262, "bpf_dynptr_is_rdonly", [DYNPTR], dynptr::dynptr_is_rdonly).gpl(),
+    number(263, "bpf_dynptr_adjust", [DYNPTR, Scalar, Scalar], dynptr::dynptr_adjust).gpl(),
 ];
 
 /// The implementation of each helper by id.
@@ -173,6 +187,16 @@ pub const BY_ID: [Option<HelperFn>; HELPERS_LEN] = {
 pub fn by_id(id: u32) -> Option<&'static Helper> {
     let found = HELPERS.binary_search_by_key(&id, |helper| helper.proto.id).ok()?;
     HELPERS.get(found)
+}
+
+/// All kernel functions.
+pub fn kfuncs() -> impl Iterator<Item = &'static Helper> {
+    HELPERS.iter().filter(|helper| helper.proto.id >= KFUNC_BASE)
+}
+
+/// The kernel function with this name.
+pub fn kfunc(name: &str) -> Option<&'static Helper> {
+    kfuncs().find(|helper| helper.proto.name == name)
 }
 
 const _: () = {
@@ -193,6 +217,8 @@ mod tests {
         assert!(by_id(0).is_none() && by_id(13).is_none() && by_id(9999).is_none());
         assert!(HELPERS.iter().all(|helper| BY_ID[helper.proto.id as usize].is_some()));
         assert_eq!(BY_ID.iter().flatten().count(), HELPERS.len());
+        assert_eq!(kfunc("bpf_iter_num_new").unwrap().proto.id, KFUNC_BASE);
+        assert!(kfunc("bpf_map_lookup_elem").is_none() && kfunc("").is_none());
     }
 
     #[test]

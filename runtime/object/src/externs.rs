@@ -327,7 +327,7 @@ pub(crate) fn resolve(
                 ksym.address = address.copied().unwrap_or(0);
                 ext.is_set = address.is_some();
             }
-            ExternKind::Ksym(ksym) if options.kernel_symbols => {
+            ExternKind::Ksym(ksym) if options.kernel_symbols || exists_here(ksym, &ext.name, options) => {
                 ksym.kernel_id = kernel_id(&ext.name, ext.weak, ksym, btf, &target)?;
                 ext.is_set = ksym.kernel_id != 0;
             }
@@ -338,6 +338,11 @@ pub(crate) fn resolve(
         }
     }
     Ok(())
+}
+
+/// A kernel function that userspace has too.
+fn exists_here(ksym: &Ksym, name: &str, options: &Options) -> bool {
+    ksym.is_function && options.kernel_functions.contains(&essential_name(name))
 }
 
 fn unresolved_reason(ext: &Extern, options: &Options) -> &'static str {

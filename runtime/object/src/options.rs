@@ -28,6 +28,8 @@ pub struct Options {
     /// Typed kernel symbols (`__ksym` variables and functions) are looked up in `target_btf`, as libbpf does. When
     /// false there are none: weak ones are null or poisoned, strong ones an error.
     pub kernel_symbols: bool,
+    /// Names of the kernel functions that exist without a kernel: these are looked up in any case.
+    pub kernel_functions: Vec<&'static str>,
     /// Addresses of typeless kernel symbols.
     pub kernel_addresses: BTreeMap<String, u64>,
     /// Programs to prepare, or not, against what their `SEC("?...")` says.
@@ -45,6 +47,7 @@ impl Default for Options {
             has_bpf_cookie: true,
             has_syscall_wrapper: true,
             kernel_symbols: false,
+            kernel_functions: Vec::new(),
             kernel_addresses: BTreeMap::new(),
             autoload: BTreeMap::new(),
         }

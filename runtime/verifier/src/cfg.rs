@@ -28,7 +28,7 @@ pub(crate) fn analyse(code: &Code) -> Result<ControlFlow, Refusal> {
                     }
                 }
                 Some(Op::Call(call)) => {
-                    if matches!(call, Call::Helper(_) | Call::Local(_)) {
+                    if matches!(call, Call::Helper(_) | Call::Local(_) | Call::Kfunc { .. }) {
                         prune[pc] = true;
                     }
                     if pc + 1 < range.end {

@@ -51,8 +51,12 @@ impl Explorer<'_> {
                 self.call_helper(proto, &arguments)
             }
             Call::Local(imm) => self.call_local(imm),
-            Call::Kfunc { btf_id, .. } => {
-                refuse!("calling kernel function with BTF id {btf_id} is not supported in userspace")
+            Call::Kfunc { btf_id, btf_fd_idx } => {
+                let proto = self.kfunc(btf_id, btf_fd_idx)?;
+                self.may_call_locked(Some(proto.id))?;
+                let arguments = self.arguments(proto)?;
+                self.facts.kfuncs.insert(self.pc, proto.id);
+                self.call_helper(proto, &arguments)
             }
             Call::Register(_) => refuse!("unknown opcode 8d"),
         }
@@ -137,7 +141,10 @@ impl Explorer<'_> {
         match target.pointer.kind {
             Kind::MapValue { map, nullable: false } => self.map_value(target, map, access),
             Kind::MapKey { map } => self.map_key(target, map, access),
-            Kind::Mem { size, nullable: false, .. } => self.sized_memory(target, size),
+            Kind::Mem { size, nullable: false, memory } => {
+                self.writable(target.reg, memory, access)?;
+                self.sized_memory(target, size)
+            }
             Kind::Packet | Kind::PacketMeta => self.packet(target, access),
             Kind::MapPtr { map, nullable: false } => self.map_field(target, map, access).map(|_| ()),
             Kind::Btf { type_id, nullable: false, .. } => {

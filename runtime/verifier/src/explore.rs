@@ -419,7 +419,9 @@ impl<'a> Explorer<'a> {
         let Some(old) = self.checkpoints[id as usize].state.whole() else { return false };
         let turns =
             |state: &'_ State| state.frames.iter().map(|frame| frame.callback_depth).collect::<Vec<_>>();
-        self.state.may_goto_depth > old.may_goto_depth || turns(&self.state) > turns(old)
+        self.state.may_goto_depth > old.may_goto_depth
+            || turns(&self.state) > turns(old)
+            || crate::effect::iter::advanced(old, &self.state)
     }
 
     /// Compares with the checkpoints that were explored to their end. Those that never cover anything are dropped, when

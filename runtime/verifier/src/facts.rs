@@ -118,6 +118,8 @@ pub(crate) struct Facts {
     pub(crate) through: BTreeMap<usize, Through>,
     /// Loads from a map's fields, by what they read.
     pub(crate) map_fields: BTreeMap<usize, MapField>,
+    /// Calls of kernel functions, by the number that these have here.
+    pub(crate) kfuncs: BTreeMap<usize, u32>,
 }
 
 impl Facts {
@@ -141,6 +143,7 @@ impl Facts {
             calls: BTreeMap::new(),
             through: BTreeMap::new(),
             map_fields: BTreeMap::new(),
+            kfuncs: BTreeMap::new(),
         }
     }
 

@@ -5,7 +5,7 @@ use crate::program::Program;
 use beeline_isa::{Insn, opcode};
 
 /// The program's instructions with loads from kernel objects as probes, and loads from the fields of maps as loads from
-/// where these fields lie here.
+/// where these fields lie here, calls of kernel functions as calls of the functions that stand for them.
 pub(crate) fn executable(program: &Program, facts: &Facts) -> Vec<Insn> {
     let mut insns = program.insns.clone();
     for (&pc, &through) in &facts.through {
@@ -22,6 +22,11 @@ pub(crate) fn executable(program: &Program, facts: &Facts) -> Vec<Insn> {
                 Insn { code: opcode::ALU64 | opcode::MOV, regs: insn.regs & 0xf, off: 0, imm: 0 }
             }
         };
+    }
+    for (&pc, &id) in &facts.kfuncs {
+        if let Some(insn) = insns.get_mut(pc) {
+            *insn = Insn { code: opcode::JMP | opcode::CALL, regs: 0, off: 0, imm: id as i32 };
+        }
     }
     insns
 }

@@ -42,6 +42,9 @@ pub(crate) enum Kind {
     Func { subprogram: u16 },
     /// Half of a dynptr. Only stack slots hold it ([`Byte::Object`]); the `reference` of the slot names the dynptr.
     Dynptr { source: Source, first: bool },
+    /// An iterator over numbers. Only stack slots hold it ([`Byte::Object`]); `reference` names it, `range` counts how many
+    /// elements were taken on this path. Without `active` there are no more.
+    Iter { active: bool },
     /// The address of a dynptr that a callback was given, and may only read.
     DynptrPtr,
     /// A kernel object by the id of its type, 0 = one that is not known.
@@ -79,6 +82,8 @@ pub(crate) enum Memory {
     Argument,
     /// Part of a dynptr's; the register's `reference` names the dynptr.
     Dynptr,
+    /// An iterator's element, which may be read; the register's `reference` names the iterator.
+    Element,
 }
 
 impl Kind {
@@ -136,6 +141,9 @@ impl Kind {
             Kind::PacketEnd => "pkt_end",
             Kind::Func { .. } => "func",
             Kind::Dynptr { .. } | Kind::DynptrPtr => "dynptr_ptr",
+            Kind::Iter { .. } => "iter_num",
+            Kind::Mem { memory: Memory::Element, nullable: false, .. } => "rdonly_mem",
+            Kind::Mem { memory: Memory::Element, nullable: true, .. } => "rdonly_mem_or_null",
             Kind::Mem { memory: Memory::Dynptr, nullable: false, .. } => "mem",
             Kind::Mem { memory: Memory::Dynptr, nullable: true, .. } => "mem_or_null",
             Kind::Btf { trust: Trust::Trusted, nullable: false, .. } => "trusted_ptr_",

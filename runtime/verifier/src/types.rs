@@ -39,6 +39,9 @@ pub trait KernelTypes: std::fmt::Debug + Send + Sync {
     /// Its name; empty for an id that does not exist.
     fn name(&self, type_id: u32) -> &str;
 
+    /// The name of the function with this id; `None`: it is no function.
+    fn function(&self, btf_id: u32) -> Option<&str>;
+
     /// Byte offset of a member of a structure; the path may lead through several (`ns.inum`).
     fn offset(&self, structure: &str, path: &str) -> Option<u32>;
 

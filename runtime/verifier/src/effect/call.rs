@@ -2,6 +2,7 @@
 
 use crate::bounds::Scalar;
 use crate::code::jump_target;
+use crate::effect::iter::ITER_NEXT;
 use crate::effect::{dynptr, packet, pointer};
 use crate::explore::{Explorer, Next};
 use crate::program::{FRAMES_MAX, GlobalArg};
@@ -140,6 +141,9 @@ impl Explorer<'_> {
 
     /// What a helper call does, after its arguments were found right.
     pub(crate) fn call_helper(&mut self, proto: &HelperProto, arguments: &Arguments) -> Checked<Next> {
+        if let (ITER_NEXT, Some(at)) = (proto.id, arguments.iter) {
+            return self.iter_next(at);
+        }
         match proto.id {
             LOOP | FOR_EACH_MAP_ELEM | USER_RINGBUF_DRAIN => self.call_back(proto.id, arguments)?,
             TAIL_CALL => self.tail_call()?,
@@ -193,6 +197,13 @@ impl Explorer<'_> {
                 let kind = Kind::Mem { size, memory: Memory::Ringbuf, nullable: true };
                 RegState { id, reference: id, ..RegState::pointer(kind) }
             }
+            // Made by `iter_next`.
+            RetKind::IterElementOrNull => RegState::constant(0),
+            RetKind::Cast => {
+                let type_id = arguments.type_id;
+                let kind = Kind::Btf { type_id, trust: Trust::Untrusted, nullable: false };
+                RegState::pointer(kind)
+            }
             RetKind::DynptrMemOrNull => {
                 let Some(size) = arguments.record_size else { refuse!("helper {} needs a size", proto.name) };
                 let id = self.fresh_id();
@@ -227,7 +238,8 @@ impl Explorer<'_> {
             Kind::MapValue { map, nullable }
         };
         // A lock in this value is not the lock in another.
-        let id = if kind.is_nullable() || pointer::has_lock(self.program, kind) { self.fresh_id() } else { 0 };
+        let id =
+            if kind.is_nullable() || pointer::has_lock(self.program, kind) { self.fresh_id() } else { 0 };
         Ok(RegState { id, ..RegState::pointer(kind) })
     }
 
@@ -298,6 +310,7 @@ impl Explorer<'_> {
         use beeline_isa::{Call, Op};
         match self.code.op(self.pc) {
             Some(Op::MayGoto { .. }) => true,
+            Some(Op::Call(Call::Kfunc { .. })) => self.is_iter_next(),
             Some(Op::Call(Call::Helper(id))) => {
                 [LOOP, FOR_EACH_MAP_ELEM, USER_RINGBUF_DRAIN].contains(&(id as u32))
             }

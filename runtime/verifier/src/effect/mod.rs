@@ -5,6 +5,7 @@ pub(crate) mod branch;
 pub(crate) mod call;
 pub(crate) mod compute;
 pub(crate) mod dynptr;
+pub(crate) mod iter;
 pub(crate) mod jump;
 pub(crate) mod memory;
 pub(crate) mod object;

@@ -4,13 +4,16 @@ use crate::context;
 use crate::effect::call::constant_bytes;
 use crate::explore::Explorer;
 use crate::facts::CallFacts;
+use crate::program::ProgType;
 use crate::refusal::{Checked, refuse};
+use crate::require::dynptr::Place;
 use crate::require::memory::{Access, Target};
 use crate::require::pointer::OFFSET_MAX;
 use crate::state::{Kind, Lock, MapRef, Memory, RegState, Trust};
 use beeline_abi::map::MapFlags;
-use beeline_helpers::kernel_only;
+use beeline_helpers::format::Format;
 use beeline_helpers::proto::{ArgKind, HelperProto, MemAccess};
+use beeline_helpers::{KFUNC_BASE, kernel_only};
 use beeline_isa::Reg;
 
 /// What the arguments of a call were found to be.
@@ -30,6 +33,10 @@ pub(crate) struct Arguments {
     pub(crate) constant_key: Option<u64>,
     /// A look-up of that key succeeds.
     pub(crate) key_exists: bool,
+    /// The iterator: where it lies.
+    pub(crate) iter: Option<Place>,
+    /// The structure that a pointer is taken for.
+    pub(crate) type_id: u32,
     /// The spin lock.
     pub(crate) lock: Option<Lock>,
     /// The dynptr that is looked at.
@@ -43,9 +50,17 @@ impl Explorer<'_> {
     /// The helper exists and this program may call it.
     pub(crate) fn helper(&self, id: i32) -> Checked<&'static HelperProto> {
         let known = u32::try_from(id).ok().and_then(|id| kernel_only::proto(id, self.program.prog_type.0));
-        let Some(proto) = known else { refuse!("invalid func unknown#{id}") };
+        let Some(proto) = known.filter(|proto| proto.id < KFUNC_BASE) else {
+            refuse!("invalid func unknown#{id}")
+        };
         if !proto.programs.contains(self.program.prog_type.0) {
             refuse!("program of this type cannot use helper {}#{}", proto.name, proto.id);
+        }
+        const GET_FUNC_IP: u32 = 173;
+        if proto.id == GET_FUNC_IP && !matches!(self.program.prog_type, ProgType::KPROBE | ProgType::TRACING)
+        {
+            let number = self.program.prog_type.0;
+            refuse!("func {}#{} not supported for program type {number}", proto.name, proto.id);
         }
         if proto.gpl_only && !self.program.gpl_compatible {
             refuse!("cannot call GPL-restricted function from non-GPL compatible program");
@@ -54,6 +69,21 @@ impl Explorer<'_> {
             refuse!("helper call might sleep in a non-sleepable prog");
         }
         Ok(proto)
+    }
+
+    /// The kernel function exists here and this program may call it.
+    pub(crate) fn kfunc(&self, btf_id: i32, btf_fd_idx: i16) -> Checked<&'static HelperProto> {
+        if !self.program.gpl_compatible {
+            refuse!("cannot call kernel function from non-GPL compatible program");
+        }
+        let name = u32::try_from(btf_id).ok().and_then(|id| self.types()?.function(id));
+        let Some(name) = name.filter(|_| btf_fd_idx == 0) else {
+            refuse!("kernel btf_id {btf_id} is not a function")
+        };
+        match beeline_helpers::kfunc(name) {
+            Some(helper) => Ok(&helper.proto),
+            None => refuse!("calling kernel function {name} is not allowed"),
+        }
     }
 
     /// Every argument is what the helper's prototype asks for.
@@ -154,7 +184,14 @@ impl Explorer<'_> {
                 }
                 found.lock = Some(lock);
             }
-            ArgKind::ConstStr => self.constant_string(reg, &state)?,
+            ArgKind::Scalar => {
+                if state.kind != Kind::Scalar {
+                    refuse!("R{} is not a scalar", reg.0);
+                }
+            }
+            ArgKind::TypeId => found.type_id = self.type_id_argument(reg, &state)?,
+            ArgKind::Iter(how) => self.iter_argument(reg, &state, how, found)?,
+            ArgKind::ConstStr => self.constant_string(proto, reg, &state)?,
             ArgKind::Dynptr(how) => self.dynptr_argument(reg, &state, how, found)?,
             ArgKind::Btf(name) => match state.kind {
                 Kind::Btf { type_id, trust, nullable: false } if trust != Trust::Untrusted => {
@@ -200,6 +237,10 @@ impl Explorer<'_> {
         next: ArgKind,
         found: &mut Arguments,
     ) -> Checked {
+        let pointed = if nullable { state.kind.non_null() } else { state.kind };
+        if !is_memory(pointed) && !(nullable && state.is_null()) {
+            return wrong(reg, state, MEMORY);
+        }
         let size_reg = Reg(reg.0 + 1);
         let size = self.readable(size_reg)?;
         let zero_allowed = next == ArgKind::SizeOrZero;
@@ -226,6 +267,8 @@ impl Explorer<'_> {
             self.mark_precise(state);
             return if value.umax == 0 { Ok(()) } else { wrong(reg, state, "fp") };
         }
+        // One that may be null is as good as null.
+        let state = if nullable { &RegState { kind: state.kind.non_null(), ..*state } } else { state };
         // With a size that is not known, not all of the memory may be written.
         let access = match access {
             MemAccess::Write if size.as_const().is_none() => MemAccess::ReadWrite,
@@ -263,7 +306,12 @@ impl Explorer<'_> {
             Kind::MapKey { map } => {
                 wanted.into_iter().try_for_each(|access| self.map_key(&target, map, access))
             }
-            Kind::Mem { size: region, nullable: false, .. } => self.sized_memory(&target, region),
+            Kind::Mem { size: region, nullable: false, memory } => {
+                if writes {
+                    self.writable(reg, memory, Access::Write)?;
+                }
+                self.sized_memory(&target, region)
+            }
             Kind::Packet | Kind::PacketMeta => {
                 if !packets || !context::may_write_packet(self.program.prog_type) {
                     refuse!("helper access to the packet is not allowed");
@@ -316,7 +364,7 @@ impl Explorer<'_> {
     }
 
     /// A string that never changes and that ends.
-    fn constant_string(&mut self, reg: Reg, state: &RegState) -> Checked {
+    fn constant_string(&mut self, proto: &HelperProto, reg: Reg, state: &RegState) -> Checked {
         let Kind::MapValue { map, nullable: false } = state.kind else {
             return wrong(reg, state, "map_value");
         };
@@ -329,8 +377,29 @@ impl Explorer<'_> {
         if !text.contains(&0) {
             refuse!("string is not zero-terminated");
         }
+        const SNPRINTF: u32 = 165;
+        if proto.id == SNPRINTF {
+            // The kernel looks at the bits that are known of the size of the arguments.
+            let len = self.state.reg(Reg::R5).value.tnum.value;
+            if !Format::is_valid(text, (len / 8) as usize) {
+                refuse!("Invalid format string");
+            }
+        }
         Ok(())
     }
+}
+
+/// True for what [`Explorer::memory`] can look into.
+fn is_memory(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Stack { .. }
+            | Kind::MapValue { nullable: false, .. }
+            | Kind::MapKey { .. }
+            | Kind::Mem { nullable: false, .. }
+            | Kind::Packet
+            | Kind::PacketMeta
+    )
 }
 
 /// The argument is of another kind.

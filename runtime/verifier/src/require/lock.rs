@@ -4,10 +4,13 @@ use crate::explore::Explorer;
 use crate::program::SpecialKind;
 use crate::refusal::{Checked, refuse};
 use crate::state::{Kind, Lock, RegState};
+use beeline_helpers::KFUNC_BASE;
 use beeline_isa::Reg;
 
 /// `bpf_spin_unlock`.
 const SPIN_UNLOCK: u32 = 94;
+/// `bpf_iter_num_new` and the others.
+const ITERATOR: std::ops::Range<u32> = KFUNC_BASE..KFUNC_BASE + 3;
 
 impl Explorer<'_> {
     /// The argument is the address of the lock in a map's value; gives which one (`process_spin_lock`).
@@ -50,7 +53,8 @@ impl Explorer<'_> {
 
     /// What is called while a lock is held.
     pub(crate) fn may_call_locked(&self, helper: Option<u32>) -> Checked {
-        if self.state.lock.is_some() && helper != Some(SPIN_UNLOCK) {
+        let allowed = helper.is_some_and(|id| id == SPIN_UNLOCK || ITERATOR.contains(&id));
+        if self.state.lock.is_some() && !allowed {
             refuse!("function calls are not allowed while holding a lock");
         }
         Ok(())

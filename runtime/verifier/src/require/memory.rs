@@ -4,7 +4,7 @@ use crate::context;
 use crate::explore::Explorer;
 use crate::refusal::{Checked, refuse};
 use crate::require::pointer::OFFSET_MAX;
-use crate::state::{Kind, MapRef, RegState};
+use crate::state::{Kind, MapRef, Memory, RegState};
 use crate::tnum::Tnum;
 use beeline_abi::map::MapFlags;
 use beeline_isa::Reg;
@@ -132,6 +132,14 @@ impl Explorer<'_> {
         target.inside(key_size, |off| {
             format!("invalid access to map key, key_size={key_size} off={off} size={}", target.size)
         })
+    }
+
+    /// Memory that may not be written is not.
+    pub(crate) fn writable(&self, reg: Reg, memory: Memory, access: Access) -> Checked {
+        if access == Access::Write && memory == Memory::Element {
+            refuse!("R{} cannot write into rdonly_mem", reg.0);
+        }
+        Ok(())
     }
 
     /// An access to memory of a known size.

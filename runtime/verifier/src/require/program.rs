@@ -3,6 +3,7 @@
 use crate::context;
 use crate::program::{MapInfo, ProgType, Program, SpecialKind};
 use crate::refusal::{Checked, refuse};
+use beeline_abi::map::MapType;
 
 /// The program's type is one whose context is known.
 pub(crate) fn check(program: &Program) -> Checked {
@@ -21,6 +22,22 @@ const TRACING: [ProgType; 5] = [
     ProgType::RAW_TRACEPOINT_WRITABLE,
 ];
 
+/// Maps that a program may use while it can be put to sleep.
+const SLEEPABLE_MAPS: [u32; 12] = [
+    MapType::HASH,
+    MapType::LRU_HASH,
+    MapType::ARRAY,
+    MapType::PERCPU_HASH,
+    MapType::PERCPU_ARRAY,
+    MapType::LRU_PERCPU_HASH,
+    MapType::ARRAY_OF_MAPS,
+    MapType::HASH_OF_MAPS,
+    MapType::RINGBUF,
+    MapType::USER_RINGBUF,
+    MapType::QUEUE,
+    MapType::STACK,
+];
+
 /// The program may use the map (`check_map_prog_compatibility`).
 fn suits(program: &Program, map: &MapInfo) -> Checked {
     for field in &map.special {
@@ -31,6 +48,9 @@ fn suits(program: &Program, map: &MapInfo) -> Checked {
         if TRACING.contains(&program.prog_type) {
             refuse!("tracing progs cannot use {name} yet");
         }
+    }
+    if program.sleepable && !SLEEPABLE_MAPS.contains(&map.shape.map_type) {
+        refuse!("Sleepable programs can only use array, hash, ringbuf and local storage maps");
     }
     Ok(())
 }

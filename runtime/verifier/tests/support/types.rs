@@ -22,6 +22,10 @@ impl KernelTypes for FromBtf {
         self.0.get(type_id).map_or("", |ty| ty.name())
     }
 
+    fn function(&self, btf_id: u32) -> Option<&str> {
+        self.0.get(btf_id).filter(|ty| ty.kind() == Kind::Func).map(|ty| ty.name())
+    }
+
     fn offset(&self, structure: &str, path: &str) -> Option<u32> {
         self.0.field_of(structure, path).map(|field| field.byte_offset())
     }
