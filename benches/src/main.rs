@@ -8,6 +8,7 @@ mod build;
 mod probes;
 mod process;
 mod samples;
+mod verifier;
 mod vm;
 
 use anyhow::Result;
@@ -22,7 +23,7 @@ struct Arguments {
     /// Rounds of each interleaved run
     #[arg(long, default_value_t = 15)]
     rounds: u32,
-    /// probes, vm, attach; all when none is named
+    /// probes, vm, verifier, attach; all when none is named
     names: Vec<String>,
 }
 
@@ -35,6 +36,9 @@ fn main() -> Result<()> {
     }
     if wanted("vm") {
         vm::run(&arguments.beeline, arguments.rounds)?;
+    }
+    if wanted("verifier") {
+        verifier::run(&arguments.beeline, arguments.rounds)?;
     }
     if wanted("attach") {
         attach::run(&arguments.beeline, arguments.rounds)?;

@@ -137,7 +137,7 @@ static void record(const union bpf_attr *attr, size_t size)
     FILE *out = fopen(getenv("RECORD"), "a");
     if (!out)
         return;
-    fprintf(out, "{\"name\":\"%.15s\",\"prog_type\":%u,\"attach_type\":%u,\"license\":\"%s\",\"insns\":\"", attr->prog_name,
+    fprintf(out, "{\"name\":\"%.15s\",\"prog_type\":%u,\"expected_attach_type\":%u,\"license\":\"%s\",\"insns\":\"", attr->prog_name,
             attr->prog_type, attr->expected_attach_type, (const char *)(uintptr_t)attr->license);
     for (uint32_t i = 0; i < attr->insn_cnt; i++) {
         struct bpf_insn insn = insns[i];

@@ -3,7 +3,7 @@
 //! | key | meaning |
 //! |---|---|
 //! | `script`, `name` | where it comes from |
-//! | `prog_type`, `attach_type` | as in `bpf_attr` |
+//! | `prog_type`, `expected_attach_type` | as in `bpf_attr` |
 //! | `insns` | hexadecimal, eight bytes an instruction; map references are zero |
 //! | `maps` | name -> `type`, `key`, `value`, `max`, `flags`, `inner`, and `frozen`: the contents of a constant map |
 //! | `fixups` | name -> the instructions that refer to that map |
@@ -33,7 +33,7 @@ pub(crate) fn program(row: &Value) -> Program {
     Program {
         name: row["name"].as_str().unwrap_or_default().into(),
         prog_type: ProgType(number(row, "prog_type")),
-        expected_attach_type: number(row, "attach_type"),
+        expected_attach_type: number(row, "expected_attach_type"),
         gpl_compatible: row["license"] == "GPL",
         insns,
         maps,
