@@ -387,9 +387,40 @@ pub(crate) struct Verify {
     /// BTF of the kernel to relocate against [default: the running kernel's]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) btf: Option<PathBuf>,
-    /// Print the verifier's log of programs that are accepted too
-    #[arg(long)]
+    /// Print the verifier's log, in the kernel's form: 1 the path that fails, 2 every path, stats what it took
+    #[arg(long, value_name = "LEVEL", default_value = "0")]
+    pub(crate) log_level: LogLevel,
+    /// The same as --log-level 2
+    #[arg(long, hide = true)]
     pub(crate) log: bool,
+}
+
+/// How much the verifier writes down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum LogLevel {
+    /// Of a rejected program what was known where it fails
+    #[value(name = "0")]
+    None,
+    /// The path that fails
+    #[value(name = "1")]
+    Path,
+    /// Every path
+    #[value(name = "2")]
+    Every,
+    /// Time, stack depths, how much work it was
+    Stats,
+}
+
+impl LogLevel {
+    /// The bits of `bpf_attr.log_level`.
+    pub(crate) fn bits(self) -> u32 {
+        match self {
+            LogLevel::None => 0,
+            LogLevel::Path => 1,
+            LogLevel::Every => 2,
+            LogLevel::Stats => 4,
+        }
+    }
 }
 
 /// Arguments of `completions`.

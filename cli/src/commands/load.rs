@@ -62,6 +62,7 @@ fn load(context: &Context, engine: &Engine, file: &Path, options: &LoadOptions) 
     result.map_err(|error| {
         if let EngineError::Rejected { program, rejection } = &error {
             show_log(context, program, &rejection.log);
+            rejection.advice.into_iter().for_each(say);
         }
         anyhow::Error::new(error).context(format!("cannot load {}", file.display()))
     })

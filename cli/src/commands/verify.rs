@@ -13,7 +13,8 @@ pub(crate) fn run(context: &mut Context, args: &Verify) -> Result<()> {
     let mut rejected = 0;
     for file in &args.files {
         let progress = Progress::begin(format!("verifying {}", file.display()));
-        let verdicts = beeline_engine::verify(file, args.btf.as_deref(), args.log);
+        let log_level = if args.log { 2 } else { args.log_level.bits() };
+        let verdicts = beeline_engine::verify(file, args.btf.as_deref(), log_level);
         drop(progress);
         let verdicts = verdicts.with_context(|| format!("cannot verify {}", file.display()))?;
         for verdict in &verdicts {
@@ -48,23 +49,23 @@ fn show(context: &mut Context, verdict: &Verdict) -> Result<()> {
     let Verdict { program, section, insns, .. } = verdict;
     match &verdict.result {
         Ok(stats) => out.line(format_args!(
-            "{program} ({section}): accepted; {insns} insns, {} processed, {} states, {}",
+            "{program} ({section}): accepted; {insns} insns, {} processed, {} states, {} bytes of stack, {}",
             stats.insns_processed,
             stats.states,
+            verdict.stack_bytes,
             nanoseconds(stats.time_ns)
         ))?,
-        Err(error) => out.line(format_args!("{program} ({section}): {}", reason(error)))?,
+        Err(EngineError::Rejected { rejection, .. }) => {
+            let place = verdict.source_line.as_ref().map(|line| format!(" ({line})")).unwrap_or_default();
+            let (pc, reason) = (rejection.pc, &rejection.reason);
+            out.line(format_args!("{program} ({section}): rejected at insn {pc}{place}: {reason}"))?;
+            if let Some(advice) = rejection.advice {
+                out.line(format_args!("  {advice}"))?;
+            }
+        }
+        Err(other) => out.line(format_args!("{program} ({section}): {other}"))?,
     }
     Ok(())
-}
-
-fn reason(error: &EngineError) -> String {
-    match error {
-        EngineError::Rejected { rejection, .. } => {
-            format!("rejected at insn {}: {}", rejection.pc, rejection.reason)
-        }
-        other => other.to_string(),
-    }
 }
 
 fn to_json(file: &std::path::Path, verdict: &Verdict) -> Value {
@@ -79,11 +80,14 @@ fn to_json(file: &std::path::Path, verdict: &Verdict) -> Value {
         Ok(stats) => {
             report["verified_insns"] = stats.insns_processed.into();
             report["states"] = stats.states.into();
+            report["stack_bytes"] = verdict.stack_bytes.into();
             report["time_ns"] = stats.time_ns.into();
         }
         Err(EngineError::Rejected { rejection, .. }) => {
             report["pc"] = rejection.pc.into();
             report["reason"] = rejection.reason.clone().into();
+            report["source_line"] = verdict.source_line.clone().into();
+            report["advice"] = rejection.advice.into();
         }
         Err(other) => report["reason"] = other.to_string().into(),
     }

@@ -7,6 +7,7 @@ mod conformance;
 mod differential;
 mod garbage;
 mod golden;
+mod kernel_answers;
 mod surroundings;
 mod verdicts;
 mod verified;
