@@ -2,10 +2,12 @@
 //! Skipped where the suite is not at hand.
 
 use crate::conformance::shared;
+use beeline_isa::opcode::{CALL, JMP};
 use beeline_vm::corpus::answer;
+use beeline_vm::hex;
 use serde_json::{Value, json};
 
-/// Programs that return what is not theirs alone: an address, a byte of stack that nobody wrote, a random number.
+/// Programs that return what is not theirs alone: an address, a byte of stack that nobody wrote.
 const INCOMPARABLE: [(u64, &str); 11] = [
     (124, "returns a byte of stack that nobody wrote"),
     (232, "returns the context's address"),
@@ -20,9 +22,19 @@ const INCOMPARABLE: [(u64, &str); 11] = [
     (733, "was given a packet that the corpus does not have"),
 ];
 
+/// Helpers that give the same whenever they are called: on maps, in loops. Others tell time, random numbers, ids.
+const REPEATABLE: [i32; 8] = [1, 2, 3, 6, 12, 25, 164, 181];
+
+/// True when no call of the program gives another result the next time.
+fn is_repeatable(row: &Value) -> bool {
+    let insns = hex::instructions(row["insns"].as_str().expect("instructions")).expect("instructions");
+    let mut calls = insns.iter().filter(|insn| insn.code == JMP | CALL && insn.src() == 0);
+    calls.all(|call| REPEATABLE.contains(&call.imm))
+}
+
 /// Programs with several results were run on packets that the corpus does not have.
 fn expected(row: &Value) -> Option<u64> {
-    let comparable = INCOMPARABLE.iter().all(|(id, _)| row["id"] != *id);
+    let comparable = INCOMPARABLE.iter().all(|(id, _)| row["id"] != *id) && is_repeatable(row);
     match row["retvals"].as_array()?.as_slice() {
         [one] if comparable => one.as_u64(),
         _ => None,
@@ -61,7 +73,7 @@ fn accepted_programs_return_what_the_kernel_says() {
 }
 
 /// How many results there are to compare at least, and how many programs need what only a kernel has.
-const COMPARED_MIN: usize = 400;
+const COMPARED_MIN: usize = 350;
 const NOT_RUN_MAX: usize = 40;
 
 /// Rows are answered whatever they hold.
