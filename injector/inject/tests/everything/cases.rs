@@ -58,11 +58,16 @@ const ROUNDS: [(Probes, bool); 6] = [
 const ROUNDS_OF_SLICE: usize = 2;
 
 pub(crate) fn run(case: &Case, soak: bool) -> Verdict {
+    let rounds = if soak { &ROUNDS[..] } else { &ROUNDS[..ROUNDS_OF_SLICE] };
+    in_folder(|folder| run_in(case, folder, rounds))
+}
+
+/// Runs something in a scratch folder of its own.
+pub(crate) fn in_folder(run: impl FnOnce(&Path) -> Verdict) -> Verdict {
     let folder =
         PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("everything-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a scratch folder");
-    let rounds = if soak { &ROUNDS[..] } else { &ROUNDS[..ROUNDS_OF_SLICE] };
-    let verdict = run_in(case, &folder, rounds);
+    let verdict = run(&folder);
     let _ = std::fs::remove_dir_all(&folder);
     verdict
 }

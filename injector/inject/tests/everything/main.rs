@@ -13,12 +13,13 @@
 //! `libpython3.11-testsuite`; a case whose program is not there says that it is skipped.
 
 mod cases;
+mod counts;
 mod probed;
 #[path = "../support/mod.rs"]
 mod support;
 mod workloads;
 
-use cases::{Case, Verdict};
+use cases::Verdict;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -32,30 +33,48 @@ fn main() -> ExitCode {
     }
     let filter: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let rounds: Option<u64> = std::env::var("BEELINE_SOAK").ok().and_then(|text| text.parse().ok());
-    let all = cases::all();
-    let chosen = |case: &&Case| {
-        let named = filter.iter().any(|part| case.name.contains(part.as_str()));
-        named || (filter.is_empty() || *filter[0] == "everything") && (rounds.is_some() || case.in_slice)
+    let is_wanted = |name: &str, by_default: bool| {
+        let named = filter.iter().any(|part| name.contains(part.as_str()));
+        named || (filter.is_empty() || *filter[0] == "everything") && by_default
     };
-    let (mut passed, mut failed, mut skipped) = (0, Vec::new(), 0);
+    let mut tally = Tally::default();
     for round in 0..rounds.unwrap_or(1) {
-        for case in all.iter().filter(chosen) {
-            match cases::run(case, rounds.is_some()) {
-                Verdict::Passed(summary) => {
-                    println!("{}: {summary}", case.name);
-                    passed += 1;
-                }
-                Verdict::Skipped(reason) => {
-                    println!("skipped: {}: {reason}", case.name);
-                    skipped += 1;
-                }
-                Verdict::Failed(reason) => {
-                    println!("{} FAILED in round {round}: {reason}", case.name);
-                    failed.push(case.name);
-                }
+        for case in cases::all().iter().filter(|case| is_wanted(case.name, rounds.is_some() || case.in_slice))
+        {
+            tally.enter(case.name, round, cases::run(case, rounds.is_some()));
+        }
+        if is_wanted(counts::NAME, true) {
+            tally.enter(counts::NAME, round, cases::in_folder(counts::run));
+        }
+    }
+    let Tally { passed, failed, skipped } = tally;
+    println!("\neverything at once: {passed} passed, {} failed, {skipped} skipped {failed:?}", failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// How the cases went.
+#[derive(Default)]
+struct Tally {
+    passed: u32,
+    failed: Vec<String>,
+    skipped: u32,
+}
+
+impl Tally {
+    fn enter(&mut self, name: &str, round: u64, verdict: Verdict) {
+        match verdict {
+            Verdict::Passed(summary) => {
+                println!("{name}: {summary}");
+                self.passed += 1;
+            }
+            Verdict::Skipped(reason) => {
+                println!("skipped: {name}: {reason}");
+                self.skipped += 1;
+            }
+            Verdict::Failed(reason) => {
+                println!("{name} FAILED in round {round}: {reason}");
+                self.failed.push(name.to_owned());
             }
         }
     }
-    println!("\neverything at once: {passed} passed, {} failed, {skipped} skipped {failed:?}", failed.len());
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -2,9 +2,9 @@
 
 use crate::support::Store;
 use beeline_inject::{Ended, Location, ProbeKind, ProbeState, StartCommand, start};
-use beeline_site::{Binary, find_library};
+use beeline_site::{Binary, find_library, resolve};
 use iced_x86::{Decoder, DecoderOptions};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -159,13 +159,18 @@ impl Probes {
         options: &Options,
     ) {
         let mut shared = None;
+        let mut samples: HashMap<u64, &String> = HashMap::new();
+        for name in &options.samples {
+            if let Ok(found) = resolve(binary, &Location::Symbol { name: name.clone(), offset: 0 }) {
+                samples.insert(found.vaddr, name);
+            }
+        }
         for &vaddr in places {
             let Some(offset) = binary.file_offset_of(vaddr) else { continue };
             let location = Location::FileOffset(offset);
             let function = binary.function_at(vaddr).filter(|range| !range.name.is_empty());
             let name = function.filter(|range| range.start == vaddr).map(|range| range.name);
-            let sample = name.as_ref().filter(|name| options.samples.contains(name));
-            if let Some(name) = sample {
+            if let Some(&name) = samples.get(&vaddr) {
                 let counter = 2 + self.samples.len() as u32;
                 let program = self.store.counter(self.map, counter);
                 let link = self.store.probe(program, kind, path, location);

@@ -147,7 +147,12 @@ fn program(path: &str, arguments: &[&str]) -> Result<Vec<String>, String> {
 }
 
 /// Compiles `source` in `folder`; the program's path.
-fn compile(folder: &Path, compiler: &str, source: &str, arguments: &[&str]) -> Result<String, String> {
+pub(crate) fn compile(
+    folder: &Path,
+    compiler: &str,
+    source: &str,
+    arguments: &[&str],
+) -> Result<String, String> {
     let (path, file) = (folder.join("program"), folder.join("program.c"));
     std::fs::write(&file, source).expect("a scratch file");
     let (before, after): (Vec<&&str>, Vec<&&str>) =
