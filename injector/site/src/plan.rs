@@ -331,10 +331,14 @@ fn check_boundary(binary: &Binary, vaddr: u64) -> Result<(), Refusal> {
 /// The entry of a function: flags and red zone are dead there.
 ///
 /// Not an entry: where the function itself jumps back to (a loop keeps both alive; Go's stack check does not), and
-/// the cold part of a function that the compiler has put elsewhere.
+/// the cold part of a function that the compiler has put elsewhere. In a stripped object its unwind rules show it: a jump table
+/// looks as if somebody had taken its address.
 fn is_entry(binary: &Binary, vaddr: u64) -> bool {
     let analysis = binary.analysis();
     if analysis.is_looped(vaddr) && !binary.is_go() {
+        return false;
+    }
+    if binary.unwind().is_fragment(vaddr) {
         return false;
     }
     let symbols = binary.symbols();

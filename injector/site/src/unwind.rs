@@ -10,6 +10,8 @@ use std::ops::Range;
 pub(crate) struct Unwind {
     /// In order of start.
     functions: Vec<Range<u64>>,
+    /// Starts of those that begin in the middle of a frame, in order.
+    fragments: Vec<u64>,
     landing_pads: Vec<u64>,
 }
 
@@ -26,6 +28,7 @@ impl Unwind {
         }
         unwind.functions.sort_unstable_by_key(|r| (r.start, r.end));
         unwind.functions.dedup();
+        unwind.fragments.sort_unstable();
         unwind
     }
 
@@ -36,6 +39,12 @@ impl Unwind {
 
     pub(crate) fn landing_pads(&self) -> &[u64] {
         &self.landing_pads
+    }
+
+    /// The code that starts there has a frame already: it is a part of a function that the compiler has put elsewhere, reached by
+    /// jumps. At the entry of a function the return address is the last word of the stack.
+    pub(crate) fn is_fragment(&self, vaddr: u64) -> bool {
+        self.fragments.binary_search(&vaddr).is_ok()
     }
 
     pub(crate) fn covering(&self, vaddr: u64) -> Option<Range<u64>> {
@@ -79,6 +88,14 @@ impl Unwind {
         // A signal frame's entry begins one byte early, for unwinders that look up the address before a return address.
         let start = if cie.signal_frame { from.checked_add(1)? } else { from };
         self.functions.push(start..from.checked_add(len)?);
+        let mut rules = Reader { bytes, at: reader.at, vaddr: 0 };
+        if cie.augmented {
+            let len = rules.uleb()?;
+            rules.at = rules.at.checked_add(usize::try_from(len).ok()?)?;
+        }
+        if rules.begin_in_a_frame().unwrap_or(false) {
+            self.fragments.push(start);
+        }
         if cie.augmented {
             reader.uleb()?;
             if cie.lsda != OMIT {
@@ -217,6 +234,39 @@ impl Reader<'_> {
             }
         }
         None
+    }
+
+    /// The rules for the first instruction differ from those at a call: something is saved already, or the return address is not at
+    /// the stack pointer (DWARF 5, 6.4.2; in `.eh_frame`, register 7 is rsp).
+    fn begin_in_a_frame(&mut self) -> Option<bool> {
+        const RSP: u64 = 7;
+        loop {
+            let operation = self.byte()?;
+            let differs = match operation {
+                // nop, remember_state
+                0x00 | 0x0a => false,
+                // GNU_args_size
+                0x2e => {
+                    self.uleb()?;
+                    false
+                }
+                // offset, offset_extended, val_expression and expression: a saved register
+                0x80..=0xbf | 0x05 | 0x10 | 0x16 => true,
+                // def_cfa
+                0x0c => (self.uleb()?, self.uleb()?) != (RSP, 8),
+                // def_cfa_register
+                0x0d => self.uleb()? != RSP,
+                // def_cfa_offset
+                0x0e => self.uleb()? != 8,
+                // def_cfa_expression
+                0x0f => true,
+                // The first advance, or something that is not known.
+                _ => return Some(false),
+            };
+            if differs {
+                return Some(true);
+            }
+        }
     }
 
     /// One value; pc-relative ones become addresses. Indirect ones are not followed: 0.

@@ -485,3 +485,29 @@ fn build_ids() {
     let binary = Binary::open(path).unwrap();
     assert_eq!(binary.build_id(), Some([1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef].as_slice()));
 }
+
+/// In a stripped program at fixed addresses, a table of addresses may be one of functions or a jump table.
+#[test]
+fn cold_parts_of_functions_are_no_entries() {
+    const SOURCE: &str = r#"
+__asm__(".text\n.p2align 4\n"
+    ".Lfunction: .cfi_startproc\n push %rbx\n .cfi_def_cfa_offset 16\n mov %rdi,%rbx\n pop %rbx\n .cfi_def_cfa_offset 8\n ret\n .cfi_endproc\n"
+    ".p2align 4\n"
+    ".Lcold: .cfi_startproc\n .cfi_def_cfa_offset 32\n mov (%rsp),%rax\n lea 1(%rax,%rax,2),%rax\n add $24,%rsp\n .cfi_def_cfa_offset 8\n ret\n .cfi_endproc\n"
+    ".section .rodata\n .p2align 3\n .globl table\n .type table,@object\ntable: .quad .Lfunction, .Lcold\n .size table,16\n .text\n");
+extern long table[2];
+int main(void) { return table[0] != table[1] ? 0 : 1; }
+"#;
+    let directory = scratch();
+    std::fs::write(directory.path().join("a.c"), SOURCE).unwrap();
+    let Some(path) = build(directory.path(), "gcc", &["-no-pie"]) else { return };
+    let binary = Binary::open(&path).unwrap();
+    let table = binary.variable("table").expect("a variable");
+    let bytes = binary.bytes_from(table).unwrap();
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    let (function, cold) = (word(0), word(8));
+    assert!(plan(&binary, function).unwrap().is_entry);
+    plan_return(&binary, function).unwrap();
+    assert!(!plan(&binary, cold).unwrap().is_entry);
+    assert_eq!(plan_return(&binary, cold), Err(Refusal::NotAnEntry { vaddr: cold }));
+}
