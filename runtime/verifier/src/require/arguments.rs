@@ -381,6 +381,9 @@ impl Explorer<'_> {
         if proto.id == SNPRINTF {
             // The kernel looks at the bits that are known of the size of the arguments.
             let len = self.state.reg(Reg::R5).value.tnum.value;
+            if !len.is_multiple_of(8) {
+                refuse!("bpf_snprintf takes an array of 8-byte arguments, not {len} bytes");
+            }
             if !Format::is_valid(text, (len / 8) as usize) {
                 refuse!("Invalid format string");
             }

@@ -4,13 +4,21 @@ use crate::context;
 use crate::program::{MapInfo, ProgType, Program, SpecialKind};
 use crate::refusal::{Checked, refuse};
 use beeline_abi::map::MapType;
+use beeline_isa::{Insn, opcode};
 
 /// The program's type is one whose context is known.
 pub(crate) fn check(program: &Program) -> Checked {
     if !context::is_known(program.prog_type) {
         refuse!("program type {} is not supported in userspace", program.prog_type.0);
     }
-    program.maps.iter().try_for_each(|map| suits(program, map))
+    let used = |index: &usize| program.insns.iter().any(|insn| names_map(insn, *index));
+    (0..program.maps.len()).filter(used).try_for_each(|index| suits(program, &program.maps[index]))
+}
+
+/// The instruction refers to the map with this index.
+fn names_map(insn: &Insn, index: usize) -> bool {
+    let names = matches!(insn.src(), opcode::PSEUDO_MAP_FD | opcode::PSEUDO_MAP_VALUE);
+    insn.is_wide() && names && usize::try_from(insn.imm) == Ok(index)
 }
 
 /// Programs that run wherever the kernel is (`is_tracing_prog_type`).
