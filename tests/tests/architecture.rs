@@ -138,6 +138,8 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "runtime/vm/src/engine.rs",
     "runtime/vm/src/main.rs",
     "runtime/vm/src/native.rs",
+    "runtime/adversary/src/compiled.rs",
+    "runtime/adversary/src/kernel.rs",
     "injector/ptrace/src",
     "injector/remote/src",
 ];

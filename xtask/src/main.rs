@@ -5,6 +5,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod objects;
 mod record;
 mod setup;
@@ -33,6 +34,8 @@ enum Task {
     Bench(bench::Options),
     /// Long runs: kills, attach/detach cycles, random programs
     Soak(soak::Options),
+    /// Random programs against the verifier, with as many as one likes
+    Fuzz(fuzz::Options),
     /// Print a line of JSON for each program of a corpus: verdict, reason, return value
     Verdicts(verdicts::Options),
     /// Install what builds and tests need (or say what is missing)
@@ -53,6 +56,7 @@ fn main() -> Result<()> {
         Task::Test(options) => test::run_all(&options),
         Task::Bench(options) => bench::run_all(&options),
         Task::Soak(options) => soak::run(&options),
+        Task::Fuzz(options) => fuzz::run_all(&options),
         Task::Verdicts(options) => verdicts::run(&options),
         Task::Setup => setup::ensure(setup::Purpose::Test),
         Task::Examples => {

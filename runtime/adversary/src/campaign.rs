@@ -1,8 +1,10 @@
 //! Many cases on several threads: what was found, and how much of the verifier was reached.
 
 use crate::cases::{Case, Origin, hex, listing};
+use crate::compiled;
 use crate::kernel::{Kernel, Verdict};
 use crate::maps;
+use crate::numbers::Numbers;
 use crate::shrink::shrink;
 use crate::trial::{Bench, Outcome, Work};
 use beeline_verifier::{Options, Program};
@@ -27,6 +29,8 @@ pub struct Plan {
     pub runs: u32,
     /// Compare verdicts with this machine's kernel.
     pub kernel: bool,
+    /// Compile so many of a hundred accepted programs, and compare the results.
+    pub compiled: u64,
 }
 
 /// A case in which the verifier is wrong.
@@ -38,6 +42,14 @@ pub struct Finding {
     pub what: String,
     /// The program, made as small as it stays wrong.
     pub program: Program,
+}
+
+impl Finding {
+    /// True when it says the same in other numbers.
+    fn says(&self, what: &str) -> bool {
+        let first = |text: &str| words_of(text.lines().next().unwrap_or_default());
+        first(&self.what) == first(what)
+    }
 }
 
 impl std::fmt::Display for Finding {
@@ -67,6 +79,8 @@ pub struct Tally {
     pub missed: BTreeMap<String, (u64, u64)>,
     /// Verdicts that were compared with the kernel's, and how many of them it accepts.
     pub compared: (u64, u64),
+    /// Programs that were compiled and gave the same.
+    pub compiled: u64,
     /// The slowest case: its time and number.
     pub slowest: (Duration, u64),
     /// Cases in which the verifier is wrong.
@@ -99,6 +113,7 @@ impl Tally {
         self.compared = (self.compared.0 + other.compared.0, self.compared.1 + other.compared.1);
         self.substantial += other.substantial;
         self.cut += other.cut;
+        self.compiled += other.compiled;
         self.executed += other.executed;
         self.processed += other.processed;
         self.slowest = self.slowest.max(other.slowest);
@@ -118,7 +133,7 @@ impl Tally {
 
     /// True when a finding says the same in other numbers.
     fn knows(&self, what: &str) -> bool {
-        self.findings.iter().any(|known| words_of(&known.what) == words_of(what))
+        self.findings.iter().any(|known| known.says(what))
     }
 
     /// The most frequent rows of a table.
@@ -154,6 +169,9 @@ impl Tally {
                 "; compared with the kernel: {compared}, it accepts {accepted}, of them {missed} refused here"
             );
         }
+        if self.compiled > 0 {
+            let _ = write!(text, "; {} compiled", self.compiled);
+        }
         let _ = write!(text, "; {} findings", self.findings.len() as u64 + self.more_findings);
         text
     }
@@ -167,6 +185,7 @@ pub struct Progress {
     /// By thread: the case that it works on, and since when, in milliseconds from the start.
     current: Vec<(AtomicU64, AtomicU64)>,
     start: Instant,
+    done: Mutex<Tally>,
 }
 
 /// Cases that a thread takes at a time.
@@ -181,6 +200,7 @@ impl Progress {
             end: plan.first + plan.count,
             current,
             start: Instant::now(),
+            done: Mutex::default(),
         }
     }
 
@@ -197,6 +217,15 @@ impl Progress {
                 && now.saturating_sub(since.load(Ordering::Relaxed)) > limit.as_millis() as u64
         });
         stuck.map(|(case, _)| case.load(Ordering::Relaxed))
+    }
+
+    /// What came of the cases so far.
+    pub fn so_far(&self) -> Tally {
+        self.done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    fn add(&self, tally: Tally) {
+        self.done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).merge(tally);
     }
 
     fn take(&self) -> Option<std::ops::Range<u64>> {
@@ -219,20 +248,15 @@ pub fn run(plan: &Plan, progress: &Progress) -> Result<Tally, std::io::Error> {
     if plan.kernel {
         Kernel::new(&maps::all())?;
     }
-    let total = Mutex::new(Tally::default());
     std::thread::scope(|scope| {
         for thread in 0..plan.threads {
-            let total = &total;
-            scope.spawn(move || {
-                let tally = work(plan, progress, thread);
-                total.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).merge(tally);
-            });
+            scope.spawn(move || work(plan, progress, thread));
         }
     });
-    Ok(total.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    Ok(progress.so_far())
 }
 
-fn work(plan: &Plan, progress: &Progress, thread: usize) -> Tally {
+fn work(plan: &Plan, progress: &Progress, thread: usize) {
     let mut worker = Worker::new(plan);
     while let Some(cases) = progress.take() {
         for index in cases {
@@ -241,9 +265,11 @@ fn work(plan: &Plan, progress: &Progress, thread: usize) -> Tally {
             worker.try_case(plan, index);
             worker.tally.slowest = worker.tally.slowest.max((start.elapsed(), index));
         }
+        let tally = std::mem::take(&mut worker.tally);
+        worker.known.extend(tally.findings.iter().cloned());
+        progress.add(tally);
     }
     progress.at(thread, u64::MAX);
-    worker.tally
 }
 
 /// One thread's tools.
@@ -251,8 +277,10 @@ pub struct Worker {
     bench: Bench,
     maps: Vec<beeline_verifier::MapInfo>,
     kernel: Option<Kernel>,
-    /// What came of its cases.
+    /// What came of its cases since it last reported.
     pub tally: Tally,
+    /// Findings that it reported.
+    known: Vec<Finding>,
 }
 
 impl Worker {
@@ -260,7 +288,13 @@ impl Worker {
     pub fn new(plan: &Plan) -> Worker {
         let maps = maps::all();
         let kernel = if plan.kernel { Kernel::new(&maps).ok() } else { None };
-        Worker { bench: Bench::new(&maps, plan.runs), maps, kernel, tally: Tally::default() }
+        Worker {
+            bench: Bench::new(&maps, plan.runs),
+            maps,
+            kernel,
+            tally: Tally::default(),
+            known: Vec::new(),
+        }
     }
 
     /// Tries one case and counts it.
@@ -276,6 +310,24 @@ impl Worker {
         entry.1 += u64::from(!matches!(outcome, Outcome::Refused { .. }));
         self.count(&case, index, &outcome);
         self.compare(&case, index, &outcome);
+        let chosen = Numbers::of(!plan.seed, index).percent(plan.compiled);
+        if chosen && case.origin == Origin::Structured && matches!(outcome, Outcome::Held(_)) {
+            self.compile(&case, index);
+        }
+    }
+
+    fn compile(&mut self, case: &Case, index: u64) {
+        let compare = |program: &Program| match beeline_verifier::verify(program.clone(), &case.options) {
+            Ok(verified) => compiled::compare(&verified, case.seed),
+            Err(_) => Ok(false),
+        };
+        match compare(&case.program) {
+            Ok(compared) => self.tally.compiled += u64::from(compared),
+            Err(what) => {
+                let program = self.small(&case.program, |program| compare(program).is_err());
+                self.tally.keep(Finding { index, what, program });
+            }
+        }
     }
 
     fn count(&mut self, case: &Case, index: u64, outcome: &Outcome) {
@@ -306,7 +358,11 @@ impl Worker {
     }
 
     fn small(&self, program: &Program, still: impl Fn(&Program) -> bool) -> Program {
-        if self.tally.findings.len() < FINDINGS_MAX { shrink(program, still) } else { program.clone() }
+        if self.tally.findings.len() + self.known.len() < FINDINGS_MAX {
+            shrink(program, still)
+        } else {
+            program.clone()
+        }
     }
 
     fn compare(&mut self, case: &Case, index: u64, outcome: &Outcome) {
@@ -327,7 +383,7 @@ impl Worker {
                     return;
                 }
                 let what = format!("accepted, and the kernel says: {}", last_line(&log));
-                if self.tally.knows(&what) {
+                if self.tally.knows(&what) || self.known.iter().any(|finding| finding.says(&what)) {
                     self.tally.more_findings += 1;
                     return;
                 }

@@ -209,13 +209,15 @@ fn functions(code: &[Insn]) -> Vec<[u32; 2]> {
 }
 
 /// What the kernel says of programs that only it has a reason to refuse, and the reason.
-const HARMLESS: [(&str, &str); 8] = [
+const HARMLESS: [(&str, &str); 10] = [
     ("missing btf func_info", "it gets type information only where there are callbacks"),
     ("without BTF", "the same"),
     ("Sleepable programs can only use", "its maps need protection against their own reclamation"),
     ("verifier bug", "it says itself that it is wrong"),
     ("backtracking", "its own bookkeeping gives up"),
     ("program of this type cannot use helper bpf_probe_write_user", "the machine is locked down"),
+    ("cannot use helper bpf_override_return", "it was built without fault injection"),
+    ("pointer offset", "its links between numbers that differ by a constant leave the constant behind"),
     ("is too large. Processed", "its budget is spent"),
     ("sequence of", "its budget is spent"),
 ];

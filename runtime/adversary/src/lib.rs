@@ -8,12 +8,17 @@
 //! A program that the verifier accepts runs in the interpreter, in memory where every byte has an owner ([`world`]), with
 //! helpers that do anything their prototypes allow ([`host`]). Before each instruction, registers and stack are compared with
 //! the states that the verifier explored there ([`beeline_verifier::claims`]): a value outside all of them is an unsoundness,
-//! whether or not this program goes on to do harm ([`trial`]).
+//! whether or not this program goes on to do harm ([`trial`]). Some are compiled too ([`compiled`]): the results must be the
+//! same.
+//!
+//! `unsafe` is in [`kernel`] and [`compiled`].
 
 #![deny(unsafe_code)]
 
 pub mod campaign;
 pub mod cases;
+#[expect(unsafe_code, reason = "machine code is executed")]
+pub mod compiled;
 pub mod garbage;
 pub mod generate;
 pub mod host;

@@ -30,6 +30,9 @@ struct Options {
     /// Compare verdicts with this machine's kernel
     #[arg(long)]
     kernel: bool,
+    /// Compile so many of a hundred accepted programs, and compare the results
+    #[arg(long, default_value_t = 0)]
+    compiled: u64,
     /// Print one program and what comes of it, instead
     #[arg(long)]
     show: Option<u64>,
@@ -48,8 +51,8 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let threads =
         options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
-    let Options { count, seed, first, runs, kernel, .. } = options;
-    let plan = Plan { seed, first, count, threads: threads.max(1), runs, kernel };
+    let Options { count, seed, first, runs, kernel, compiled, .. } = options;
+    let plan = Plan { seed, first, count, threads: threads.max(1), runs, kernel, compiled };
     let progress = Progress::new(&plan);
     let done = AtomicBool::new(false);
     let start = Instant::now();
@@ -74,6 +77,7 @@ fn watch(plan: &Plan, progress: &Progress, done: &AtomicBool, start: Instant) {
     while !done.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(20));
         if let Some(case) = progress.stuck(STUCK) {
+            report(plan, &progress.so_far(), start.elapsed());
             println!("seed {}, case {case}: hangs", plan.seed);
             std::process::exit(1);
         }

@@ -5,7 +5,7 @@ use crate::host::Helpers;
 use crate::numbers::Numbers;
 use crate::world::{World, WorldMemory};
 use beeline_interp::{Limits, Trap, TrapKind, Watch, run_watched};
-use beeline_isa::{Call, Op, decode};
+use beeline_isa::{Call, Insn, Op, decode};
 use beeline_verifier::claims::{Claims, Moment};
 use beeline_verifier::{MapInfo, Options, ProgType, Program, Verified, verify_with_claims};
 use std::cell::{Cell, RefCell};
@@ -58,18 +58,29 @@ impl Bench {
 
     /// Tries a program. All chance comes from `seed`.
     pub fn try_program(&self, program: &Program, options: &Options, seed: u64) -> Outcome {
+        self.try_with_proof_of(program, &program.insns, options, seed)
+    }
+
+    /// Verifies one program and runs the instructions of another: a test that this is noticed.
+    pub fn try_with_proof_of(
+        &self,
+        program: &Program,
+        insns: &[Insn],
+        options: &Options,
+        seed: u64,
+    ) -> Outcome {
         let verdict = catch_unwind(AssertUnwindSafe(|| verify_with_claims(program.clone(), options)));
         let (verified, claims) = match verdict {
             Err(panic) => return Outcome::Broken(format!("the verifier panics: {}", words(&*panic))),
             Ok(Err(rejection)) => return Outcome::Refused { pc: rejection.pc, reason: rejection.reason },
             Ok(Ok(accepted)) => accepted,
         };
-        self.run_all(&verified, &claims, seed)
+        self.run_all(&verified, insns, &claims, seed)
     }
 
     /// Runs an accepted program on all inputs.
-    fn run_all(&self, verified: &Verified, claims: &Claims, seed: u64) -> Outcome {
-        let decoded = beeline_interp::Program::new(verified.insns());
+    fn run_all(&self, verified: &Verified, insns: &[Insn], claims: &Claims, seed: u64) -> Outcome {
+        let decoded = beeline_interp::Program::new(insns);
         let shape = Shape::new(verified);
         let mut numbers = Numbers::new(seed);
         let mut work = Work { processed: verified.stats().insns_processed, ..Work::default() };
