@@ -41,10 +41,9 @@ a, b = socket.socketpair(); a.send(b'abc'); print(b.recv(10), select.select([a],
 hits = []
 signal.signal(signal.SIGALRM, lambda s, f: hits.append(1))
 signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-end = time.monotonic() + 0.2
-while time.monotonic() < end: sum(range(100))
+while len(hits) < 4: sum(range(100))
 signal.setitimer(signal.ITIMER_REAL, 0)
-print(len(hits) > 3, unicodedata.name('\u00e9'))
+print(unicodedata.name('\u00e9'))
 "#;
 
 /// Runs a script in the interpreter's library.
@@ -220,7 +219,7 @@ select_sum=0; for ((i = 0; i < 3000; i++)); do ((select_sum += i ^ (i << 1))); d
 mapfile -t rows < <(seq 1 100 | sort -r); echo "${rows[3]} ${#rows[@]}"
 echo /etc/host* | tr ' ' '\n' | sort | head -3
 f() { return $(($1 % 256)); }; for i in 1 77 255; do f $i; echo $?; done
-coproc cat; echo coproc >&"${COPROC[1]}"; read -r r <&"${COPROC[0]}"; echo "$r"; kill $COPROC_PID; wait $COPROC_PID 2> /dev/null
+coproc cat; echo coproc >&"${COPROC[1]}"; read -r r <&"${COPROC[0]}"; echo "$r"; c=$COPROC_PID; eval "exec ${COPROC[1]}>&-"; wait $c; echo $?
 exec 5< /etc/passwd; read -r first <&5; echo "$first"; exec 5<&-
 echo 'a,b,c' | { IFS=, read -r p q r; echo "$r$q$p"; }
 test -d / -a -r /etc/passwd && echo dir
