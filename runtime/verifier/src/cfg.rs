@@ -51,7 +51,7 @@ fn check_reachable(code: &Code) -> Result<(), Refusal> {
         let entered = code.callee(pc).map(|callee| code.subprograms[callee].start);
         for to in code.successors(pc).into_iter().flatten().chain(entered) {
             if code.op(to).is_none() {
-                return Err(Refusal::at(pc, format!("jump into the middle of ldimm64 insn {to}")));
+                return Err(Refusal::at(pc, format!("jump into the middle of ldimm64 insn {}", to - 1)));
             }
             if !std::mem::replace(&mut seen[to], true) {
                 work.push(to);

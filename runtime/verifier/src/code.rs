@@ -114,9 +114,9 @@ fn decode_all(insns: &[Insn]) -> Result<Vec<Option<Op>>, Refusal> {
     while ops.len() < insns.len() {
         let pc = ops.len();
         let insn = insns[pc];
-        let op = decode(&insns[pc..]).map_err(|e| Refusal::at(pc, encoding(insn, e)))?;
+        let op = decode(&insns[pc..]).map_err(|e| Refusal::at(pc, encoding(&insns[pc..], e)))?;
         if matches!(op, Op::ProbeLoad { .. }) {
-            return Err(Refusal::at(pc, encoding(insn, DecodeError::UnknownOpcode(insn.code))));
+            return Err(Refusal::at(pc, encoding(&insns[pc..], DecodeError::UnknownOpcode(insn.code))));
         }
         ops.push(Some(op));
         if insn.is_wide() {
@@ -126,15 +126,32 @@ fn decode_all(insns: &[Insn]) -> Result<Vec<Option<Op>>, Refusal> {
     Ok(ops)
 }
 
+/// What is wrong with a 64-bit immediate, in the kernel's words.
+fn wide(slots: &[Insn]) -> &'static str {
+    let plain = |second: &Insn| second.code == 0 && second.dst() == 0 && second.src() == 0 && second.off == 0;
+    match slots {
+        [first, second, ..] if plain(second) => {
+            let known = first.src() == 0 || second.imm == 0;
+            if first.off != 0 && known {
+                "BPF_LD_IMM64 uses reserved fields"
+            } else {
+                "unrecognized bpf_ld_imm64 insn"
+            }
+        }
+        _ => "invalid bpf_ld_imm64 insn",
+    }
+}
+
 /// A refusal to decode, in the kernel's words.
-fn encoding(insn: Insn, error: DecodeError) -> String {
+fn encoding(slots: &[Insn], error: DecodeError) -> String {
+    let insn = slots[0];
     match error {
         DecodeError::UnknownOpcode(code) => format!("unknown opcode {code:02x}"),
         DecodeError::BadRegister(10) => "frame pointer is read only".into(),
         DecodeError::BadRegister(reg) => format!("R{reg} is invalid"),
+        DecodeError::BadWideImmediate | DecodeError::ReservedField if insn.is_wide() => wide(slots).into(),
         DecodeError::BadWideImmediate => "invalid bpf_ld_imm64 insn".into(),
         DecodeError::UnknownAtomic(_) => format!("BPF_ATOMIC uses invalid atomic opcode {:02x}", insn.imm),
-        DecodeError::ReservedField if insn.is_wide() => "unrecognized bpf_ld_imm64 insn".into(),
         DecodeError::ReservedField => {
             const CLASSES: [&str; 8] = ["LD", "LDX", "ST", "STX", "ALU", "JMP", "JMP32", "ALU64"];
             let name = match (insn.code & opcode::CLASS_MASK, insn.code & opcode::OP_MASK) {

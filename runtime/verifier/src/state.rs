@@ -169,6 +169,9 @@ pub(crate) struct RegState {
     pub(crate) off: i32,
     /// Packet pointers: bytes from the start of the packet's variable part that are known to be there.
     pub(crate) range: u16,
+    /// Packet pointers that were found to lie at the packet's end, or behind it. For the log: nothing may be read there, which
+    /// `range` says too.
+    pub(crate) end: PacketEnd,
     /// Numbers with the same id (not 0) are equal; nullable pointers with it are null together; packet pointers with it
     /// have the same variable part.
     pub(crate) id: u32,
@@ -184,6 +187,7 @@ impl RegState {
         value: Scalar::UNKNOWN,
         off: 0,
         range: 0,
+        end: PacketEnd::Unknown,
         id: 0,
         reference: 0,
         node: NONE,
@@ -223,6 +227,17 @@ impl RegState {
     pub(crate) fn const_offset(&self) -> Option<i64> {
         self.value.as_const().map(|variable| (variable as i64).wrapping_add(self.off.into()))
     }
+}
+
+/// Where a packet pointer lies, as far as a comparison with the packet's end has shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum PacketEnd {
+    /// Nothing is known, or `range` says it.
+    Unknown,
+    /// At the end or behind it (`AT_PKT_END`).
+    At,
+    /// Behind it (`BEYOND_PKT_END`).
+    Beyond,
 }
 
 /// What one byte of the stack holds.

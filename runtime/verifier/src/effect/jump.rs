@@ -66,6 +66,9 @@ impl Explorer<'_> {
             JumpOp::Ne => false,
             _ => {
                 packet::learn(op, a, b, taken, &mut self.state);
+                if let Operand::Reg(src) = src {
+                    packet::learn_end(op, dst, src, taken, &mut self.state);
+                }
                 return;
             }
         };

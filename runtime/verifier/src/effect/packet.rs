@@ -1,7 +1,7 @@
 //! What a comparison of packet pointers shows to be there.
 
-use crate::state::{Kind, RegState, State};
-use beeline_isa::JumpOp;
+use crate::state::{Kind, PacketEnd, RegState, State};
+use beeline_isa::{JumpOp, Reg};
 
 /// Greatest offset in a packet (`MAX_PACKET_OFF`).
 const PACKET_OFFSET_MAX: u64 = 0xffff;
@@ -53,8 +53,30 @@ fn reaches(state: &mut State, start: &RegState, beyond: bool) {
     }
     let range = start.off as u16 + u16::from(beyond && start.off < 0xffff);
     for reg in state.each_reg().filter(|reg| reg.kind == start.kind && reg.id == start.id) {
-        reg.range = reg.range.max(range);
+        if reg.range < range {
+            (reg.range, reg.end) = (range, PacketEnd::Unknown);
+        }
     }
+}
+
+/// After `a op b` with registers `a` and `b`, of which one is the packet's end: on the other side the other one is known to
+/// lie at the end, or behind it.
+pub(crate) fn learn_end(op: JumpOp, a: Reg, b: Reg, taken: &mut State, other: &mut State) {
+    let kind = |reg: Reg| taken.reg(reg).kind;
+    let (pointer, op) = match (kind(a), kind(b)) {
+        (Kind::Packet, Kind::PacketEnd) => (a, op),
+        (Kind::PacketEnd, Kind::Packet) => (b, swapped(op)),
+        _ => return,
+    };
+    let (state, end) = match op {
+        JumpOp::Gt => (taken, PacketEnd::Beyond),
+        JumpOp::Ge => (taken, PacketEnd::At),
+        JumpOp::Lt => (other, PacketEnd::At),
+        JumpOp::Le => (other, PacketEnd::Beyond),
+        _ => return,
+    };
+    let known = *state.reg(pointer);
+    state.set(pointer, RegState { end, ..known });
 }
 
 /// The packet has moved: pointers into it point nowhere.

@@ -6,7 +6,7 @@ use crate::explore::Explorer;
 use crate::program::{Program, SpecialKind};
 use crate::refusal::Checked;
 use crate::require::pointer::{movable, sane};
-use crate::state::{Kind, RegState, State};
+use crate::state::{Kind, PacketEnd, RegState, State};
 use beeline_isa::{AluOp, Reg, Width};
 
 impl Explorer<'_> {
@@ -35,7 +35,7 @@ impl Explorer<'_> {
             if pointer.kind.is_packet() {
                 // What was shown to be there before says nothing about another place.
                 moved.id = self.fresh_id();
-                moved.range = 0;
+                (moved.range, moved.end) = (0, PacketEnd::Unknown);
             }
         }
         sane(&moved)?;

@@ -184,7 +184,7 @@ impl Log {
         self.line(&text);
         self.line("\n");
         self.insn = Some((self.text.len(), number.len() + text.len()));
-        if let Some(op) = beeline_isa::decode(&program.insns[pc..]).ok() {
+        if let Ok(op) = beeline_isa::decode(&program.insns[pc..]) {
             self.touched.registers |= touched_registers(op);
         }
     }

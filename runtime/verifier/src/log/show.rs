@@ -4,7 +4,7 @@ use super::Touched;
 use crate::bounds::Scalar;
 use crate::graph::Graph;
 use crate::program::Program;
-use crate::state::{Byte, Kind, MapRef, RegState, Slot, State};
+use crate::state::{Byte, Kind, MapRef, PacketEnd, RegState, Slot, State};
 use std::fmt::Write;
 
 /// A frame: registers that hold something, stack slots that were written, references. Each begins with a blank.
@@ -100,7 +100,12 @@ fn register(program: Option<&Program>, frame: usize, reg: &RegState) -> String {
             }
             known.extend(offset(reg));
             if kind.is_packet() {
-                known.push(format!("r={}", reg.range));
+                known.push(match reg.end {
+                    PacketEnd::Unknown => format!("r={}", reg.range),
+                    // -1 and -2, of 64 bits.
+                    PacketEnd::At => "r=0xffffffffffffffff".into(),
+                    PacketEnd::Beyond => "r=0xfffffffffffffffe".into(),
+                });
             }
             if let Kind::Mem { size, .. } = kind {
                 known.push(format!("sz={}", unsigned(size.into())));

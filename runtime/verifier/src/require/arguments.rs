@@ -238,7 +238,8 @@ impl Explorer<'_> {
         found: &mut Arguments,
     ) -> Checked {
         let pointed = if nullable { state.kind.non_null() } else { state.kind };
-        if !is_memory(pointed) && !(nullable && state.is_null()) {
+        let is_null = nullable && state.is_null();
+        if !is_null && !is_memory(pointed) {
             return wrong(reg, state, MEMORY);
         }
         let size_reg = Reg(reg.0 + 1);

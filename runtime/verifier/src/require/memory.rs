@@ -4,7 +4,7 @@ use crate::context;
 use crate::explore::Explorer;
 use crate::refusal::{Checked, refuse};
 use crate::require::pointer::OFFSET_MAX;
-use crate::state::{Kind, MapRef, Memory, RegState};
+use crate::state::{Kind, MapRef, Memory, PacketEnd, RegState};
 use crate::tnum::Tnum;
 use beeline_abi::map::MapFlags;
 use beeline_isa::Reg;
@@ -163,6 +163,9 @@ impl Explorer<'_> {
         let (off, size) = (target.fixed(), target.size);
         if off < 0 || off + i64::from(size) > i64::from(range) {
             let id = target.pointer.id;
+            if target.pointer.end != PacketEnd::Unknown {
+                refuse!("R{number} offset is outside of the packet");
+            }
             refuse!(
                 "invalid access to packet, off={off} size={size}, R{number}(id={id},off={off},r={range})\n\
                  R{number} offset is outside of the packet"
