@@ -120,6 +120,9 @@ pub(crate) struct Load {
     /// Number that bpf_get_attach_cookie() (in USDT probes bpf_usdt_cookie()) returns, of all links or of one program's
     #[arg(long, value_name = "[PROG=]NUMBER")]
     pub(crate) cookie: Vec<Cookie>,
+    /// Stay, and let the links end with this process, however it ends
+    #[arg(long)]
+    pub(crate) own: bool,
     /// Count the hits of the links, at the price of two atomic increments a hit
     #[arg(long)]
     pub(crate) count_hits: bool,
@@ -340,6 +343,21 @@ pub(crate) enum Link {
     Enable(LinkOne),
     /// Keep the programs of links from running, in all processes at once
     Disable(LinkOne),
+    /// Give a link another program: LINK PROG. No hit is lost, none counted by both
+    Update(LinkUpdate),
+    /// Take links out of the store and of all processes
+    Detach(LinkOne),
+}
+
+/// Arguments of `link update`.
+#[derive(Args, Debug)]
+pub(crate) struct LinkUpdate {
+    /// The link: NAME, OBJECT/NAME or its id
+    #[arg(value_name = "LINK")]
+    pub(crate) link: String,
+    /// The program: NAME, OBJECT/NAME or its id
+    #[arg(value_name = "PROG")]
+    pub(crate) program: String,
 }
 
 /// One link.

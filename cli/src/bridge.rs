@@ -1,9 +1,12 @@
 //! The engine's plans as the injector's requests. The two do not know each other; this is all that stands between them.
 
 use crate::context::Context;
+use crate::output::warn;
 use anyhow::{Result, bail};
 use beeline_engine::{AttachPlan, Engine, PlanFilter, PlannedMap, PlannedProbe, PlannedProgram, ProbeKind};
-use beeline_inject::{FileIdentity, Location, MapRequest, ProbeRequest, ProbeState, ProgramRequest, Request};
+use beeline_inject::{
+    Attached, FileIdentity, Location, MapRequest, ProbeRequest, ProbeState, ProgramRequest, Request,
+};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,6 +38,17 @@ impl Bridged {
         Ok(Bridged::of(plan))
     }
 
+    /// What brings a process to what its links are now: those that have ended are taken out, those with another program
+    /// get it. No link comes in.
+    fn resync(engine: &Engine, attached: &Attached) -> Result<Request> {
+        let filter = PlanFilter {
+            pid: u32::try_from(attached.pid).ok(),
+            objects: Vec::new(),
+            links: Some(attached.links()),
+        };
+        Ok(Bridged::of(engine.attach_plan(&filter)?).request)
+    }
+
     fn of(plan: AttachPlan) -> Bridged {
         let names = plan.probes.iter().map(|probe| (probe.link_id, probe.name.clone())).collect();
         let request = Request {
@@ -46,6 +60,7 @@ impl Bridged {
             maps: plan.maps.into_iter().map(map).collect(),
             programs: plan.programs.into_iter().map(program).collect(),
             probes: plan.probes.into_iter().flat_map(probes).collect(),
+            alive: plan.alive.map(|alive| alive.into_iter().collect()),
         };
         Bridged { request, names }
     }
@@ -96,6 +111,25 @@ fn probes(probe: PlannedProbe) -> impl Iterator<Item = ProbeRequest> {
         count_hits: probe.count_hits,
         shared: Arc::clone(&shared),
     })
+}
+
+/// Brings the processes that carry one of these links (`None`: any of this store) to what the links are now. A process
+/// that cannot be brought there is said: the links themselves are off or on as they are told.
+pub(crate) fn resync(engine: &Engine, links: Option<&[u32]>) -> Vec<i32> {
+    let ours = engine.store().uuid();
+    let carries = |it: &Attached| {
+        it.store_uuid == ours && links.is_none_or(|links| it.links().iter().any(|id| links.contains(id)))
+    };
+    let mut done = Vec::new();
+    for attached in beeline_inject::attached_processes().into_iter().filter(carries) {
+        let result = Bridged::resync(engine, &attached)
+            .and_then(|request| Ok(beeline_inject::attach(attached.pid, &request)?));
+        match result {
+            Ok(_) => done.push(attached.pid),
+            Err(error) => warn(format_args!("process {} is left as it is: {error:#}", attached.pid)),
+        }
+    }
+    done
 }
 
 /// What became of the probes of a request in one process.

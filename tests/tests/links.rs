@@ -194,3 +194,192 @@ fn a_link_of_one_process_is_not_its_childs() {
     process.send("end");
     process.finish();
 }
+
+/// A process that calls `step` when it is told to, or all the time.
+fn endless() -> Target {
+    let program = gcc("tests/targets/endless.c");
+    let mut process = Target::spawn(&mut Command::new(program));
+    assert_eq!(process.line(), "ready");
+    process
+}
+
+/// Makes the target call `step` so often; the calls that it has made by now.
+fn calls(process: &mut Target, count: u64) -> u64 {
+    process.send(&count.to_string());
+    process.line().parse().expect("it says how many")
+}
+
+fn step(process: &Target) -> String {
+    let path = std::fs::read_link(format!("/proc/{}/exe", process.pid())).expect("it runs");
+    format!("{}:step", path.display())
+}
+
+/// The jump stands at `step`.
+fn is_probed(store: &Store, process: &Target) -> bool {
+    let listed = store.json(&["ps"]);
+    let pid: u64 = process.pid().parse().expect("a number");
+    let of_it = listed.as_array().expect("a list").iter().find(|it| it["pid"] == pid).cloned();
+    of_it.is_some_and(|it| {
+        it["sites"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .any(|site| !site["links"].as_array().expect("a list").is_empty())
+    })
+}
+
+#[test]
+fn a_link_gets_another_program_while_it_is_hit() {
+    let mut process = endless();
+    let store = Store::new();
+    let object = object("tests/programs/digits.bpf.c");
+    let path = object.to_string_lossy().into_owned();
+    let place = step(&process);
+    store.ok(&["load", &path, "--name", "one", "--attach", &format!("ones=uprobe:{place}"), "--count-hits"]);
+    store.ok(&["load", &path, "--name", "two"]);
+    store.ok(&["attach", &process.pid()]);
+    assert_eq!(calls(&mut process, 100), 100);
+    // The target calls all the time, and the program is replaced again and again.
+    process.send("0");
+    for round in 0..8 {
+        let program = if round % 2 == 0 { "two/tens" } else { "one/ones" };
+        let said = store.ok(&["link", "update", "one/ones", program]);
+        assert!(said.contains("in 1 process"), "{said}");
+    }
+    process.send("stop");
+    let made: u64 = process.line().parse().expect("a number");
+    assert_eq!(calls(&mut process, 1000), made + 1000);
+    let (ones, tens) = (store.number("digits", 0), store.number("digits", 1));
+    assert_eq!(ones + tens, made + 1000, "no hit is lost, none is counted by both");
+    assert!(tens > 0 && ones >= 1100, "{ones} {tens}");
+    let link = &store.json(&["link", "show", "one/ones"])[0];
+    assert_eq!(link["hits"].as_u64(), Some(made + 1000));
+    assert_eq!(link["processes"][0]["places"].as_u64(), Some(1));
+    // What a link has cannot be unloaded away from it.
+    store.ok(&["link", "update", "one/ones", "two/tens"]);
+    let refused = store.fails(&["unload", "two"]);
+    assert!(refused.contains("its program tens is that of link one/ones"), "{refused}");
+    store.ok(&["link", "update", "one/ones", "one/ones"]);
+    store.ok(&["unload", "two"]);
+    store.ok(&["detach", &process.pid()]);
+    process.send("end");
+    process.finish();
+}
+
+#[test]
+fn a_link_that_is_detached_leaves_the_others() {
+    let mut process = endless();
+    let store = Store::new();
+    let object = object("tests/programs/digits.bpf.c");
+    let place = step(&process);
+    let attach = ["ones", "tens"].map(|program| format!("{program}=uprobe:{place}"));
+    let returns = format!("hundreds=uretprobe:{place}");
+    store.ok(&[
+        "load",
+        &object.to_string_lossy(),
+        "--attach",
+        &attach[0],
+        "--attach",
+        &attach[1],
+        "--attach",
+        &returns,
+    ]);
+    store.ok(&["attach", &process.pid()]);
+    calls(&mut process, 100);
+    store.ok(&["link", "detach", "ones"]);
+    calls(&mut process, 10);
+    assert_eq!([0, 1, 2].map(|digit| store.number("digits", digit)), [100, 110, 110]);
+    store.ok(&["link", "detach", "hundreds"]);
+    store.ok(&["link", "disable", "tens"]);
+    calls(&mut process, 1000);
+    store.ok(&["link", "enable", "tens"]);
+    calls(&mut process, 1);
+    assert_eq!([0, 1, 2].map(|digit| store.number("digits", digit)), [100, 111, 110]);
+    assert!(is_probed(&store, &process));
+    store.ok(&["link", "detach", "tens"]);
+    calls(&mut process, 5);
+    assert_eq!(store.number("digits", 1), 111);
+    assert!(!is_probed(&store, &process), "the jump is out again");
+    let gone = store.fails(&["link", "detach", "tens"]);
+    assert!(gone.contains("there is no link"), "{gone}");
+    store.ok(&["detach", &process.pid()]);
+    process.send("end");
+    process.finish();
+}
+
+#[test]
+fn unloading_takes_the_jumps_out() {
+    let mut process = endless();
+    let store = Store::new();
+    let object = object("tests/programs/digits.bpf.c");
+    let attach = format!("ones=uprobe:{}", step(&process));
+    store.ok(&["load", &object.to_string_lossy(), "--attach", &attach]);
+    store.ok(&["attach", &process.pid()]);
+    calls(&mut process, 3);
+    assert!(is_probed(&store, &process));
+    store.ok(&["unload", "digits"]);
+    assert!(!is_probed(&store, &process));
+    calls(&mut process, 3);
+    // And in again.
+    store.ok(&["load", &object.to_string_lossy(), "--attach", &attach]);
+    store.ok(&["attach", &process.pid()]);
+    calls(&mut process, 4);
+    assert_eq!(store.number("digits", 0), 7, "the pinned map is the same");
+    store.ok(&["detach", &process.pid()]);
+    process.send("end");
+    process.finish();
+}
+
+/// An owner that is killed takes its links with it, at once and everywhere; nobody has to notice.
+#[test]
+fn links_end_with_their_owner() {
+    let mut processes = [endless(), endless()];
+    for signal in ["KILL", "TERM"] {
+        let store = Store::new();
+        let object = object("tests/programs/digits.bpf.c");
+        let attach = format!("ones=uprobe:{}", step(&processes[0]));
+        // A map that outlives the object tells what was counted.
+        let mut owner = Target::spawn(&mut store.command(&[
+            "load",
+            &object.to_string_lossy(),
+            "--own",
+            "--attach",
+            &attach,
+        ]));
+        assert!(owner.line().starts_with("loaded digits"));
+        while !owner.line().contains("link") {}
+        for process in &mut processes {
+            store.ok(&["attach", &process.pid()]);
+            calls(process, 10);
+        }
+        assert_eq!(store.number("digits", 0), 20);
+        let link = &store.json(&["link", "show", "ones"])[0];
+        assert_eq!((link["enabled"].as_bool(), link["owner"].is_u64()), (Some(true), true));
+        // Off and on again is still the owner's.
+        store.ok(&["link", "disable", "ones"]);
+        calls(&mut processes[0], 1);
+        store.ok(&["link", "enable", "ones"]);
+        calls(&mut processes[0], 1);
+        assert_eq!(store.number("digits", 0), 21);
+        let killed = Command::new("kill").args(["-s", signal, &owner.pid()]).status().expect("kill runs");
+        assert!(killed.success());
+        while owner.is_alive() {
+            std::thread::yield_now();
+        }
+        for process in &mut processes {
+            calls(process, 10);
+        }
+        assert_eq!(store.number("digits", 0), 21, "off at once after SIG{signal}");
+        assert_eq!(store.json(&["link", "list"]).as_array().map(Vec::len), Some(0));
+        let gone = store.fails(&["unload", "digits"]);
+        assert!(gone.contains("digits"), "{gone}");
+        for process in &mut processes {
+            store.ok(&["detach", &process.pid()]);
+            calls(process, 1);
+        }
+    }
+    for mut process in processes {
+        process.send("end");
+        process.finish();
+    }
+}

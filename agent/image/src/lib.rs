@@ -73,10 +73,11 @@ pub static beeline_own_link: LinkShared = LinkShared {
     version: ABI_VERSION,
     id: LinkRuntime::OWN,
     enabled: AtomicU32::new(1),
-    reserved: 0,
+    prog_id: AtomicU32::new(0),
     missed: AtomicU64::new(0),
     hits: AtomicU64::new(0),
-    reserved2: [0; 3],
+    owner: AtomicU32::new(0),
+    reserved: [0; 5],
 };
 
 /// Never reached: no function of the image refers to it, so the linker drops it. A test sees to that.

@@ -36,7 +36,7 @@ fn attach(context: &mut Context, engine: &Engine, pid: u32, objects: &[String]) 
         .ok()
         .filter(|&pid| pid > 0)
         .ok_or_else(|| cannot(anyhow!("{pid} is no process id")))?;
-    let filter = PlanFilter { pid: Some(pid), objects: objects.to_vec() };
+    let filter = PlanFilter { pid: Some(pid), objects: objects.to_vec(), links: None };
     let bridged = Bridged::plan(context, engine, &filter).map_err(cannot)?;
     let progress = Progress::begin(format!("looking at the files of process {pid}"));
     let result = beeline_inject::attach(target, &bridged.request);

@@ -32,8 +32,10 @@ pub(crate) fn run(context: &mut Context, args: &Load) -> Result<()> {
             .unwrap_or(0),
         program_cookies: args.cookie.iter().filter_map(|it| Some((it.program.clone()?, it.value))).collect(),
         count_hits: args.count_hits,
+        own: args.own,
     };
     let engine = context.engine()?;
+    let mut owned = Vec::new();
     let mut reports = Vec::new();
     for file in &args.files {
         let loaded = load(context, &engine, file, &options)?;
@@ -46,11 +48,22 @@ pub(crate) fn run(context: &mut Context, args: &Load) -> Result<()> {
                 warn(format_args!("{} has no probe: {reason}", program.name));
             }
         }
+        owned.extend(loaded.ownership.clone());
         // What was loaded is loaded, even if a later file fails.
         context.out.flush()?;
     }
     if context.json {
         context.out.json(&Value::Array(reports))?;
+    }
+    if !owned.is_empty() {
+        context.out.flush()?;
+        if context.verbose > 0 {
+            say("the links end with this process");
+        }
+        // A signal ends it: nothing has to be done then that could be left undone.
+        loop {
+            std::thread::park();
+        }
     }
     Ok(())
 }

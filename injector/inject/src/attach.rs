@@ -189,7 +189,8 @@ impl<'a> Prepared<'a> {
     pub(crate) fn is_empty(&self, planned: &PlannedSites) -> bool {
         let Some(existing) = &self.existing else { return planned.sites.is_empty() };
         let known = |id| existing.programs.iter().any(|program| program.id == id);
-        planned.sites.is_empty() && self.request.programs.iter().all(|program| known(program.id))
+        let nothing = planned.sites.is_empty() && planned.restored.is_empty();
+        nothing && self.request.programs.iter().all(|program| known(program.id))
     }
 
     /// What was done.
@@ -229,7 +230,7 @@ impl<'a> Prepared<'a> {
         }
         let head = self.final_head(&generation, &facts, fresh.as_ref());
         self.put_in(&generation, &head, fresh.as_ref(), &maps, &filters, stopped)?;
-        let result = self.put_in_force(&generation, &head, stopped);
+        let result = self.put_in_force(&generation, &planned.restored, &head, stopped);
         if result.is_err() {
             self.take_back(&generation, stopped);
         }
@@ -412,6 +413,7 @@ impl<'a> Prepared<'a> {
     fn put_in_force(
         &self,
         generation: &Generation<'_>,
+        restored: &[usize],
         head: &BlockHead,
         stopped: &StoppedProcess,
     ) -> Result<(), TargetRefused> {
@@ -431,12 +433,32 @@ impl<'a> Prepared<'a> {
                 thread.set_registers(&registers).map_err(|error| self.failed(error.into()))?;
             }
         }
+        self.leave_ended(restored)?;
         for write in generation.patches.iter().flat_map(|patch| &patch.writes) {
             self.process.memory().write(write.address, &write.bytes).map_err(|error| self.failed(error))?;
         }
         self.enter_semaphores(generation)?;
         let flags = head.flags & !ProcessBlock::FLAG_UNFINISHED;
         self.write_head_at(generation.block, &BlockHead { flags, ..head })
+    }
+
+    /// Takes links that have ended out of their semaphores, and puts the original bytes back where nothing else is.
+    fn leave_ended(&self, restored: &[usize]) -> Result<(), TargetRefused> {
+        let Some(existing) = &self.existing else { return Ok(()) };
+        for (index, (site, links)) in existing.sites.iter().zip(&existing.links).enumerate() {
+            let has_ended = site.link_count != 0 && links.iter().any(|link| self.request.is_over(link));
+            // Where our jump stands, the library with the semaphore is still mapped.
+            if !has_ended || !existing.is_in_place(self.process, site) {
+                continue;
+            }
+            semaphore::leave(self.process, site.links, links, |link| self.request.is_over(link))
+                .map_err(|error| self.failed(error))?;
+            if restored.contains(&index) {
+                let original = &site.original[..site.len as usize];
+                self.process.memory().write(site.address, original).map_err(|error| self.failed(error))?;
+            }
+        }
+        Ok(())
     }
 
     /// Counts our links in the semaphores of their probes. If we are killed in between, a semaphore stays too high: its

@@ -174,7 +174,8 @@ impl<'a> Round<'a> {
             let len = site.len as usize;
             if existing.is_in_place(self.process, site) {
                 // Where our jump stands, the library with the semaphore is still mapped.
-                semaphore::leave(self.process, site.links, links).map_err(|error| self.failed(error))?;
+                semaphore::leave(self.process, site.links, links, |_| true)
+                    .map_err(|error| self.failed(error))?;
                 let write = self.process.memory().write(site.address, &site.original[..len]);
                 write.map_err(|error| self.failed(error))?;
                 report.restored += usize::from(carries_probes(links));

@@ -95,10 +95,10 @@ impl Existing {
         self.head.flags & ProcessBlock::FLAG_UNFINISHED != 0
     }
 
-    /// The links in force, each with the address of its site.
-    pub(crate) fn in_force(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+    /// The links in force, each with the address of its site and its program's id.
+    pub(crate) fn in_force(&self) -> impl Iterator<Item = (u32, u64, u32)> + '_ {
         let sites = self.sites.iter().zip(&self.links).filter(|(site, _)| site.link_count != 0);
-        sites.flat_map(|(site, links)| links.iter().map(|link| (link.link_id, site.address)))
+        sites.flat_map(|(site, links)| links.iter().map(|link| (link.link_id, site.address, link.prog_id)))
     }
 
     /// The address lies in a region of ours, or is that of a long jump in a hole.

@@ -372,7 +372,7 @@ impl<'a> Builder<'a> {
         for (address, reason) in refusals {
             planned.refuse(address, &reason);
         }
-        self.finish(patches)
+        self.finish(patches, &planned.restored)
     }
 
     /// Stub, links and table entry of a site. The inner error is the reason why this one cannot be served.
@@ -472,15 +472,25 @@ impl<'a> Builder<'a> {
             (Some(existing), Some(index)) => existing.links[index].clone(),
             _ => Vec::new(),
         };
+        links.retain(|link| !given.request.is_over(link));
         if let Some(own) = site.own {
             links.push(self.agent.own.link(own, site.address));
         }
-        let mut needs: Vec<ProgramNeeds> = links.iter().map(|link| given.needs_of(link)).collect();
         let fork_page = self.fork_page.unwrap_or_else(|| given.existing.map_or(0, |it| it.head.fork_page));
         for probe in site.probes.iter().map(|&index| &given.request.probes[index]) {
             let program = given.program(probe.program_id)?;
             let entry = self.link_program(arena, program, entries)?;
             let returns = if probe.kind == ProbeKind::Return { LinkRuntime::RETURN } else { 0 };
+            let flags = returns | cpu_flag(&program.needs) | link_flags(probe, program, &site.plan);
+            let same = |link: &&mut LinkRuntime| {
+                link.link_id == probe.link_id && link.flags & LinkRuntime::RETURN == returns
+            };
+            if let Some(link) = links.iter_mut().find(same) {
+                // Another program in the same place, behind those that were before it and before those behind it.
+                let kept = link.flags & LinkRuntime::IN_SEMAPHORE;
+                *link = LinkRuntime { entry, prog_id: probe.program_id, flags: flags | kept, ..*link };
+                continue;
+            }
             links.push(LinkRuntime {
                 shared: self.link_pages.get(&probe.link_id).copied().unwrap_or(0),
                 cookie: probe.cookie,
@@ -488,14 +498,14 @@ impl<'a> Builder<'a> {
                 entry,
                 link_id: probe.link_id,
                 prog_id: probe.program_id,
-                flags: returns | cpu_flag(&program.needs) | link_flags(probe, program, &site.plan),
+                flags,
                 pid: probe.pid.unwrap_or(0),
                 semaphore: given.semaphore_of(probe, site).unwrap_or(0),
                 hits: 0,
                 missed: 0,
             });
-            needs.push(program.needs);
         }
+        let needs: Vec<ProgramNeeds> = links.iter().map(|link| given.needs_of(link)).collect();
         let first = self.tables.links + (self.links_used * LinkRuntime::LEN) as u64;
         let code = |(index, (link, needs)): (usize, (&LinkRuntime, &ProgramNeeds))| LinkCode {
             runtime: first + (index * LinkRuntime::LEN) as u64,
@@ -562,7 +572,11 @@ impl<'a> Builder<'a> {
     }
 
     /// Writes the tables and the block.
-    fn finish(mut self, patches: Vec<Patch>) -> Result<Generation<'a>, TargetRefused> {
+    fn finish(mut self, patches: Vec<Patch>, restored: &[usize]) -> Result<Generation<'a>, TargetRefused> {
+        for &index in restored {
+            // An entry without links is no site.
+            self.sites[index].link_count = 0;
+        }
         self.programs.sort_unstable_by_key(|program| program.id);
         let tables = &self.tables;
         let offset = |address: u64| self.tables_offset + (address - tables_start(tables));

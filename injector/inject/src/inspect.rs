@@ -3,7 +3,7 @@
 use crate::detach::threads_seen;
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, carries_probes, find, is_ours};
-use crate::report::{Attached, AttachedSite};
+use crate::report::{Attached, AttachedLink, AttachedSite};
 use crate::target::remote;
 use beeline_abi::link::LinkRuntime;
 use beeline_ptrace::{StopError, StoppedProcess};
@@ -48,6 +48,7 @@ fn describe(process: &Process, maps: &Mappings, existing: &Existing) -> Attached
         AttachedSite {
             address: site.address,
             links: links.iter().map(|link| link.link_id).filter(|&id| id != LinkRuntime::OWN).collect(),
+            counts: links.iter().filter(|link| link.link_id != LinkRuntime::OWN).map(counts).collect(),
             in_place: existing.is_in_place(process, site),
         }
     };
@@ -64,6 +65,10 @@ fn describe(process: &Process, maps: &Mappings, existing: &Existing) -> Attached
         threads: threads_seen(process, existing),
         mapped_bytes: mapped,
     }
+}
+
+fn counts(link: &LinkRuntime) -> AttachedLink {
+    AttachedLink { link_id: link.link_id, program_id: link.prog_id, hits: link.hits, missed: link.missed }
 }
 
 fn remains(pid: i32, maps: &Mappings) -> Attached {

@@ -44,6 +44,8 @@ pub use detach::{DetachOptions, detach};
 pub use error::TargetRefused;
 pub use image::AGENT_IMAGE;
 pub use inspect::{attached_processes, inspect};
-pub use report::{AttachReport, Attached, AttachedSite, DetachReport, ProbeOutcome, ProbeState};
+pub use report::{
+    AttachReport, Attached, AttachedLink, AttachedSite, DetachReport, ProbeOutcome, ProbeState,
+};
 pub use request::{FileIdentity, MapRequest, ProbeKind, ProbeRequest, ProgramRequest, Request};
 pub use start::{Ended, StartCommand, Started, start};

@@ -115,6 +115,19 @@ impl Attached {
     }
 }
 
+/// A link at a patched place of one process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AttachedLink {
+    /// The link's id.
+    pub link_id: u32,
+    /// The id of the program that runs.
+    pub program_id: u32,
+    /// Hits on which it ran, where they are counted.
+    pub hits: u64,
+    /// Hits on which it did not run.
+    pub missed: u64,
+}
+
 /// A patched place.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AttachedSite {
@@ -122,6 +135,8 @@ pub struct AttachedSite {
     pub address: u64,
     /// Ids of its links.
     pub links: Vec<u32>,
+    /// What is known of each of its links.
+    pub counts: Vec<AttachedLink>,
     /// The jump still stands there.
     pub in_place: bool,
 }

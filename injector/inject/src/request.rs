@@ -1,8 +1,10 @@
 //! What is to be put into a process: plain data, independent of who made it.
 
 use beeline_abi::code::{ProgramNeeds, Reloc, Symbol};
+use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::TaskLayout;
 use beeline_site::Location;
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,6 +28,8 @@ pub struct Request {
     pub programs: Vec<ProgramRequest>,
     /// The probes.
     pub probes: Vec<ProbeRequest>,
+    /// Ids of all links that there are: what the process carries of others is taken out. `None` leaves it.
+    pub alive: Option<BTreeSet<u32>>,
 }
 
 /// A map of the store.
@@ -54,6 +58,14 @@ pub struct ProgramRequest {
     pub maps: Vec<u32>,
     /// What it reads and claims.
     pub needs: ProgramNeeds,
+}
+
+impl Request {
+    /// The link has ended.
+    pub(crate) fn is_over(&self, link: &LinkRuntime) -> bool {
+        let ended = self.alive.as_ref().is_some_and(|alive| !alive.contains(&link.link_id));
+        ended && link.link_id != LinkRuntime::OWN
+    }
 }
 
 impl ProgramRequest {

@@ -21,11 +21,16 @@ pub(crate) fn mark(process: &Process, link: u64, flags: u32) -> Result<(), Remot
     process.memory().write(link + offset_of!(LinkRuntime, flags) as u64, &flags.to_bytes())
 }
 
-/// Takes us out of the semaphores of a site's links, of which the first lies at `at`. If we are killed in between, one
-/// stays too high.
-pub(crate) fn leave(process: &Process, at: u64, links: &[LinkRuntime]) -> Result<(), RemoteError> {
+/// Takes us out of the semaphores of those of a site's links that are `meant`; the first link lies at `at`. If we are
+/// killed in between, one stays too high.
+pub(crate) fn leave(
+    process: &Process,
+    at: u64,
+    links: &[LinkRuntime],
+    meant: impl Fn(&LinkRuntime) -> bool,
+) -> Result<(), RemoteError> {
     for (index, link) in links.iter().enumerate() {
-        if link.flags & LinkRuntime::IN_SEMAPHORE != 0 {
+        if link.flags & LinkRuntime::IN_SEMAPHORE != 0 && meant(link) {
             mark(process, at + (index * LinkRuntime::LEN) as u64, link.flags & !LinkRuntime::IN_SEMAPHORE)?;
             add(process, link.semaphore, -1)?;
         }

@@ -8,7 +8,7 @@ use crate::report::{ProbeOutcome, ProbeState};
 use crate::request::{ProbeKind, ProbeRequest, Request};
 use beeline_abi::link::LinkRuntime;
 use beeline_remote::Process;
-use beeline_site::{SHORT_WINDOW, SitePlan, plan, plan_return, resolve, unwinder_entries};
+use beeline_site::{SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_return, resolve, unwinder_entries};
 use std::collections::{BTreeMap, HashSet};
 
 /// A place, and the probes that go there.
@@ -53,6 +53,8 @@ pub(crate) struct PlannedHole {
 pub(crate) struct PlannedSites {
     /// In the order of their addresses.
     pub(crate) sites: Vec<PlannedSite>,
+    /// Indexes in the process's list of sites that are restored: every link there has ended.
+    pub(crate) restored: Vec<usize>,
     /// What became of each probe so far; `Placed` with no address means that nothing is known against it.
     states: Vec<ProbeState>,
 }
@@ -66,12 +68,13 @@ impl PlannedSites {
         existing: Option<&Existing>,
         unusable: impl Fn(u32) -> Option<String>,
     ) -> PlannedSites {
-        let in_force: HashSet<(u32, u64)> =
+        let in_force: HashSet<(u32, u64, u32)> =
             existing.iter().flat_map(|existing| existing.in_force()).collect();
         let mut sites: BTreeMap<u64, PlannedSite> = BTreeMap::new();
         let mut states = Vec::with_capacity(request.probes.len());
         for (index, probe) in request.probes.iter().enumerate() {
-            let is_in_force = |address| in_force.contains(&(probe.link_id, address));
+            // With another program it is replaced.
+            let is_in_force = |address| in_force.contains(&(probe.link_id, address, probe.program_id));
             let state = match places(process, files, probe, is_in_force, overrides(request, probe)) {
                 Ok(places) => match unusable(probe.program_id) {
                     Some(reason) => ProbeState::Refused { reason },
@@ -90,7 +93,9 @@ impl PlannedSites {
         if !sites.is_empty() {
             enter_seccomp(&mut sites, process, files, existing);
         }
-        let mut planned = PlannedSites { sites: sites.into_values().collect(), states };
+        let restored =
+            existing.map_or_else(Vec::new, |it| leave_ended(&mut sites, process, files, request, it));
+        let mut planned = PlannedSites { sites: sites.into_values().collect(), restored, states };
         planned.find_existing(existing);
         fit(&mut planned, process, files, existing);
         planned
@@ -222,6 +227,39 @@ fn enter_own(
             site.own = Some(own);
         }
     }
+}
+
+/// Sites at which links have ended: those that keep others are made anew without them, the rest are to be restored. What
+/// cannot be planned stays as it is: its link is off.
+fn leave_ended(
+    sites: &mut BTreeMap<u64, PlannedSite>,
+    process: &Process,
+    files: &MappedFiles,
+    request: &Request,
+    existing: &Existing,
+) -> Vec<usize> {
+    let mut restored = Vec::new();
+    for (index, (site, links)) in existing.sites.iter().zip(&existing.links).enumerate() {
+        // The hole of a short jump would have to be given back as well: detach does that.
+        let is_plain = site.link_count != 0 && site.len as usize >= WINDOW_MIN;
+        if !is_plain || !links.iter().any(|link| request.is_over(link)) || sites.contains_key(&site.address) {
+            continue;
+        }
+        if links.iter().all(|link| request.is_over(link)) {
+            restored.push(index);
+        } else if let Some(plan) = plan_at(process, files, site.address) {
+            sites.insert(site.address, PlannedSite::new(site.address, plan));
+        }
+    }
+    restored
+}
+
+/// The plan of the window at an address.
+fn plan_at(process: &Process, files: &MappedFiles, address: u64) -> Option<SitePlan> {
+    let file = files.at(address)?;
+    let mapping = file.mappings.iter().find(|mapping| mapping.holds(address))?;
+    let binary = file.binary(process).ok()?;
+    plan(binary, binary.vaddr_of(address - mapping.start + mapping.offset)?).ok()
 }
 
 /// The probe's program may have the function skipped.

@@ -19,14 +19,16 @@ pub struct LinkShared {
     /// the thread id of an owner: the word is a robust futex, and when the owner ends, however it does, the kernel leaves
     /// only `FUTEX_OWNER_DIED` in it (`include/uapi/linux/futex.h`).
     pub enabled: AtomicU32,
-    /// Zero.
-    pub reserved: u32,
+    /// The program's id; it can be replaced. 0 = the one that the link's file names.
+    pub prog_id: AtomicU32,
     /// Hits on which the program did not run because the thread was inside a program already, or had no slot.
     pub missed: AtomicU64,
     /// Hits on which the program ran, where they are counted.
     pub hits: AtomicU64,
+    /// Thread id of the owner, 0 = the link outlives who made it.
+    pub owner: AtomicU32,
     /// Zero, to the end of a cache line.
-    pub reserved2: [u64; 3],
+    pub reserved: [u32; 5],
 }
 
 impl LinkShared {

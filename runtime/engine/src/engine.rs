@@ -74,9 +74,59 @@ impl Engine {
     /// Takes an object out of the store; its links are off in all processes at once.
     ///
     /// # Errors
-    /// When there is no such object.
+    /// When there is no such object, or a link of another one has a program of it.
     pub fn unload(&self, object: &str) -> Result<(), EngineError> {
+        let programs: Vec<u32> =
+            self.programs()?.items.iter().filter(|it| it.object == object).map(|it| it.program.id).collect();
+        let in_use = |link: &LinkEntry| link.object != object && programs.contains(&link.file.link.prog_id);
+        if let Some(link) = self.links()?.items.iter().find(|link| in_use(link)) {
+            return Err(EngineError::InUse {
+                program: link.program.clone(),
+                link: format!("{}/{}", link.object, link.file.link.name),
+            });
+        }
         Ok(self.store.remove(object)?)
+    }
+
+    /// Takes every object out of the store.
+    ///
+    /// # Errors
+    /// When one cannot be removed.
+    pub fn unload_all(&self) -> Result<Vec<String>, EngineError> {
+        let names = self.store.object_names()?;
+        for name in &names {
+            self.store.remove(name)?;
+        }
+        Ok(names)
+    }
+
+    /// Gives a link another program, which may be another object's. A process goes over to it at the next attach: no hit is
+    /// without a program meanwhile, and none runs both.
+    ///
+    /// # Errors
+    /// When the program is of another kind than the link's.
+    pub fn update_link(&self, link: &LinkEntry, program: &ProgramEntry) -> Result<(), EngineError> {
+        let new = &program.program;
+        let old = self.programs()?.items.into_iter().find(|it| it.program.id == link.file.link.prog_id);
+        let old_type = old.map_or(new.prog_type, |old| old.program.prog_type);
+        if old_type != new.prog_type {
+            let [old, new_type] = [old_type, new.prog_type].map(crate::program_type_name);
+            return Err(EngineError::CannotAttach {
+                program: new.name.clone(),
+                section: new.section.clone(),
+                reason: format!("the link has a {old} program, this is a {new_type} program"),
+            });
+        }
+        link.file.set_program(new.id);
+        Ok(())
+    }
+
+    /// Takes a link out of its object; it is off in all processes at once.
+    ///
+    /// # Errors
+    /// When it is not there any more.
+    pub fn remove_link(&self, link: &LinkEntry) -> Result<(), EngineError> {
+        Ok(self.store.remove_link(&link.object, &link.file.link.name)?)
     }
 
     /// The loaded objects in order of name.

@@ -113,6 +113,14 @@ pub enum EngineError {
         /// Why not.
         reason: String,
     },
+    /// An object cannot be unloaded while a link of another one has its program.
+    #[error("its program {program} is that of link {link}; update or detach that first")]
+    InUse {
+        /// The program.
+        program: String,
+        /// `OBJECT/LINK`.
+        link: String,
+    },
     /// A program cannot be run here.
     #[error("program {program} cannot be run here: {reason}")]
     Run {

@@ -11,7 +11,7 @@ use beeline_object::{
     InitialValue as Contents, MapDef, MapKind, Object, Options, ProgramDef, Target as Named,
 };
 use beeline_store::{
-    InitialValue, NewLink, NewMap, NewObject, NewProgram, ProbeKind, Program, Published, Target,
+    InitialValue, NewLink, NewMap, NewObject, NewProgram, Ownership, ProbeKind, Program, Published, Target,
     VerifierStats, check_name,
 };
 use beeline_verifier::Verified;
@@ -37,6 +37,8 @@ pub struct LoadOptions {
     pub program_cookies: BTreeMap<String, u64>,
     /// Count the hits of the links.
     pub count_hits: bool,
+    /// The object ends with this process, or earlier with [`Loaded::ownership`].
+    pub own: bool,
 }
 
 /// What was put into the store.
@@ -52,6 +54,9 @@ pub struct Loaded {
     pub programs: Vec<LoadedProgram>,
     /// Programs of the file that were left out: `SEC("?...")`.
     pub skipped: Vec<String>,
+    /// Of an object that ends with its owner: its links are off everywhere when this and its clones are dropped, or when
+    /// the process ends, however it does. Whoever looks at the store next takes the object out of it.
+    pub ownership: Option<Arc<Ownership>>,
 }
 
 /// A map that was made or taken over.
@@ -139,6 +144,7 @@ impl Engine {
             maps: Vec::new(),
             programs: Vec::new(),
             links,
+            owned: options.own,
         };
         for map in &object.maps {
             new.maps.push(new_map(map, &wanted, &usdt)?);
@@ -146,9 +152,14 @@ impl Engine {
         for (def, compiled) in wanted.iter().zip(&compiled) {
             new.programs.push(new_program(&object, def, compiled));
         }
-        let published = self.store().publish(&new)?;
+        let (published, ownership) = if options.own {
+            let (published, ownership) = self.store().publish_owned(&new)?;
+            (published, Some(Arc::new(ownership)))
+        } else {
+            (self.store().publish(&new)?, None)
+        };
         let skipped = skipped.into_iter().map(|def| def.name.clone()).collect();
-        Ok(report(&new, &published, unattached, skipped))
+        Ok(Loaded { ownership, ..report(&new, &published, unattached, skipped) })
     }
 }
 
@@ -491,6 +502,7 @@ fn report(
         maps: maps.collect(),
         programs: programs.collect(),
         skipped,
+        ownership: None,
     }
 }
 

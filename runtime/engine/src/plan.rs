@@ -16,6 +16,8 @@ pub struct PlanFilter {
     pub pid: Option<u32>,
     /// Only links of these objects; empty means all.
     pub objects: Vec<String>,
+    /// Only these links, by id; `None` means all.
+    pub links: Option<Vec<u32>>,
 }
 
 /// Everything that an injector needs, in order of id.
@@ -39,6 +41,8 @@ pub struct AttachPlan {
     pub probes: Vec<PlannedProbe>,
     /// Links that are left out, and why.
     pub left_out: Vec<LeftOut>,
+    /// Ids of all links of the store: others have ended. `None` when not all of them could be read.
+    pub alive: Option<Vec<u32>>,
 }
 
 /// A map of the plan.
@@ -139,7 +143,14 @@ impl Engine {
             programs: found.iter().map(|id| plan_program(&programs[id])).collect(),
             probes: links.iter().map(plan_probe).collect::<Result<_, _>>()?,
             left_out,
+            alive: self.alive()?,
         })
+    }
+
+    fn alive(&self) -> Result<Option<Vec<u32>>, EngineError> {
+        let links = self.links()?;
+        let ids = links.items.iter().map(|entry| entry.file.link.id).collect();
+        Ok(links.damaged.is_empty().then_some(ids))
     }
 
     /// How a program sees a `task_struct`: as its object was relocated.
@@ -167,7 +178,8 @@ impl Engine {
         for entry in self.links()?.items {
             let other_process = entry.file.link.pid.is_some() && entry.file.link.pid != filter.pid;
             let other_object = !filter.objects.is_empty() && !filter.objects.contains(&entry.object);
-            if other_process || other_object {
+            let other_link = filter.links.as_ref().is_some_and(|links| !links.contains(&entry.file.link.id));
+            if other_process || other_object || other_link {
                 continue;
             }
             let Some(layout) = layouts.get(&entry.object) else { continue };

@@ -107,7 +107,7 @@ fn links_of_other_processes_and_objects_are_left_out() {
     engine.load(&path, &LoadOptions { name: Some("other".into()), ..LoadOptions::default() }).unwrap();
     let probes = |pid, objects: &[&str]| {
         let objects = objects.iter().map(|name| (*name).to_owned()).collect();
-        let plan = engine.attach_plan(&PlanFilter { pid, objects }).unwrap();
+        let plan = engine.attach_plan(&PlanFilter { pid, objects, links: None }).unwrap();
         plan.probes
             .iter()
             .map(|probe| (probe.name.clone(), probe.target.places[0].cookie))

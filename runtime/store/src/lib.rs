@@ -32,6 +32,7 @@ pub use mapping::Mapping;
 pub use mapping::contents::Entry;
 pub use mapping::events::{Event, EventReader};
 pub use mapping::map::MapFile;
+pub use mapping::owner::Ownership;
 pub use name::{NAME_MAX, StoreName, check_name};
 pub use object::{NO_TASK_LAYOUT, ObjectInfo};
 pub use pins::{MapEntry, MapList};

@@ -7,6 +7,7 @@
 
 use crate::directory::{Directory, read_all};
 use crate::mapping::Mapping;
+use crate::name::to_file_name;
 use crate::record;
 use crate::{Store, StoreError};
 use beeline_abi::link::{LINK_MAGIC, LinkShared};
@@ -17,7 +18,7 @@ use std::fs::File;
 use std::mem::offset_of;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// When a link's program runs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -112,7 +113,20 @@ impl LinkFile {
 
     /// Makes the program run, or not, in all processes at once.
     pub fn set_enabled(&self, enabled: bool) {
-        self.enabled_word().store(u32::from(enabled), Ordering::Release);
+        // Of a link that has an owner only the owner's id is taken back when the owner ends.
+        let on = self.owner().unwrap_or(1);
+        self.enabled_word().store(if enabled { on } else { 0 }, Ordering::Release);
+    }
+
+    /// Thread id of the owner with which the link ends; none when it outlives who made it.
+    pub fn owner(&self) -> Option<u32> {
+        let owner = self.half(offset_of!(LinkShared, owner)).load(Ordering::Relaxed) & LinkShared::ON;
+        (owner != 0).then_some(owner)
+    }
+
+    /// Makes another program the link's. Processes go on with the one that they have until they are told.
+    pub fn set_program(&self, prog_id: u32) {
+        self.half(offset_of!(LinkShared, prog_id)).store(prog_id, Ordering::Release);
     }
 
     /// Hits on which the program did not run.
@@ -133,19 +147,28 @@ impl LinkFile {
         Ok(self.file.try_clone()?.into())
     }
 
-    fn enabled_word(&self) -> &std::sync::atomic::AtomicU32 {
-        &self.shared.half_words()[offset_of!(LinkShared, enabled) / 4]
+    fn enabled_word(&self) -> &AtomicU32 {
+        self.half(offset_of!(LinkShared, enabled))
     }
 
-    /// Writes a new link's file, enabled.
-    pub(crate) fn create(directory: &Directory, name: &str, link: &Link) -> Result<(), StoreError> {
+    fn half(&self, offset: usize) -> &AtomicU32 {
+        &self.shared.half_words()[offset / 4]
+    }
+
+    /// Writes a new link's file.
+    pub(crate) fn create(
+        directory: &Directory,
+        name: &str,
+        link: &Link,
+        enabled: bool,
+    ) -> Result<(), StoreError> {
         let path = directory.join(name);
         let mut bytes = vec![0; PAGE_SIZE as usize];
         bytes[..8].copy_from_slice(&LINK_MAGIC.to_le_bytes());
         let mut half = |at: usize, value: u32| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
         half(offset_of!(LinkShared, version), ABI_VERSION);
         half(offset_of!(LinkShared, id), link.id);
-        half(offset_of!(LinkShared, enabled), 1);
+        half(offset_of!(LinkShared, enabled), u32::from(enabled));
         bytes.extend_from_slice(&record::encode(record::LINK, link, &path)?);
         directory.write(name, &bytes)
     }
@@ -161,7 +184,7 @@ impl LinkFile {
         let Some((_, payload)) = bytes.split_at_checked(PAGE_SIZE as usize) else {
             return Err(StoreError::corrupt(path, "it is truncated"));
         };
-        let link: Link = record::decode(record::LINK, payload, &path)?;
+        let mut link: Link = record::decode(record::LINK, payload, &path)?;
         let shared =
             Mapping::new(&file, PAGE_SIZE).map_err(StoreError::io("map", path.clone(), PAGE_SIZE))?;
         let half = |at: usize| shared.half_words()[at / 4].load(Ordering::Relaxed);
@@ -175,6 +198,10 @@ impl LinkFile {
         if half(offset_of!(LinkShared, id)) != link.id {
             return Err(StoreError::corrupt(path, "its two ids differ"));
         }
+        match half(offset_of!(LinkShared, prog_id)) {
+            0 => {}
+            replaced => link.prog_id = replaced,
+        }
         Ok(LinkFile { link, file, shared })
     }
 }
@@ -186,5 +213,25 @@ impl Store {
     /// When the object is not there, or cannot be read.
     pub fn links_of(&self, object: &str) -> Result<Vec<Result<LinkFile, StoreError>>, StoreError> {
         self.files_of(object, "links", LinkFile::open)
+    }
+
+    /// Takes a link out of its object; it is off in all processes at once.
+    ///
+    /// # Errors
+    /// When the object or the link is not there, or it cannot be removed.
+    pub fn remove_link(&self, object: &str, link: &str) -> Result<(), StoreError> {
+        let lock = self.lock()?;
+        self.recover(&lock)?;
+        let file = to_file_name("a link", link)?;
+        let missing = || StoreError::NotFound { what: "link", name: link.into() };
+        let links = self.object(object)?.try_directory("links")?.ok_or_else(missing)?;
+        if links.try_file(&file)?.is_none() {
+            return Err(missing());
+        }
+        // What cannot be read cannot be turned off, and is no reason to keep it.
+        if let Ok(link) = LinkFile::open(&links, &file) {
+            link.set_enabled(false);
+        }
+        links.unlink(&file)
     }
 }

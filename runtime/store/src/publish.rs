@@ -6,17 +6,19 @@
 
 use crate::directory::Directory;
 use crate::link::{Link, LinkFile, ProbeKind, Target};
-use crate::lock::Lock;
+use crate::lock::{Lock, own};
 use crate::mapping::map::{self, MapParameters};
+use crate::mapping::owner::Ownership;
 use crate::name::{check_name, to_file_name};
 use crate::program::Program;
-use crate::store::{OBJECTS, PIN_TYPES, PINS, STAGING, files_in};
+use crate::store::{OBJECTS, PIN_TYPES, PINS, STAGING, files_in, is_removing};
 use crate::{MapFile, NO_TASK_LAYOUT, ObjectInfo, Store, StoreError, record};
 use beeline_abi::map::MapShape;
 use beeline_abi::process::TaskLayout;
 use beeline_jit::CodeImage;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 
 /// What is to be loaded.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +41,8 @@ pub struct NewObject {
     pub programs: Vec<NewProgram>,
     /// Where its programs go.
     pub links: Vec<NewLink>,
+    /// It ends with who publishes it: see [`Store::publish_owned`].
+    pub owned: bool,
 }
 
 /// A map to be made.
@@ -126,6 +130,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Exists`], [`StoreError::Full`], [`StoreError::MapCreate`], [`StoreError::PinMismatch`] and others.
     pub fn publish(&self, object: &NewObject) -> Result<Published, StoreError> {
+        Ok(self.publish_with_lock(object)?.0)
+    }
+
+    fn publish_with_lock(&self, object: &NewObject) -> Result<(Published, Option<File>), StoreError> {
         check_name("an object", &object.name)?;
         let lock = self.lock()?;
         self.recover(&lock)?;
@@ -143,8 +151,8 @@ impl Store {
                 Err(errno) => Err(StoreError::io("publish", objects.join(&object.name), 0)(errno)),
             }
         });
-        let published = match result {
-            Ok(published) => published,
+        let (published, owner) = match result {
+            Ok(staged) => staged,
             Err(error) => {
                 staging.remove_tree(&aside)?;
                 return Err(error);
@@ -154,7 +162,21 @@ impl Store {
             self.remove_locked(&lock, &object.name)?;
             return Err(error);
         }
-        Ok(published)
+        Ok((published, owner))
+    }
+
+    /// As [`Store::publish`], of an object that ends with the value that is returned, or with this process.
+    ///
+    /// # Errors
+    /// As [`Store::publish`], and when the links cannot be owned.
+    pub fn publish_owned(&self, object: &NewObject) -> Result<(Published, Ownership), StoreError> {
+        let owned = NewObject { owned: true, ..object.clone() };
+        let (published, lock) = self.publish_with_lock(&owned)?;
+        let path = self.root.join(&object.name);
+        let lock = lock.ok_or_else(|| StoreError::corrupt(&path, "it has no owner"))?;
+        let links = self.links_of(&object.name)?.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let ownership = Ownership::take(lock, &links).map_err(StoreError::io("own the links of", path, 0))?;
+        Ok((published, ownership))
     }
 
     /// Takes an object out of the store: its links are off in all processes at once, its files are removed. Maps that
@@ -199,7 +221,7 @@ impl Store {
         for name in self.all_object_names()? {
             let Ok(directory) = objects.directory(&name) else { continue };
             let entries = directory.entries()?;
-            if entries.iter().any(|entry| entry == REMOVING) {
+            if is_removing(&directory)? {
                 self.remove_locked(lock, &name)?;
             } else if entries.iter().any(|entry| entry == PENDING) {
                 match self.finish_pending(&objects, &name) {
@@ -271,8 +293,9 @@ impl<'a> Staged<'a> {
         staging: &Directory,
         aside: &str,
         object: &'a NewObject,
-    ) -> Result<Published, StoreError> {
+    ) -> Result<(Published, Option<File>), StoreError> {
         let directory = staging.create_directory(aside)?;
+        let owner = if object.owned { Some(own(&directory)?) } else { None };
         let count = 1 + object.maps.len() + object.programs.len() + object.links.len();
         let count =
             u32::try_from(count).map_err(|_| StoreError::IdsExhausted { path: store.path().into() })?;
@@ -294,7 +317,7 @@ impl<'a> Staged<'a> {
         staged.programs()?;
         staged.links()?;
         staged.meta()?;
-        Ok(staged.published)
+        Ok((staged.published, owner))
     }
 
     fn maps(&mut self) -> Result<(), StoreError> {
@@ -410,7 +433,8 @@ impl<'a> Staged<'a> {
                 pid: new.pid,
                 count_hits: new.count_hits,
             };
-            LinkFile::create(&directory, &file, &link)?;
+            // The owner turns its own on.
+            LinkFile::create(&directory, &file, &link, !self.object.owned)?;
         }
         Ok(())
     }

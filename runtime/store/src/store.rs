@@ -14,7 +14,7 @@
 
 use crate::directory::Directory;
 use crate::header::{self, Header};
-use crate::lock::{LOCK, Lock};
+use crate::lock::{LOCK, Lock, is_orphan};
 use crate::name::{StoreName, check_name, from_file_name};
 use crate::program::Program;
 use crate::publish::REMOVING;
@@ -188,9 +188,9 @@ impl Store {
     }
 }
 
-/// The object's unloading has begun.
-fn is_removing(object: &Directory) -> Result<bool, StoreError> {
-    Ok(object.try_file(REMOVING)?.is_some())
+/// The object's unloading has begun, or has to: its owner has ended.
+pub(crate) fn is_removing(object: &Directory) -> Result<bool, StoreError> {
+    Ok(object.try_file(REMOVING)?.is_some() || is_orphan(object)?)
 }
 
 /// As [`Store::files_of`], of an object that may be on its way out.

@@ -146,10 +146,11 @@ impl World {
                 version: beeline_abi::ABI_VERSION,
                 id: 1,
                 enabled: AtomicU32::new(1),
-                reserved: 0,
+                prog_id: AtomicU32::new(0),
                 missed: AtomicU64::new(0),
                 hits: AtomicU64::new(0),
-                reserved2: [0; 3],
+                owner: AtomicU32::new(0),
+                reserved: [0; 5],
             },
             runtime: LinkRuntime { entry, ..LinkRuntime::default() },
         }));

@@ -7,6 +7,7 @@
 pub(crate) mod contents;
 pub(crate) mod events;
 pub(crate) mod map;
+pub(crate) mod owner;
 
 use beeline_abi::map::Access;
 use rustix::io::Errno;

@@ -133,5 +133,6 @@ pub(crate) fn object(name: &str) -> NewObject {
         maps: vec![array("counts", 8, 100), data],
         programs: vec![new_program("first", vec![1, 0]), new_program("second", vec![])],
         links: vec![link(0, ProbeKind::Entry), link(0, ProbeKind::Return), link(1, ProbeKind::Entry)],
+        owned: false,
     }
 }

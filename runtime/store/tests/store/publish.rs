@@ -218,3 +218,51 @@ fn a_store_that_does_not_exist_is_not_made_by_looking() {
     assert!(matches!(Store::open(&scratch.name()), Err(StoreError::Missing { .. })));
     assert!(!scratch.path().exists());
 }
+
+#[test]
+fn an_owned_object_ends_with_its_owner() {
+    // A process that is being started has our locks for a moment.
+    let _quiet = crate::quiet();
+    let scratch = Scratch::new();
+    let store = scratch.store();
+    let (published, ownership) = store.publish_owned(&object("mine")).unwrap();
+    store.publish(&object("other")).unwrap();
+    let links =
+        |name: &str| store.links_of(name).unwrap().into_iter().map(Result::unwrap).collect::<Vec<_>>();
+    let (mine, others) = (links("mine"), links("other"));
+    assert_eq!(mine.iter().map(|it| it.link.id).collect::<Vec<_>>(), published.links);
+    assert!(mine.iter().all(|link| link.is_enabled() && link.owner().is_some()));
+    assert!(others.iter().all(|link| link.is_enabled() && link.owner().is_none()));
+    mine[0].set_enabled(false);
+    mine[1].set_enabled(false);
+    mine[1].set_enabled(true);
+    assert!(!mine[0].is_enabled() && mine[1].is_enabled());
+    drop(ownership);
+    assert!(mine.iter().all(|link| !link.is_enabled()), "off at once");
+    assert!(others.iter().all(|link| link.is_enabled()));
+    assert_eq!(store.object_names().unwrap(), ["other"]);
+    assert!(matches!(store.remove("mine"), Err(StoreError::NotFound { .. })));
+    // Its name is free.
+    let (_, again) = store.publish_owned(&object("mine")).unwrap();
+    assert!(links("mine").iter().all(|link| link.is_enabled()));
+    drop(again);
+}
+
+#[test]
+fn a_link_gets_another_program_and_goes() {
+    let scratch = Scratch::new();
+    let store = scratch.store();
+    let published = store.publish(&object("one")).unwrap();
+    let links = || store.links_of("one").unwrap().into_iter().map(Result::unwrap).collect::<Vec<_>>();
+    links()[0].set_program(published.programs[1]);
+    let programs: Vec<u32> = links().iter().map(|it| it.link.prog_id).collect();
+    assert_eq!(programs, [published.programs[1], published.programs[0], published.programs[1]]);
+    let kept = links().remove(0);
+    store.remove_link("one", "first").unwrap();
+    assert!(!kept.is_enabled(), "whoever has it mapped sees it off");
+    assert_eq!(links().iter().map(|it| it.link.name.clone()).collect::<Vec<_>>(), ["first.2", "second"]);
+    for (object, link) in [("one", "first"), ("one", "none"), ("two", "first"), ("one", "../meta")] {
+        let error = store.remove_link(object, link).unwrap_err();
+        assert!(matches!(error, StoreError::NotFound { .. } | StoreError::BadName { .. }), "{link}: {error}");
+    }
+}
