@@ -162,6 +162,9 @@ pub(crate) struct Unload {
 /// Arguments of `start`.
 #[derive(Args, Debug)]
 pub(crate) struct Start {
+    /// Leave alone what the command's children execute
+    #[arg(long)]
+    pub(crate) no_follow: bool,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND",
           value_hint = ValueHint::CommandWithArguments)]
@@ -171,6 +174,9 @@ pub(crate) struct Start {
 /// Arguments of `attach`.
 #[derive(Args, Debug)]
 pub(crate) struct Attach {
+    /// Stay, and put the probes into what the processes and their children execute, until all have ended
+    #[arg(long)]
+    pub(crate) follow: bool,
     /// Process ids
     #[arg(value_name = "PID", required_unless_present = "pid_option")]
     pub(crate) pids: Vec<u32>,

@@ -1,5 +1,6 @@
 //! `beeline attach`: probes into running processes.
 
+use super::follow::Told;
 use crate::args::Attach;
 use crate::bridge::{Bridged, Placement};
 use crate::context::Context;
@@ -25,9 +26,39 @@ pub(crate) fn run(context: &mut Context, args: &Attach) -> Result<()> {
         context.out.json(&Value::Array(reports))?;
     }
     context.out.flush()?;
+    if args.follow {
+        failed.extend(follow(context, &engine, args));
+    }
     let Some(last) = failed.pop() else { return Ok(()) };
     failed.iter().for_each(output::error);
     Err(last)
+}
+
+/// Follows all processes until they have ended; what failed.
+fn follow(context: &mut Context, engine: &Engine, args: &Attach) -> Vec<Error> {
+    let plan = |pid: u32| {
+        let filter = PlanFilter { pid: Some(pid), objects: args.object.clone() };
+        Ok((i32::try_from(pid)?, Bridged::plan(context, engine, &filter)?))
+    };
+    let pids = args.pids.iter().chain(&args.pid_option).copied();
+    let (planned, mut failed): (Vec<_>, Vec<_>) = pids.map(plan).partition(Result::is_ok);
+    let planned: Vec<(i32, Bridged)> = planned.into_iter().flatten().collect();
+    let verbose = context.verbose;
+    let follow = |(pid, bridged): &(i32, Bridged)| -> Result<()> {
+        let name = format!("process {pid}");
+        let told = Told::new(bridged, &name, verbose);
+        beeline_inject::attach_followed(*pid, &bridged.request, &|event| told.tell(&event))
+            .with_context(|| format!("cannot follow process {pid}"))
+    };
+    let follow = &follow;
+    std::thread::scope(|scope| {
+        let running: Vec<_> = planned.iter().map(|one| scope.spawn(move || follow(one))).collect();
+        for follower in running {
+            let result = follower.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            failed.extend(result.err().map(Err));
+        }
+    });
+    failed.into_iter().filter_map(Result::err).collect()
 }
 
 fn attach(context: &mut Context, engine: &Engine, pid: u32, objects: &[String]) -> Result<Value> {

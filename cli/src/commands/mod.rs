@@ -4,6 +4,7 @@ mod attach;
 mod completions;
 mod detach;
 mod events;
+mod follow;
 mod link;
 mod load;
 mod man;

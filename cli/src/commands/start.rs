@@ -1,6 +1,7 @@
-//! `beeline start`: a command with the probes in it from its first instruction on.
+//! `beeline start`: a command with the probes in it from its first instruction on, and in what its children execute.
 
 use super::attach::nothing_placed;
+use super::follow::Told;
 use crate::args::Start;
 use crate::bridge::{Bridged, Placement};
 use crate::context::Context;
@@ -17,6 +18,12 @@ pub(crate) fn run(context: &mut Context, args: &Start) -> Result<ExitCode> {
     let (program, arguments) = args.command.split_first().ok_or_else(|| anyhow!("there is no command"))?;
     let command = StartCommand { program: program.into(), arguments: arguments.to_vec(), environment: None };
     let name = program.to_string_lossy();
+    if !args.no_follow {
+        let told = Told::new(&bridged, &name, context.verbose);
+        let ended = beeline_inject::start_followed(&command, &bridged.request, &|event| told.tell(&event))
+            .with_context(|| format!("cannot start {name}"))?;
+        return Ok(ExitCode::from(u8::try_from(ended.exit_code() & 0xff).unwrap_or(u8::MAX)));
+    }
     let started =
         beeline_inject::start(&command, &bridged.request).with_context(|| format!("cannot start {name}"))?;
     let placement = Placement::of(&bridged, &started.report.probes);

@@ -3,14 +3,17 @@
 use crate::request::FileIdentity;
 use beeline_remote::{Mapping, Mappings, Process};
 use beeline_site::Binary;
-use std::cell::OnceCell;
-use std::path::Path;
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// A file with executable mappings.
 #[derive(Debug)]
 pub(crate) struct MappedFile {
     pub(crate) mappings: Vec<Mapping>,
-    binary: OnceCell<Result<Binary, String>>,
+    binary: OnceCell<Result<Rc<Binary>, String>>,
 }
 
 impl MappedFile {
@@ -30,9 +33,9 @@ impl MappedFile {
     pub(crate) fn binary(&self, process: &Process) -> Result<&Binary, &str> {
         let open = || {
             let path = process.file_of(&self.mappings[0]).map_err(|error| error.to_string())?;
-            Binary::open(path).map_err(|error| error.to_string())
+            opened(path)
         };
-        self.binary.get_or_init(open).as_ref().map_err(String::as_str)
+        self.binary.get_or_init(open).as_deref().map_err(String::as_str)
     }
 
     /// Addresses at which the byte at `offset` of the file is executable: one for each time that it is mapped.
@@ -56,6 +59,34 @@ impl MappedFile {
         let same_name = Path::new(self.name()).file_name() == identity.path.file_name();
         same_name && self.binary(process).is_ok_and(|binary| binary.build_id() == Some(wanted))
     }
+}
+
+/// What tells files apart, and states of the same file: device, inode, bytes, time of the last change.
+type FileKey = (u64, u64, u64, i64, i64);
+
+thread_local! {
+    /// Files that this tracer has read. Processes that are started one after the other have most of theirs in common.
+    static OPENED: RefCell<HashMap<FileKey, Rc<Binary>>> = RefCell::default();
+}
+
+/// Files that are kept.
+const OPENED_MAX: usize = 64;
+
+/// Reads a file, unless it was read before and has not changed since.
+fn opened(path: PathBuf) -> Result<Rc<Binary>, String> {
+    let data = path.metadata().map_err(|error| format!("{}: {error}", path.display()))?;
+    let key = (data.dev(), data.ino(), data.len(), data.ctime(), data.ctime_nsec());
+    if let Some(known) = OPENED.with_borrow(|files| files.get(&key).cloned()) {
+        return Ok(known);
+    }
+    let binary = Rc::new(Binary::open(path).map_err(|error| error.to_string())?);
+    OPENED.with_borrow_mut(|files| {
+        if files.len() >= OPENED_MAX {
+            files.clear();
+        }
+        files.insert(key, Rc::clone(&binary));
+    });
+    Ok(binary)
 }
 
 /// All executable files of a process.

@@ -4,6 +4,8 @@
 //! attach(pid, &Request)          -> Result<AttachReport, TargetRefused>
 //! detach(pid, &DetachOptions)    -> Result<DetachReport, TargetRefused>
 //! start(&StartCommand, &Request) -> Result<Started, TargetRefused>        Started::wait() -> exit status
+//! start_followed(&StartCommand, &Request, tell) -> Result<Ended, TargetRefused>
+//! attach_followed(pid, &Request, tell)          -> Result<(), TargetRefused>
 //! inspect(pid)                   -> Result<Option<Attached>, TargetRefused>
 //! attached_processes()           -> Vec<Attached>
 //! ```
@@ -20,6 +22,7 @@ mod error;
 mod existing;
 mod files;
 mod fit;
+mod follow;
 mod generation;
 mod group;
 mod image;
@@ -42,6 +45,7 @@ pub use attach::attach;
 pub use beeline_site::Location;
 pub use detach::{DetachOptions, detach};
 pub use error::TargetRefused;
+pub use follow::{Followed, Tell, attach_followed, start_followed};
 pub use image::AGENT_IMAGE;
 pub use inspect::{attached_processes, inspect};
 pub use report::{

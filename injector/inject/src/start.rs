@@ -10,22 +10,25 @@
 use crate::attach::{Failure, Prepared};
 use crate::error::TargetRefused;
 use crate::files::MappedFiles;
+use crate::follow::PASSED_ON;
 use crate::generation::Generation;
 use crate::report::AttachReport;
 use crate::request::Request;
 use crate::target::{self, remote};
 use crate::tracer;
 use beeline_ptrace::{
-    Command, Death, PtraceError, Registers, Resume, SpawnError, Stop, StopOptions, Stopped, StoppedProcess,
-    Waited, spawn,
+    Command, Death, PtraceError, Registers, Resume, SpawnError, Stop, StopError, StopOptions, Stopped,
+    StoppedProcess, Waited, spawn,
 };
 use beeline_remote::{Process, RemoteError};
 use beeline_site::Binary;
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use std::cell::Cell;
 use std::env;
 use std::ffi::OsString;
 use std::io;
@@ -83,23 +86,43 @@ impl Ended {
 /// # Errors
 /// [`TargetRefused`]; nothing is left running then.
 pub fn start(command: &StartCommand, request: &Request) -> Result<Started, TargetRefused> {
+    tracer::run(|| {
+        let (stopped, report) = begin(command, request)?;
+        let pid = stopped.tid();
+        // Killed meanwhile: whoever waits for it finds out.
+        let _ = stopped.detach();
+        Ok(Started { pid, report })
+    })
+}
+
+/// Starts a program; its only thread stands before the first instruction of interest, with the probes in place. The calling
+/// OS thread is the tracer.
+pub(crate) fn begin(
+    command: &StartCommand,
+    request: &Request,
+) -> Result<(Stopped, AttachReport), TargetRefused> {
     let path = find_program(command)?;
     refuse_set_id(&path)?;
     let mut arguments = vec![command.program.clone().into_os_string()];
     arguments.extend(command.arguments.iter().cloned());
     let environment = command.environment.clone().unwrap_or_else(|| env::vars_os().collect());
     let command = Command { path, arguments, environment };
-    tracer::run(|| {
-        let stopped = spawn(&command).map_err(|error| not_started(&command.path, error))?;
-        let pid = stopped.tid();
-        let result = load(&command.path, stopped).and_then(|stopped| put_in(request, stopped));
-        if result.is_err() {
-            // It has done nothing yet, and does not run without what it was started for. Mostly it is killed already.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::__WALL));
-        }
-        result.map(|report| Started { pid, report })
-    })
+    let stopped = spawn(&command).map_err(|error| not_started(&command.path, error))?;
+    let pid = stopped.tid();
+    let result = load(&command.path, stopped).and_then(|stopped| put_in(request, stopped));
+    let result = result.and_then(|(mut report, stopped)| {
+        let (mut threads, time) = stopped.into_threads();
+        report.stopped = time;
+        // A new program has one thread.
+        let only = threads.pop().ok_or(StopError::Died { pid, how: None })?;
+        Ok((only, report))
+    });
+    if result.is_err() {
+        // It has done nothing yet, and does not run without what it was started for. Mostly it is killed already.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::__WALL));
+    }
+    result
 }
 
 impl Started {
@@ -109,15 +132,7 @@ impl Started {
     /// # Errors
     /// When it cannot be waited for.
     pub fn wait(self) -> io::Result<Ended> {
-        let passed_on = [
-            Signal::SIGHUP,
-            Signal::SIGINT,
-            Signal::SIGQUIT,
-            Signal::SIGTERM,
-            Signal::SIGUSR1,
-            Signal::SIGUSR2,
-        ];
-        let signals: SigSet = passed_on.into_iter().collect();
+        let signals: SigSet = PASSED_ON.into_iter().collect();
         let before = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let result = self.wait_with(&signals);
         before.thread_set_mask()?;
@@ -152,7 +167,7 @@ impl Started {
 }
 
 /// Sends the program a signal that somebody sent us.
-fn pass_on(pid: Pid, signal: u32, code: i32) {
+pub(crate) fn pass_on(pid: Pid, signal: u32, code: i32) {
     /// `si_code` of a signal that the kernel sent, for the terminal.
     const SI_KERNEL: i32 = 0x80;
     if code != SI_KERNEL {
@@ -161,8 +176,11 @@ fn pass_on(pid: Pid, signal: u32, code: i32) {
     }
 }
 
-/// Attaches to a program that stands still.
-fn put_in(request: &Request, stopped: Stopped) -> Result<AttachReport, TargetRefused> {
+/// Attaches to a program that stands still, and goes on standing.
+pub(crate) fn put_in(
+    request: &Request,
+    stopped: Stopped,
+) -> Result<(AttachReport, StoppedProcess), TargetRefused> {
     let mut stopped = StoppedProcess::around(stopped, StopOptions::default())?;
     let process = target::open_traced(stopped.pid())?;
     let mut key = None;
@@ -171,11 +189,11 @@ fn put_in(request: &Request, stopped: Stopped) -> Result<AttachReport, TargetRef
         let mut planned = prepared.plan();
         let threads = stopped.threads().len();
         if prepared.is_empty(&planned) {
-            return Ok(prepared.report(&planned, threads, stopped.release()));
+            return Ok((prepared.report(&planned, threads, Duration::ZERO), stopped));
         }
         let generation = Generation::build(prepared.ingredients(), &mut planned)?;
         match prepared.apply(&mut planned, generation, &mut stopped) {
-            Ok(()) => return Ok(prepared.report(&planned, threads, stopped.release())),
+            Ok(()) => return Ok((prepared.report(&planned, threads, Duration::ZERO), stopped)),
             Err(Failure::OtherKey(other)) => key = Some(other),
             Err(Failure::Again) => {}
             Err(Failure::Refused(reason)) => return Err(reason),
@@ -185,28 +203,51 @@ fn put_in(request: &Request, stopped: Stopped) -> Result<AttachReport, TargetRef
 }
 
 /// Runs a new program to where its libraries are there and nothing of its own has run.
-fn load(path: &Path, stopped: Stopped) -> Result<Stopped, TargetRefused> {
+pub(crate) fn load(path: &Path, stopped: Stopped) -> Result<Stopped, TargetRefused> {
     let process = target::open_traced(stopped.tid())?;
     let maps = process.maps().map_err(|error| remote(process.pid(), error))?;
     let files = MappedFiles::of(&maps);
     let program = target::executable(&process, &maps, &files);
     let hook = loader_hook(&process, &files);
-    let loading = Loading { process: &process, path };
-    let mut thread = stopped;
-    if let Some(hook) = hook {
-        loop {
-            thread = loading.run_to(thread, hook.address)?;
-            if hook.is_consistent(&process) {
-                return Ok(thread);
-            }
-            thread = loading.finish_function(thread)?;
-        }
+    let loading = Loading { process: &process, path, stopped_by: Cell::new(None) };
+    let thread = loading.run(stopped, program, &files, hook)?;
+    if let Some(signal) = loading.stopped_by.get() {
+        // It was to stop on its way; it does when it goes on.
+        let _ = kill(Pid::from_raw(process.pid()), Signal::try_from(signal).ok());
     }
-    let ready = program.and_then(|program| thread_pointers_ready(&process, &files, program));
-    let entry = process.auxiliary(AT_ENTRY).map_err(|error| remote(process.pid(), error))?;
-    match ready.or(entry) {
-        Some(address) => loading.run_to(thread, address),
-        None => Ok(thread),
+    Ok(thread)
+}
+
+impl Loading<'_> {
+    fn run(
+        &self,
+        stopped: Stopped,
+        program: Option<&Binary>,
+        files: &MappedFiles,
+        hook: Option<LoaderHook>,
+    ) -> Result<Stopped, TargetRefused> {
+        let process = self.process;
+        let mut thread = stopped;
+        if let Some(hook) = &hook
+            && hook.has_room(process)
+        {
+            return self.run_to_return(thread, hook);
+        }
+        if let Some(hook) = hook {
+            loop {
+                thread = self.run_to(thread, hook.address)?;
+                if hook.is_consistent(process) {
+                    return Ok(thread);
+                }
+                thread = self.finish_function(thread)?;
+            }
+        }
+        let ready = program.and_then(|program| thread_pointers_ready(process, files, program));
+        let entry = process.auxiliary(AT_ENTRY).map_err(|error| remote(process.pid(), error))?;
+        match ready.or(entry) {
+            Some(address) => self.run_to(thread, address),
+            None => Ok(thread),
+        }
     }
 }
 
@@ -221,7 +262,33 @@ struct LoaderHook {
     state: Option<u64>,
 }
 
+/// What is put over a function that only returns: a system call that does nothing, at which a tracer can stop it. If the tracer
+/// is killed before it has put the original back, the function still only returns.
+const PAUSE: [u8; 8] = [0xb8, libc::SYS_getpid as u8, 0, 0, 0, 0x0f, 0x05, 0xc3]; // mov $getpid,%eax; syscall; ret
+/// Where its system call ends.
+const PAUSE_CALL_END: u64 = 7;
+
 impl LoaderHook {
+    /// It is a function that only returns, [`PAUSE`] fits over it and the padding behind it, and no filter can object.
+    fn has_room(&self, process: &Process) -> bool {
+        const ALIGNED: u64 = 16;
+        let Ok(bytes) = process.memory().read_array::<{ ALIGNED as usize }>(self.address) else {
+            return false;
+        };
+        let mut decoder = Decoder::with_ip(64, &bytes, self.address, DecoderOptions::NONE);
+        let mut returned = false;
+        while decoder.position() < PAUSE.len() {
+            let mnemonic = decoder.decode().mnemonic();
+            match mnemonic {
+                Mnemonic::Endbr64 if !returned => {}
+                Mnemonic::Ret if !returned => returned = true,
+                Mnemonic::Nop | Mnemonic::Int3 if returned => {}
+                _ => return false,
+            }
+        }
+        returned && self.address.is_multiple_of(ALIGNED) && process.seccomp().is_ok_and(|mode| mode == 0)
+    }
+
     /// All libraries are there (`RT_CONSISTENT`). musl calls the hook only then.
     fn is_consistent(&self, process: &Process) -> bool {
         // r_version, r_map, r_brk, r_state.
@@ -260,6 +327,8 @@ fn thread_pointers_ready(process: &Process, files: &MappedFiles, program: &Binar
 struct Loading<'a> {
     process: &'a Process,
     path: &'a Path,
+    /// The signal that stopped the whole process on its way, unless it was continued since.
+    stopped_by: Cell<Option<i32>>,
 }
 
 impl Loading<'_> {
@@ -271,7 +340,7 @@ impl Loading<'_> {
         memory.write(address, &BREAKPOINT).map_err(|error| self.failed(error))?;
         let mut thread = thread;
         loop {
-            let (mut now, stop) = self.go_on(thread)?;
+            let (mut now, stop) = self.go_on(thread, Resume::Continue)?;
             let registers = now.registers().map_err(|error| self.failed(error.into()))?;
             if stop == Stop::Signal(libc::SIGTRAP) && registers.rip == address + 1 {
                 now.take_signal();
@@ -284,6 +353,50 @@ impl Loading<'_> {
         }
     }
 
+    /// Runs to the hook's call after which all libraries are there.
+    fn run_to_return(&self, thread: Stopped, hook: &LoaderHook) -> Result<Stopped, TargetRefused> {
+        let failed = |error: PtraceError| self.failed(error.into());
+        let memory = self.process.memory();
+        let original =
+            memory.read_array::<{ PAUSE.len() }>(hook.address).map_err(|error| self.failed(error))?;
+        memory.write(hook.address, &PAUSE).map_err(|error| self.failed(error))?;
+        let mut thread = thread;
+        loop {
+            let (now, stop) = self.go_on(thread, Resume::ToSyscall)?;
+            thread = now;
+            let registers = thread.registers().map_err(failed)?;
+            if stop != Stop::Syscall || registers.rip != hook.address + PAUSE_CALL_END {
+                continue;
+            }
+            let last = hook.is_consistent(self.process);
+            // From the entry of the call to its end.
+            loop {
+                let (now, stop) = self.go_on(thread, Resume::ToSyscall)?;
+                thread = now;
+                if stop == Stop::Syscall {
+                    break;
+                }
+            }
+            if last {
+                break;
+            }
+        }
+        // First the thread, then the bytes: if we are killed in between, it makes the call once more.
+        let registers = thread.registers().map_err(failed)?;
+        let back = Registers { rip: hook.address, orig_rax: u64::MAX, ..registers };
+        thread.set_registers(&back).map_err(failed)?;
+        memory.write(hook.address, &original).map_err(|error| self.failed(error))?;
+        // A stop outside of a system call, before the function's own first instruction.
+        thread.interrupt_next().map_err(failed)?;
+        loop {
+            let (now, stop) = self.go_on(thread, Resume::Continue)?;
+            thread = now;
+            if matches!(stop, Stop::Interrupted { .. }) {
+                return Ok(thread);
+            }
+        }
+    }
+
     /// From the first instruction of a function to behind its call.
     fn finish_function(&self, thread: Stopped) -> Result<Stopped, TargetRefused> {
         let sp = thread.registers().map_err(|error| self.failed(error.into()))?.rsp;
@@ -292,10 +405,17 @@ impl Loading<'_> {
     }
 
     /// To the next stop.
-    fn go_on(&self, thread: Stopped) -> Result<(Stopped, Stop), TargetRefused> {
+    fn go_on(&self, thread: Stopped, how: Resume) -> Result<(Stopped, Stop), TargetRefused> {
         let failed = |error: PtraceError| self.failed(error.into());
-        match thread.resume(Resume::Continue).map_err(failed)?.wait(LOAD_TIMEOUT).map_err(failed)? {
-            Waited::Stopped(thread, stop) => Ok((thread, stop)),
+        match thread.resume(how).map_err(failed)?.wait(LOAD_TIMEOUT).map_err(failed)? {
+            Waited::Stopped(thread, stop) => {
+                match stop {
+                    Stop::Interrupted { group: Some(signal) } => self.stopped_by.set(Some(signal)),
+                    Stop::Signal(libc::SIGCONT) => self.stopped_by.set(None),
+                    _ => {}
+                }
+                Ok((thread, stop))
+            }
             Waited::Dead(how) => {
                 let how = match how {
                     Death::Exited(status) => format!("exit status {status}"),

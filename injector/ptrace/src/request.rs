@@ -65,7 +65,7 @@ pub(crate) fn interrupt(tid: Tid) -> Result<(), io::Error> {
     plain(libc::PTRACE_INTERRUPT, tid, 0, 0)
 }
 
-/// `PTRACE_CONT`, `PTRACE_SYSCALL` or `PTRACE_DETACH`, delivering `signal` when it is not 0.
+/// `PTRACE_CONT`, `PTRACE_LISTEN`, `PTRACE_SYSCALL` or `PTRACE_DETACH`, delivering `signal` when it is not 0.
 pub(crate) fn go_on(request: c_uint, tid: Tid, signal: c_int) -> Result<(), io::Error> {
     plain(request, tid, 0, signal as usize)
 }
@@ -129,6 +129,16 @@ pub(crate) fn wait_any() -> Result<Option<(Tid, c_int)>, io::Error> {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),
         tid => Ok(Some((tid, status))),
+    }
+}
+
+/// As [`wait_any`], but waits until there is an event; `ECHILD` when there is nobody left.
+pub(crate) fn wait_for_any() -> Result<(Tid, c_int), io::Error> {
+    let mut status = 0;
+    // SAFETY: `status` is a valid place for one int.
+    match unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD) } {
+        -1 => Err(io::Error::last_os_error()),
+        tid => Ok((tid, status)),
     }
 }
 

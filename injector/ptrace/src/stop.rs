@@ -322,6 +322,11 @@ impl StoppedProcess {
         self.threads.push(thread);
     }
 
+    /// The threads, still standing, and how long they have by now.
+    pub fn into_threads(self) -> (Vec<Stopped>, Duration) {
+        (self.threads, self.begin.elapsed())
+    }
+
     /// Lets every thread go on. Returns how long the process stood still.
     pub fn release(self) -> Duration {
         // The leader is the first; when all were killed, it can be collected only after the others.

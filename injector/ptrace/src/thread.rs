@@ -83,6 +83,13 @@ pub enum Stop {
     Event(i32),
 }
 
+/// What [`Stopped::follow`] asks for.
+const FOLLOW: c_int = libc::PTRACE_O_TRACESYSGOOD
+    | libc::PTRACE_O_TRACEFORK
+    | libc::PTRACE_O_TRACEVFORK
+    | libc::PTRACE_O_TRACECLONE
+    | libc::PTRACE_O_TRACEEXEC;
+
 /// How a stopped thread goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Resume {
@@ -90,6 +97,8 @@ pub enum Resume {
     Continue,
     /// Until the next entry or exit of a system call.
     ToSyscall,
+    /// Not at all: it stays in its group stop, and reports when that ends.
+    Listen,
 }
 
 /// The `struct rseq` of a thread, as registered with the kernel.
@@ -125,6 +134,19 @@ impl Running {
     pub fn seize(tid: Tid) -> io::Result<Running> {
         request::seize(tid, libc::PTRACE_O_TRACESYSGOOD)?;
         Ok(Running::from_tracee(tid, false))
+    }
+
+    /// Begins to trace `tid` with all that it starts: see [`Stopped::follow`].
+    ///
+    /// # Errors
+    /// As for [`Running::seize`].
+    pub fn seize_following(tid: Tid) -> io::Result<()> {
+        request::seize(tid, FOLLOW)
+    }
+
+    /// A tracee of this OS thread about which [`next_event`] has something to tell.
+    pub fn with_event(tid: Tid) -> Running {
+        Running { tid, doomed: false, _not_send: PhantomData }
     }
 
     pub(crate) fn from_tracee(tid: Tid, doomed: bool) -> Running {
@@ -201,6 +223,24 @@ fn wait_status(tid: Tid, timeout: Duration) -> Result<c_int, PtraceError> {
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
             Err(error) => return Err(PtraceError::new("wait for a stop", tid, error)),
         }
+    }
+}
+
+/// Waits until a tracee or child of this OS thread has stopped or ended; none when there is nobody left.
+///
+/// # Errors
+/// When the kernel does not let us wait.
+pub fn next_event() -> io::Result<Option<Tid>> {
+    loop {
+        if let Some(tid) = EVENTS.with_borrow(|events| events.keys().next().copied()) {
+            return Ok(Some(tid));
+        }
+        match request::wait_for_any() {
+            Ok((tid, status)) => EVENTS.with_borrow_mut(|events| events.insert(tid, status)),
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(None),
+            Err(error) => return Err(error),
+        };
     }
 }
 
@@ -312,6 +352,19 @@ impl Stopped {
         (self.pending != 0).then(|| std::mem::take(&mut self.pending))
     }
 
+    /// From now on the threads and processes that it starts are traced as it is, and stop first thing; so does whoever
+    /// executes a program. Every such event stops the thread that caused it, too ([`Stop::Event`], [`Stop::Exec`]). A thread
+    /// that was started by us is not killed any more when it is dropped.
+    ///
+    /// # Errors
+    /// [`PtraceError::Gone`] when it was killed meanwhile.
+    pub fn follow(&mut self) -> Result<(), PtraceError> {
+        request::set_options(self.tid, FOLLOW)
+            .map_err(|error| PtraceError::new("follow the children", self.tid, error))?;
+        self.doomed = false;
+        Ok(())
+    }
+
     /// Asks for another stop as soon as the thread goes on, before it executes anything in user mode.
     ///
     /// # Errors
@@ -328,6 +381,7 @@ impl Stopped {
         let request = match how {
             Resume::Continue => libc::PTRACE_CONT,
             Resume::ToSyscall => libc::PTRACE_SYSCALL,
+            Resume::Listen => libc::PTRACE_LISTEN,
         };
         self.attached = false;
         request::go_on(request, self.tid, self.pending)

@@ -1,0 +1,57 @@
+//! What is said of processes that are followed: little, because they share our output.
+
+use super::attach::nothing_placed;
+use crate::bridge::{Bridged, Placement};
+use crate::output::{say, warn};
+use beeline_inject::{AttachReport, Followed};
+use std::collections::HashSet;
+use std::sync::Mutex;
+
+/// Tells what happens to followed processes, nothing twice.
+pub(crate) struct Told<'a> {
+    bridged: &'a Bridged,
+    /// Name of the first of them.
+    name: &'a str,
+    verbose: u8,
+    said: Mutex<HashSet<String>>,
+    first: Mutex<bool>,
+}
+
+impl<'a> Told<'a> {
+    /// For a program that is started, or a process.
+    pub(crate) fn new(bridged: &'a Bridged, name: &'a str, verbose: u8) -> Told<'a> {
+        Told { bridged, name, verbose, said: Mutex::default(), first: Mutex::new(true) }
+    }
+
+    /// Says what matters of an event.
+    pub(crate) fn tell(&self, event: &Followed<'_>) {
+        match event {
+            Followed::Placed(report) => self.placed(report),
+            Followed::Refused { pid, reason } if self.is_new(&reason.to_string()) => {
+                warn(format_args!("process {pid} runs without probes: {reason}"));
+            }
+            Followed::Refused { .. } => {}
+        }
+    }
+
+    fn placed(&self, report: &AttachReport) {
+        let name = self.name;
+        let first = self.first.lock().is_ok_and(|mut first| std::mem::take(&mut *first));
+        let placement = Placement::of(self.bridged, &report.probes);
+        for (link, reason) in &placement.refused {
+            if self.is_new(&format!("{link} {reason}")) {
+                warn(format_args!("{link} is refused in {name}: {reason}"));
+            }
+        }
+        if first && placement.in_force() == 0 {
+            // What it executes later may be another matter.
+            warn(format_args!("{name} runs without probes: {}", nothing_placed(&placement)));
+        } else if self.verbose > 0 {
+            say(&format!("{name} runs as process {} with {} probes", report.pid, placement.in_force()));
+        }
+    }
+
+    fn is_new(&self, text: &str) -> bool {
+        self.said.lock().is_ok_and(|mut said| said.insert(text.to_owned()))
+    }
+}

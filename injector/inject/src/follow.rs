@@ -1,0 +1,231 @@
+//! Follows the children of a process, and what they execute.
+//!
+//! ```text
+//! fork, vfork, clone      the child has the probes already: its memory is a copy
+//! execve                  stopped before the first instruction ─▶ probes as at start ─▶ goes on
+//! ```
+//!
+//! The injector stays the tracer of everything that is followed, which costs only when a process or thread begins, executes,
+//! ends, or gets a signal. When the injector ends, also by `kill -9`, the kernel lets all of them go: they run on as they are.
+//! A stop by a signal stays one, a signal is delivered.
+
+use crate::attach::attach;
+use crate::error::TargetRefused;
+use crate::report::AttachReport;
+use crate::request::Request;
+use crate::start::{Ended, StartCommand, begin, load, pass_on, put_in};
+use crate::target;
+use beeline_ptrace::{
+    Death, PtraceError, Resume, Running, Stop, StopError, Stopped, StoppedProcess, Waited, next_event,
+    read_status, thread_ids,
+};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// How often the threads of a process are looked for; each look finds those made since the last one.
+const LOOKS_MAX: usize = 100;
+
+/// What happened to a process that is followed.
+#[derive(Debug)]
+pub enum Followed<'a> {
+    /// It executes a program, and this was put into it.
+    Placed(&'a AttachReport),
+    /// It executes a program, without probes and without being followed any further.
+    Refused {
+        /// The process.
+        pid: i32,
+        /// Why.
+        reason: &'a TargetRefused,
+    },
+}
+
+/// Where a follower tells what happens. It is called on an OS thread of its own.
+pub type Tell<'a> = &'a (dyn Fn(Followed<'_>) + Sync);
+
+/// Starts a program with the request's probes in it, and puts them into whatever it and its children execute until it ends.
+/// Its children that are left then run on.
+///
+/// Signals that are sent to us meanwhile are passed on to it, as by [`Started::wait`](crate::Started::wait).
+///
+/// # Errors
+/// [`TargetRefused`] when it does not start; nothing is left running then.
+pub fn start_followed(
+    command: &StartCommand,
+    request: &Request,
+    tell: Tell<'_>,
+) -> Result<Ended, TargetRefused> {
+    let pid = AtomicI32::new(0);
+    passing_signals_on(&pid, || {
+        let (mut stopped, report) = begin(command, request)?;
+        // The program has our mask as it was; from now on the signals are for whoever passes them on.
+        let signals: SigSet = PASSED_ON.into_iter().collect();
+        let _ = signals.thread_block();
+        let root = stopped.tid();
+        pid.store(root, Ordering::Release);
+        tell(Followed::Placed(&report));
+        stopped.follow().map_err(StopError::from)?;
+        stopped.resume(Resume::Continue).map_err(StopError::from)?;
+        let ended = Follower { request, tell }.run(Some(root))?;
+        ended.ok_or(TargetRefused::Stop(StopError::Died { pid: root, how: None }))
+    })
+}
+
+/// Puts the request's probes into process `pid`, and into whatever it and its children execute from now on. Returns when the
+/// process and all of them have ended.
+///
+/// # Errors
+/// [`TargetRefused`] when the process cannot be attached to.
+pub fn attach_followed(pid: i32, request: &Request, tell: Tell<'_>) -> Result<(), TargetRefused> {
+    let report = attach(pid, request)?;
+    crate::tracer::run(|| {
+        seize_all(report.pid)?;
+        tell(Followed::Placed(&report));
+        Follower { request, tell }.run(None).map(drop)
+    })
+}
+
+/// Begins to follow all threads of a process that runs.
+fn seize_all(pid: i32) -> Result<(), TargetRefused> {
+    StoppedProcess::check(pid)?;
+    let mut seen = HashSet::new();
+    for _ in 0..LOOKS_MAX {
+        let ids = thread_ids(pid).map_err(|source| StopError::Proc { pid, source })?;
+        let mut new = false;
+        for tid in ids.into_iter().filter(|&tid| seen.insert(tid)) {
+            // One that a seized thread has made is traced by us already; one that has ended is no concern.
+            let ours = |tid| read_status(tid).is_ok_and(|status| status.tracer != 0);
+            match Running::seize_following(tid) {
+                Ok(()) => new = true,
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) || ours(tid) => {}
+                Err(_) => return Err(StoppedProcess::refusal(pid).into()),
+            }
+        }
+        if !new {
+            return Ok(());
+        }
+    }
+    Err(StopError::TooManyThreads { pid }.into())
+}
+
+/// The tracer of everything that is followed.
+struct Follower<'a> {
+    request: &'a Request,
+    tell: Tell<'a>,
+}
+
+impl Follower<'_> {
+    /// Handles events until `root` has ended, or nobody is left.
+    fn run(&self, root: Option<i32>) -> Result<Option<Ended>, TargetRefused> {
+        let failed = |source| TargetRefused::System { what: "wait for what is followed", source };
+        while let Some(tid) = next_event().map_err(failed)? {
+            match Running::with_event(tid).wait(Duration::ZERO) {
+                Ok(Waited::Dead(how)) if Some(tid) == root => return Ok(Some(how.into())),
+                Ok(Waited::Dead(_)) | Err(_) => {}
+                // Who was killed meanwhile reports that next.
+                Ok(Waited::Stopped(thread, stop)) => drop(self.handle(thread, stop)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Lets a thread go on, with probes if it executes a new program.
+    fn handle(&self, thread: Stopped, stop: Stop) -> Result<(), PtraceError> {
+        let how = match stop {
+            Stop::Exec => return self.executes(thread),
+            Stop::Interrupted { group: Some(_) } => Resume::Listen,
+            _ => Resume::Continue,
+        };
+        thread.resume(how).map(drop)
+    }
+
+    /// A new program, before its first instruction.
+    fn executes(&self, mut thread: Stopped) -> Result<(), PtraceError> {
+        let pid = thread.tid();
+        thread.follow()?;
+        match self.put_into(thread) {
+            Ok((report, mut threads)) => {
+                (self.tell)(Followed::Placed(&report));
+                for thread in &mut threads {
+                    thread.follow()?;
+                }
+                for thread in threads {
+                    thread.resume(Resume::Continue)?;
+                }
+            }
+            Err(reason) => (self.tell)(Followed::Refused { pid, reason: &reason }),
+        }
+        Ok(())
+    }
+
+    fn put_into(&self, thread: Stopped) -> Result<(AttachReport, Vec<Stopped>), TargetRefused> {
+        let pid = thread.tid();
+        let path =
+            target::open_traced(pid)?.exe().unwrap_or_else(|_| PathBuf::from(format!("process {pid}")));
+        let (mut report, stopped) = put_in(self.request, load(&path, thread)?)?;
+        let (threads, time) = stopped.into_threads();
+        report.stopped = time;
+        Ok((report, threads))
+    }
+}
+
+impl From<Death> for Ended {
+    fn from(how: Death) -> Ended {
+        match how {
+            Death::Exited(status) => Ended::Exited(status),
+            Death::Killed(signal) => Ended::Killed(signal),
+        }
+    }
+}
+
+/// Signals that are passed on to the program that was started.
+pub(crate) const PASSED_ON: [Signal; 6] =
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// Runs `tracer` on an OS thread of its own, and passes signals on to process `pid` as soon as that is not 0.
+fn passing_signals_on<T: Send>(
+    pid: &AtomicI32,
+    tracer: impl FnOnce() -> Result<T, TargetRefused> + Send,
+) -> Result<T, TargetRefused> {
+    let failed =
+        |what| move |error: nix::Error| TargetRefused::System { what, source: io::Error::from(error) };
+    let signals: SigSet = PASSED_ON.into_iter().collect();
+    let arrived = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(failed("look for signals"))?;
+    let (over, done) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(failed("make a pipe"))?;
+    thread::scope(|scope| {
+        let tracer = scope.spawn(move || {
+            let _done: OwnedFd = done;
+            tracer()
+        });
+        let before = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok();
+        loop {
+            let mut ready = [
+                PollFd::new(over.as_fd(), PollFlags::POLLIN),
+                PollFd::new(arrived.as_fd(), PollFlags::POLLIN),
+            ];
+            let polled = poll(&mut ready, PollTimeout::NONE);
+            if polled.is_ok() && ready[0].revents().is_some_and(|events| !events.is_empty()) {
+                break;
+            }
+            while let Ok(Some(info)) = arrived.read_signal() {
+                let pid = pid.load(Ordering::Acquire);
+                if pid != 0 {
+                    pass_on(Pid::from_raw(pid), info.ssi_signo, info.ssi_code);
+                }
+            }
+        }
+        if let Some(before) = before {
+            let _ = before.thread_set_mask();
+        }
+        tracer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
