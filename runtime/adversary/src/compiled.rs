@@ -197,6 +197,9 @@ fn dirty(numbers: &mut Numbers) -> Vec<Insn> {
 /// Interprets the program on stack number `stack`; none when it does not come to its end in time.
 fn interpret(decoded: &Decoded, seed: u64, stack: u64) -> Option<Outcome> {
     let (maps, context) = prepare(seed);
+    // Other stacks that are in use, so that each run has its own at another address.
+    // SAFETY: nothing runs on them.
+    let others = (0..stack).map(|_| unsafe { Trusted::new() }).collect::<Vec<_>>();
     // SAFETY: the program was accepted by the verifier, and has run in memory that checks; the maps live on.
     let (mut memory, host) = unsafe { (Trusted::new(), Native::new(helper, &maps)) };
     let limits = Limits { instructions_max: STEPS_MAX };
@@ -207,6 +210,7 @@ fn interpret(decoded: &Decoded, seed: u64, stack: u64) -> Option<Outcome> {
     let mut context_of_run = new_run();
     let result =
         run(decoded, &mut memory, &host, [context, 0, 0, 0, 0], &raw mut context_of_run, limits).ok()?;
+    drop(others);
     Some((result, SURROUNDINGS.with_borrow(Surroundings::contents)))
 }
 
