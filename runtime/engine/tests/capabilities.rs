@@ -6,6 +6,7 @@
 use beeline_engine::{Engine, EngineError, LoadOptions, RunOptions, StoreName};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 struct Case {
     number: u32,
@@ -111,7 +112,9 @@ fn check(file: &str) {
 
 /// The kernel's verdict through bpftool; `None` where it cannot be asked.
 fn kernel(object: &Path) -> Option<String> {
-    let pin = format!("/sys/fs/bpf/beeline-case-{}", std::process::id());
+    static PINS: AtomicU32 = AtomicU32::new(0);
+    let number = PINS.fetch_add(1, Ordering::Relaxed);
+    let pin = format!("/sys/fs/bpf/beeline-case-{}-{number}", std::process::id());
     let bpftool = ["bpftool", "/usr/sbin/bpftool"];
     let mut outputs = bpftool
         .iter()
