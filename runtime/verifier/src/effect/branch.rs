@@ -28,6 +28,8 @@ pub(crate) fn decide(op: JumpOp, width: Width, a: &Scalar, b: &Scalar) -> Option
     match op {
         JumpOp::Eq => equal(&x, &y),
         JumpOp::Ne => equal(&x, &y).map(|is| !is),
+        // The kernel knows an outcome only when one of them is a constant.
+        JumpOp::Set if !x.tnum.is_const() && !y.tnum.is_const() => None,
         JumpOp::Set if x.tnum.value & y.tnum.value != 0 => Some(true),
         JumpOp::Set if x.tnum.max() & y.tnum.max() == 0 => Some(false),
         JumpOp::Set => None,

@@ -78,11 +78,10 @@ impl Explorer<'_> {
                 Width::W32 => from.value.low_signed(),
             };
             let extended = given.sign_extend(bits.into());
-            let unchanged = width == Width::W64
-                && from.value.smin >= -(1 << (bits - 1))
-                && from.value.smax < 1 << (bits - 1);
+            let unchanged = width == Width::W64 && from.value.umax < 1 << (bits - 1);
             if unchanged {
-                self.shared(src, from)
+                // As the kernel: equal, and yet less is known of the copy.
+                RegState { value: extended, ..self.shared(src, from) }
             } else {
                 let value = if width == Width::W32 { extended.zero_extend(32) } else { extended };
                 RegState { value, id: 0, ..from }
