@@ -52,6 +52,10 @@ impl Host for Helpers<'_> {
 
     fn call(&self, call: &HelperCall, environment: &mut dyn Environment) -> Result<Outcome, Stop> {
         let known = u32::try_from(call.id).ok().and_then(beeline_helpers::by_id);
+        let kernel_only = beeline_helpers::kernel_only::KERNEL_ONLY;
+        if kernel_only.iter().any(|proto| i64::from(proto.id) == i64::from(call.id)) {
+            return Err(environment.trap(TrapKind::Unsupported("a helper that only a kernel has")));
+        }
         let Some(helper) = known else {
             return Err(environment.trap(TrapKind::UnknownHelper(call.id.into())));
         };

@@ -103,7 +103,9 @@ impl Kernel {
     /// True when programs with such instructions mean the same to the kernel as to us.
     pub fn understands(program: &Program) -> bool {
         let known = |insn: &Insn| !insn.is_wide() || !matches!(insn.src(), o::PSEUDO_BTF_ID | 5 | 6);
-        program.insns.iter().all(known)
+        // The number of a CPU is as large as the machine.
+        let is_cpu = |insn: &Insn| insn.code == o::JMP | o::CALL && insn.src() == 0 && insn.imm == 8;
+        program.insns.iter().all(known) && !program.insns.iter().any(is_cpu)
     }
 
     /// Loads a program; refused: the last line of the log.

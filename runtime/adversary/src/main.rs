@@ -85,7 +85,8 @@ fn watch(plan: &Plan, progress: &Progress, done: &AtomicBool, start: Instant) {
             said = Instant::now();
             let begun = progress.begun(plan);
             let speed = begun as f64 / start.elapsed().as_secs_f64();
-            eprintln!("{begun} of {} programs, {speed:.0} a second", plan.count);
+            let findings = progress.so_far().findings.len();
+            eprintln!("{begun} of {} programs, {speed:.0} a second, {findings} findings", plan.count);
         }
     }
 }
