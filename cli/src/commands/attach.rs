@@ -37,7 +37,7 @@ pub(crate) fn run(context: &mut Context, args: &Attach) -> Result<()> {
 /// Follows all processes until they have ended; what failed.
 fn follow(context: &mut Context, engine: &Engine, args: &Attach) -> Vec<Error> {
     let plan = |pid: u32| {
-        let filter = PlanFilter { pid: Some(pid), objects: args.object.clone() };
+        let filter = PlanFilter { pid: Some(pid), objects: args.object.clone(), ..PlanFilter::default() };
         Ok((i32::try_from(pid)?, Bridged::plan(context, engine, &filter)?))
     };
     let pids = args.pids.iter().chain(&args.pid_option).copied();
