@@ -15,7 +15,7 @@ use core::ptr::null_mut;
 /// map's key size. Per-CPU maps: the caller owns `access.cpu`.
 #[inline]
 pub unsafe fn lookup(map: &MapHandle, access: &Access, key: *const u8) -> *mut u8 {
-    match types::find(map.shape.map_type) {
+    match types::operations(map.shape.map_type) {
         // SAFETY: passed on.
         Some(kind) => unsafe { (kind.lookup)(map, access, key) },
         None => null_mut(),
@@ -48,7 +48,7 @@ pub unsafe fn lookup_percpu_elem(map: &MapHandle, key: *const u8, cpu: u32) -> *
 /// As [`lookup`]; `value` is readable for the map's value size.
 #[inline]
 pub unsafe fn update(map: &MapHandle, access: &Access, key: *const u8, value: *const u8, flags: u64) -> i64 {
-    match types::find(map.shape.map_type) {
+    match types::operations(map.shape.map_type) {
         // SAFETY: passed on.
         Some(kind) => unsafe { (kind.update)(map, access, key, value, flags) },
         None => -EINVAL,
@@ -64,7 +64,7 @@ pub unsafe fn update(map: &MapHandle, access: &Access, key: *const u8, value: *c
 /// As [`lookup`].
 #[inline]
 pub unsafe fn delete(map: &MapHandle, access: &Access, key: *const u8) -> i64 {
-    match types::find(map.shape.map_type) {
+    match types::operations(map.shape.map_type) {
         // SAFETY: passed on.
         Some(kind) => unsafe { (kind.delete)(map, access, key) },
         None => -EINVAL,

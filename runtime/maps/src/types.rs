@@ -36,7 +36,9 @@ pub struct MapKind {
 }
 
 /// Every type there is.
-pub static TYPES: &[MapKind] = &[
+pub static TYPES: &[MapKind] = &KINDS;
+
+const KINDS: [MapKind; 11] = [
     MapKind {
         map_type: MapType::HASH,
         name: "hash",
@@ -160,12 +162,38 @@ pub static TYPES: &[MapKind] = &[
     },
 ];
 
+/// What programs do with maps of a type. A table of its own, so that what never makes a map (the agent) does not carry along
+/// what does.
+pub(crate) struct Operations {
+    pub(crate) lookup: unsafe fn(&MapHandle, &Access, *const u8) -> *mut u8,
+    pub(crate) update: unsafe fn(&MapHandle, &Access, *const u8, *const u8, u64) -> i64,
+    pub(crate) delete: unsafe fn(&MapHandle, &Access, *const u8) -> i64,
+}
+
+/// In the order of [`TYPES`].
+static OPERATIONS: [Operations; KINDS.len()] = {
+    const FIRST: Operations = Operations { lookup: no_lookup, update: no_update, delete: no_delete };
+    let mut all = [FIRST; KINDS.len()];
+    let mut at = 0;
+    while at < KINDS.len() {
+        all[at] = Operations { lookup: KINDS[at].lookup, update: KINDS[at].update, delete: KINDS[at].delete };
+        at += 1;
+    }
+    all
+};
+
+/// What programs do with maps of this type, if there is such a type.
+#[inline]
+pub(crate) fn operations(map_type: u32) -> Option<&'static Operations> {
+    OPERATIONS.get(usize::from(*ROWS.get(map_type as usize)?))
+}
+
 /// Row of each type number, 255 = none.
 static ROWS: [u8; 64] = {
     let mut rows = [255; 64];
     let mut at = 0;
-    while at < TYPES.len() {
-        rows[TYPES[at].map_type as usize] = at as u8;
+    while at < KINDS.len() {
+        rows[KINDS[at].map_type as usize] = at as u8;
         at += 1;
     }
     rows
