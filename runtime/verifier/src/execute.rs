@@ -205,6 +205,7 @@ impl Explorer<'_> {
     fn atomic(&mut self, size: Size, op: AtomicOp, fetch: bool, base: Reg, off: i16, src: Reg) -> Checked {
         if op == AtomicOp::LoadAcquire {
             self.atomic_target(base)?;
+            self.atomic_place(base, off, size)?;
             let value = self.load(base, off, size, false)?;
             self.state.set(src, value);
             return Ok(());
@@ -217,6 +218,7 @@ impl Explorer<'_> {
         self.pointer_read_as_number(&operand);
         self.atomic_target(base)?;
         if op == AtomicOp::StoreRelease {
+            self.atomic_place(base, off, size)?;
             return self.store(base, off, size, Operand::Reg(src));
         }
         let old = self.load(base, off, size, false)?;
@@ -236,6 +238,13 @@ impl Explorer<'_> {
             self.state.set(into, old);
         }
         Ok(())
+    }
+
+    /// Loads and stores with an order are naturally aligned, too.
+    fn atomic_place(&mut self, base: Reg, off: i16, size: Size) -> Checked {
+        let pointer = self.readable(base)?;
+        let target = Target { reg: base, pointer: &pointer, off: off.into(), size: size.bytes() };
+        self.naturally_aligned(&target)
     }
 
     /// Atomic operations work on memory proper.

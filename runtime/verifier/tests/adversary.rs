@@ -90,3 +90,12 @@ fn swapped_bytes_keep_what_is_known_of_bits() {
     );
     accepted.expect("byte 31 of 32");
 }
+
+/// A store with release order, two bytes off a word.
+#[test]
+fn ordered_loads_and_stores_are_aligned() {
+    let store = "b709000000000000 1824000001000000 0000000000000000 c3941a0010010000 b700000000000000 9500000000000000";
+    assert!(reason(store).starts_with("misaligned value access"), "{}", reason(store));
+    let load = "1824000001000000 0000000000000000 c3401a0000010000 b700000000000000 9500000000000000";
+    assert!(reason(load).starts_with("misaligned value access"), "{}", reason(load));
+}
