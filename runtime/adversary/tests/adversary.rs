@@ -56,7 +56,7 @@ fn the_kernel_agrees() {
     let tally = slice(Plan { seed: 2, count: 1500, kernel: true, ..PLAN });
     let (compared, accepted) = tally.compared;
     let missed: u64 = tally.missed.values().map(|row| row.0).sum();
-    assert!(compared > 1300, "only {compared} compared");
+    assert!(compared > 1100, "only {compared} compared");
     assert!(
         20 * missed < accepted,
         "{missed} of {accepted} that the kernel accepts are refused: {:?}",
