@@ -11,7 +11,7 @@ use beeline_verifier::{MapInfo, Options, ProgType, Program, Verified, verify_wit
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Most instructions of one run. Only loops that the run itself bounds reach it.
+/// Most instructions of a run that nothing but itself bounds; others may take as many as the verifier looked at.
 const STEPS_MAX: u64 = 4_000;
 
 /// What came of a program.
@@ -171,7 +171,7 @@ impl Run<'_> {
         let mut watch = Watcher { run: self, pc: &pc, wrong: &wrong, covered, steps: 0, last: Vec::new() };
         let mut memory = WorldMemory(self.world);
         let arguments = [self.world.borrow().context(), 0, 0, 0, 0];
-        let limits = Limits { instructions_max: STEPS_MAX };
+        let limits = Limits { instructions_max: self.shape.steps_max.unwrap_or(0).max(STEPS_MAX) };
         let null = std::ptr::null_mut();
         let result = run_watched(decoded, &mut memory, &host, arguments, null, limits, &mut watch);
         let steps = watch.steps;

@@ -21,6 +21,7 @@ struct NeededFrame {
     callsite: u32,
     subprogram: u16,
     callback: Option<Callback>,
+    callback_depth: u32,
     /// By number.
     regs: Box<[(u8, RegState)]>,
     /// By place below r10.
@@ -34,6 +35,7 @@ impl Needed {
             callsite: frame.callsite,
             subprogram: frame.subprogram,
             callback: frame.callback,
+            callback_depth: frame.callback_depth,
             regs: regs(frame, *live, precision),
             slots: slots(frame, precision, reads),
         };
@@ -60,7 +62,10 @@ impl Needed {
     pub(crate) fn covers(&self, new: &State, comparison: &mut Comparison) -> bool {
         comparison.begin();
         let same_chain = |(old, new): (&NeededFrame, &Frame)| {
-            old.callsite == new.callsite && old.subprogram == new.subprogram && old.callback == new.callback
+            old.callsite == new.callsite
+                && old.subprogram == new.subprogram
+                && old.callback == new.callback
+                && old.callback_depth <= new.callback_depth
         };
         self.frames.len() == new.frames.len()
             && self.frames.iter().zip(&new.frames).all(same_chain)

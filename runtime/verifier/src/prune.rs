@@ -63,13 +63,19 @@ impl Comparison<'_> {
     }
 
     /// True when `old` covers `new`. Of each frame, outermost first, the registers `live` can still be read.
+    ///
+    /// A helper calls a callback a bounded number of times: where `old` has been through more of them, fewer were explored
+    /// after it than may come after `new`.
     pub(crate) fn covers(&mut self, old: &State, new: &State, live: &[Regs]) -> bool {
         if old.frames.len() != new.frames.len() {
             return false;
         }
         self.begin();
         let same_chain = old.frames.iter().zip(&new.frames).all(|(old, new)| {
-            old.callsite == new.callsite && old.subprogram == new.subprogram && old.callback == new.callback
+            old.callsite == new.callsite
+                && old.subprogram == new.subprogram
+                && old.callback == new.callback
+                && old.callback_depth <= new.callback_depth
         });
         same_chain
             && self.depths(old, new)

@@ -99,3 +99,18 @@ fn ordered_loads_and_stores_are_aligned() {
     let load = "1824000001000000 0000000000000000 c3401a0000010000 b700000000000000 9500000000000000";
     assert!(reason(load).starts_with("misaligned value access"), "{}", reason(load));
 }
+
+/// Two calls of `bpf_loop` with one turn each. The first callback may leave any number at fp-24; the second reads it, jumps
+/// when it is odd, and then reads below the stack. A state in which the second callback had its turn does not cover one in
+/// which that is still to come.
+#[test]
+fn turns_that_are_left_are_explored() {
+    let reason = reason(
+        "bfa3000000000000 07030000e8ffffff 7a0ae8ff00000000 b701000001000000 184200000c000000 0000000000000000
+         b704000000000000 85000000b5000000 bfa3000000000000 07030000e0ffffff 7a0ae0ff00000000 b701000001000000
+         1842000004000000 0000000000000000 b704000000000000 85000000b5000000 9500000000000000 bf16000000000000
+         bf27000000000000 4706000001000000 0707000013000000 7974f5ff00000000 6b47edff00000000 1d46020000000000
+         b700000000000000 9500000000000000 717008fe00000000 b700000000000000 9500000000000000",
+    );
+    assert!(reason.starts_with("invalid read from stack"), "{reason}");
+}
