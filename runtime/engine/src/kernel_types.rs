@@ -1,7 +1,8 @@
 //! A BTF as the verifier asks for it.
 
-use beeline_object::btf::{Btf, Kind, Walked};
+use beeline_object::btf::{Btf, KERNEL_BTF_PATH, Kind, Walked, builtin};
 use beeline_verifier::types::{Field, KernelTypes, PointerTag, Types};
+use std::path::Path;
 use std::sync::Arc;
 
 #[derive(Debug)]
@@ -10,6 +11,12 @@ struct FromBtf(Arc<Btf>);
 /// The types of this BTF.
 pub fn kernel_types(btf: Arc<Btf>) -> Types {
     Types(Arc::new(FromBtf(btf)))
+}
+
+/// The running kernel's types, or the built-in ones where it shows none.
+pub fn running_kernel_types() -> Types {
+    let kernel = Btf::load(Path::new(KERNEL_BTF_PATH)).map(Arc::new);
+    kernel_types(kernel.unwrap_or_else(|_| builtin::btf()))
 }
 
 impl KernelTypes for FromBtf {

@@ -34,7 +34,7 @@ pub use beeline_store::{
 pub use dump::{JitedLine, XlatedLine};
 pub use engine::{Engine, LinkEntry, Listing, ProgramEntry};
 pub use error::EngineError;
-pub use kernel_types::kernel_types;
+pub use kernel_types::{kernel_types, running_kernel_types};
 pub use load::{
     LoadOptions, Loaded, LoadedMap, LoadedProgram, default_name, map_type_name, program_type_name,
 };

@@ -4,9 +4,6 @@
 //! passes. `accepted_beyond_kernel.txt` lists the programs that are accepted here and not by the kernel, with the reason why
 //! each is harmless in user space.
 
-#[path = "support/types.rs"]
-mod types;
-
 use beeline_abi::map::{MapFlags, MapShape, MapType};
 use beeline_isa::Insn;
 use beeline_verifier::types::Types;
@@ -115,7 +112,7 @@ fn verdicts_are_the_kernels() {
     };
     const STRICT_ALIGNMENT: u64 = 1;
     let excused = excused();
-    let types = types::kernel_types();
+    let types = beeline_engine::running_kernel_types();
     let (mut accepted, mut acceptable, mut beyond) = (0, 0, Vec::new());
     let mut missed: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row["cls"] != "skb_ctx") {

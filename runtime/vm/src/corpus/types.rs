@@ -1,53 +1,11 @@
-//! The running kernel's types, as the verifier asks for them.
+//! The running kernel's types, read once.
 
-use beeline_object::btf::{Btf, KERNEL_BTF_PATH, Kind, Walked, builtin};
-use beeline_verifier::types::{Field, KernelTypes, PointerTag, Types};
-use std::path::Path;
-use std::sync::{Arc, LazyLock};
+use beeline_verifier::types::Types;
+use std::sync::LazyLock;
 
-#[derive(Debug)]
-struct FromBtf(Arc<Btf>);
-
-/// Read once; the built-in types where the kernel shows none.
-static KERNEL: LazyLock<Types> = LazyLock::new(|| {
-    let kernel = Btf::load(Path::new(KERNEL_BTF_PATH)).map(Arc::new);
-    Types(Arc::new(FromBtf(kernel.unwrap_or_else(|_| builtin::btf()))))
-});
+static KERNEL: LazyLock<Types> = LazyLock::new(beeline_engine::running_kernel_types);
 
 /// The types of the kernel that runs here.
 pub(crate) fn kernel_types() -> Types {
     KERNEL.clone()
-}
-
-impl KernelTypes for FromBtf {
-    fn find(&self, name: &str) -> Option<u32> {
-        self.0.find(name, Kind::Struct).map(|ty| ty.id())
-    }
-
-    fn name(&self, type_id: u32) -> &str {
-        self.0.get(type_id).map_or("", |ty| ty.name())
-    }
-
-    fn function(&self, btf_id: u32) -> Option<&str> {
-        self.0.get(btf_id).filter(|ty| ty.kind() == Kind::Func).map(|ty| ty.name())
-    }
-
-    fn offset(&self, structure: &str, path: &str) -> Option<u32> {
-        self.0.field_of(structure, path).map(|field| field.byte_offset())
-    }
-
-    fn field(&self, type_id: u32, off: u32, size: u32) -> Result<Field, String> {
-        Ok(match self.0.walk(type_id, off, size)? {
-            Walked::Number => Field::Number,
-            Walked::Pointer { type_id, tag } => {
-                let tag = match tag {
-                    "user" => PointerTag::User,
-                    "percpu" => PointerTag::PerCpu,
-                    "rcu" => PointerTag::Rcu,
-                    _ => PointerTag::None,
-                };
-                Field::Pointer { type_id, tag }
-            }
-        })
-    }
 }
