@@ -16,19 +16,19 @@ use crate::agent::{AgentImage, LinkedAgent, Own};
 use crate::error::TargetRefused;
 use crate::existing::Existing;
 use crate::group::{Group, groups};
+use crate::ingredients::Ingredients;
 use crate::maps::{SharedFile, map_handle};
 use crate::patch::{Patch, Write, fill_hole, inner, jump_bytes, padded};
-use crate::request::{MapRequest, ProbeKind, ProbeRequest, ProgramRequest, Request};
+use crate::request::{ProbeKind, ProbeRequest, ProgramRequest};
 use crate::sites::{PlannedSite, PlannedSites};
 use crate::space::{MemoryFile, Space};
 use crate::wire::{BLOCK_LEN, BlockHead, Wire, region_offset};
-use beeline_abi::code::{ContextUse, ProgramNeeds, Symbol};
+use beeline_abi::code::{ProgramNeeds, Symbol};
 use beeline_abi::link::{LinkRuntime, LinkShared};
 use beeline_abi::map::MapHandle;
 use beeline_abi::process::{ForkPage, ProcessBlock, ProgramRuntime, REGIONS_MAX, Region, SiteRuntime};
-use beeline_abi::regs::PtRegs;
 use beeline_abi::thread::{THREAD_SLOTS, ThreadSlot};
-use beeline_remote::{Mappings, Process, reach};
+use beeline_remote::reach;
 use beeline_site::SitePlan;
 use beeline_stub::{Arena, Environment, LinkCode, OnlyIn, SiteCode, ThreadKey, stub_len_max};
 use std::collections::HashMap;
@@ -39,8 +39,6 @@ const PAGE: u64 = beeline_abi::PAGE_SIZE;
 
 /// Room for the jump slots of an arena.
 const SLOTS_LEN: u64 = 4096;
-/// About what a thread's scratch and return stack take; with a private stack, it is twice that.
-const THREAD_MEMORY_LEN: u64 = 64 << 10;
 /// Where files of the store are mapped: nothing needs them near.
 const SHARED_RANGE: Range<u64> = 0x3000_0000_0000..0x5000_0000_0000;
 /// A page without rights between image and block: a mapping begins with the block, where it is looked for.
@@ -84,18 +82,6 @@ pub(crate) struct Generation<'a> {
     /// Address of the agent's gate of system calls.
     pub(crate) call_gate: u64,
     pub(crate) patches: Vec<Patch>,
-}
-
-/// What a generation is made from.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ingredients<'a> {
-    pub(crate) process: &'a Process,
-    pub(crate) maps: &'a Mappings,
-    pub(crate) request: &'a Request,
-    pub(crate) existing: Option<&'a Existing>,
-    pub(crate) image: &'a AgentImage,
-    pub(crate) thread_key: ThreadKey,
-    pub(crate) small_stacks: bool,
 }
 
 /// Addresses in the tables.
@@ -663,123 +649,6 @@ impl<'a> Builder<'a> {
         self.memory.write(offset, &unfinished.to_bytes())?;
         self.memory.write(offset + region_offset(0), &bytes_of(regions))
     }
-}
-
-impl<'a> Ingredients<'a> {
-    fn new_maps(&self) -> impl Iterator<Item = &'a MapRequest> + use<'a> {
-        let known: Vec<u32> =
-            self.existing.iter().flat_map(|existing| &existing.maps).map(|map| map.id).collect();
-        self.request.maps.iter().filter(move |map| !known.contains(&map.id))
-    }
-
-    fn new_programs(&self) -> impl Iterator<Item = &'a ProgramRequest> + use<'a> {
-        let known: Vec<u32> =
-            self.existing.iter().flat_map(|e| &e.programs).map(|program| program.id).collect();
-        let given = *self;
-        let usable = move |program: &&ProgramRequest| given.unusable(program.id).is_none();
-        self.request.programs.iter().filter(move |program| !known.contains(&program.id)).filter(usable)
-    }
-
-    /// Bytes that are mapped for the memory of threads: those that are there, as many to come, and some. Pages are taken
-    /// when they are touched.
-    fn reserve_len(&self) -> u64 {
-        const SPARE: u64 = 64;
-        let threads = beeline_ptrace::thread_ids(self.process.pid()).map_or(0, |ids| ids.len() as u64);
-        (2 * threads.min(THREAD_SLOTS) + SPARE) * if self.small_stacks { 2 } else { 1 } * THREAD_MEMORY_LEN
-    }
-
-    /// Where the semaphore of a probe is in the process; none when it has none, or when it is not a private variable as
-    /// semaphores are (the kernel's `valid_ref_ctr_vma`): the probe goes without then.
-    fn semaphore_of(&self, probe: &ProbeRequest, site: &PlannedSite) -> Option<u64> {
-        let address = probe.semaphore?.wrapping_sub(site.plan.vaddr).wrapping_add(site.address);
-        let last = self.maps.at(address.checked_add(1)?)?;
-        let mapping = self.maps.at(address).filter(|mapping| mapping.start == last.start)?;
-        (mapping.write && !mapping.shared && mapping.inode != 0).then_some(address)
-    }
-
-    /// Why a program cannot be linked into the process.
-    pub(crate) fn unusable(&self, id: u32) -> Option<String> {
-        let Ok(program) = self.program(id) else { return Some(format!("its program {id} is not there")) };
-        let has_map = |id: u32| {
-            self.request.maps.iter().any(|map| map.id == id)
-                || self.existing.is_some_and(|existing| existing.maps.iter().any(|map| map.id == id))
-        };
-        let name = &program.name;
-        program.relocs.iter().find_map(|reloc| match reloc.symbol {
-            Symbol::Helper(id) if !self.image.has_helper(id) => {
-                Some(format!("program {name} uses helper {id}, which the agent does not have"))
-            }
-            Symbol::MapHandle(index) | Symbol::MapData(index) => match program.maps.get(index as usize) {
-                Some(&id) if has_map(id) => None,
-                _ => Some(format!("program {name} uses a map with index {index}, which is not there")),
-            },
-            _ => None,
-        })
-    }
-
-    fn map_count(&self) -> usize {
-        self.request.maps.len() + self.existing.map_or(0, |existing| existing.maps.len())
-    }
-
-    fn program_count(&self) -> usize {
-        self.request.programs.len() + self.existing.map_or(0, |existing| existing.programs.len())
-    }
-
-    fn site_count(&self, planned: &PlannedSites) -> usize {
-        let new = planned.sites.iter().filter(|site| site.existing.is_none());
-        // Site and hole.
-        new.map(|site| 1 + usize::from(site.is_short())).sum::<usize>()
-            + self.existing.map_or(0, |existing| existing.sites.len())
-    }
-
-    fn link_count(&self, site: &PlannedSite) -> usize {
-        let old = match (self.existing, site.existing) {
-            (Some(existing), Some(index)) => existing.links[index].len(),
-            _ => 0,
-        };
-        old + site.probes.len() + usize::from(site.own.is_some())
-    }
-
-    /// Bytes that all programs of the request take.
-    fn programs_len(&self) -> u64 {
-        self.request.programs.iter().map(|program| program.code.len() as u64 + 16 + slots_len(program)).sum()
-    }
-
-    fn program(&self, id: u32) -> Result<&'a ProgramRequest, TargetRefused> {
-        self.request.programs.iter().find(|program| program.id == id).ok_or_else(|| {
-            TargetRefused::BadRequest { what: format!("a probe refers to program {id}, which is not there") }
-        })
-    }
-
-    /// What a program that is linked already needs; everything when nothing is known of it any more.
-    fn needs_of(&self, link: &LinkRuntime) -> ProgramNeeds {
-        match self.program(link.prog_id) {
-            _ if link.link_id == LinkRuntime::OWN => {
-                ProgramNeeds { context: OWN_CONTEXT, ..ProgramNeeds::default() }
-            }
-            Ok(program) => program.needs,
-            Err(_) => ProgramNeeds {
-                context: ContextUse::ALL,
-                cpu: link.flags & LinkRuntime::NEEDS_CPU != 0,
-                stack_bytes: 512,
-                tail_calls: true,
-            },
-        }
-    }
-}
-
-/// The registers that programs of the agent's own read: number and arguments of a system call.
-const OWN_CONTEXT: ContextUse = ContextUse::NONE
-    .with_access(offset_of!(PtRegs, ax) as u32, 8)
-    .with_access(offset_of!(PtRegs, bx) as u32, 8)
-    .with_access(offset_of!(PtRegs, cx) as u32, 8)
-    .with_access(offset_of!(PtRegs, dx) as u32, 8)
-    .with_access(offset_of!(PtRegs, si) as u32, 8)
-    .with_access(offset_of!(PtRegs, di) as u32, 8);
-
-/// Bytes of the jump slots that a program can want.
-fn slots_len(program: &ProgramRequest) -> u64 {
-    16 * program.relocs.iter().filter(|reloc| matches!(reloc.symbol, Symbol::Helper(_))).count() as u64
 }
 
 /// An area that is one piece.

@@ -26,6 +26,7 @@ mod follow;
 mod generation;
 mod group;
 mod image;
+mod ingredients;
 mod inspect;
 mod maps;
 mod patch;
