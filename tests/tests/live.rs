@@ -350,23 +350,40 @@ fn coroutines_return_in_any_order() {
     assert_eq!(store.number("shared", 1), 6000 - 3, "the last entry of each coroutine never returns");
 }
 
-/// Two jumps cannot overlap: the second probe is refused and named, the first works.
-#[test]
-fn probes_too_close_to_each_other_are_refused() {
+/// Runs the target with a probe at its function's entry and another one `apart` bytes behind it: what the command says on
+/// standard error, with the store.
+fn nearby(apart: u32) -> (String, Store) {
     let program = gcc("tests/targets/nearby.c");
     let path = program.to_string_lossy().into_owned();
     let store = Store::new();
     load_counts(&store, &[&format!("{path}:nearby")]);
     let again = object("examples/tail-calls/dispatch.bpf.c").to_string_lossy().into_owned();
-    store.ok(&["load", &again, "--attach", &format!("dispatch=uprobe:{path}:nearby+4")]);
+    store.ok(&["load", &again, "--attach", &format!("dispatch=uprobe:{path}:nearby+{apart}")]);
     let output = store.output(&["start", "--", &path, "1000"]);
     assert!(output.status.success());
     assert!(
         String::from_utf8_lossy(&output.stdout).contains("sum 1498500"),
         "the program computes what it should"
     );
-    assert!(String::from_utf8_lossy(&output.stderr).contains("overlap"), "the refused probe is named");
+    (String::from_utf8_lossy(&output.stderr).into_owned(), store)
+}
+
+/// A short jump leaves room for a long one that begins before five bytes are over.
+#[test]
+fn probes_four_bytes_apart_both_count() {
+    let (errors, store) = nearby(4);
+    assert!(!errors.contains("overlap"), "{errors}");
     assert_eq!(store.number("shared", 0), 1000);
+    assert_eq!((store.number("counts", 0), store.number("counts", 1)), (100, 900));
+}
+
+/// Two jumps cannot overlap: the place that comes first in the program is refused and named, the other works.
+#[test]
+fn probes_too_close_to_each_other_are_refused() {
+    let (errors, store) = nearby(1);
+    assert!(errors.contains("overlap"), "the refused probe is named: {errors}");
+    assert_eq!(store.number("shared", 0), 0);
+    assert_eq!((store.number("counts", 0), store.number("counts", 1)), (100, 900));
 }
 
 #[test]
