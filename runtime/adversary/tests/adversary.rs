@@ -1,8 +1,10 @@
 //! Slices of what `cargo xtask fuzz verifier` runs at length: fixed seeds, seconds.
 //!
-//! The long run is `cargo xtask fuzz verifier 10000000 --seed 1`, about twenty minutes of one CPU. It found four unsound claims
-//! or missing rules while it was being written (`runtime/verifier/tests/adversary.rs`). With `--kernel`, 300,000 programs (seed
-//! 2) and then 100,000 (seed 11) were compared: what was left is one program of which less is known to the kernel than here.
+//! The long run is `cargo xtask fuzz verifier 10000000 --seed 1`, about twenty minutes of one CPU. While it was being written
+//! it found what `runtime/verifier/tests/adversary.rs` holds; its last run, over the verifier with all of that mended, had
+//! 5,737,780 programs accepted, 5,897,854,737 instructions executed and compared, and no finding. With `--kernel`, 300,000
+//! programs (seed 2), then 100,000 (seed 11) and 20,000 (seed 5) were compared: what was left in each of the last two is one
+//! program of which the kernel knows less than is known here.
 
 use beeline_adversary::campaign::{Plan, Progress, Tally, run};
 use beeline_adversary::cases::{Case, Origin};
