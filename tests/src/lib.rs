@@ -88,6 +88,13 @@ pub fn object(source: &str) -> PathBuf {
     })
 }
 
+/// Copies a program that is to be executed. In a process of its own: a child that another thread begins meanwhile would keep
+/// the copy open for writing until it executes something else, and the copy could not be executed.
+pub fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status().expect("cp runs");
+    assert!(status.success(), "{} is not copied to {}", from.display(), to.display());
+}
+
 /// Compiles a C target given by its path under the root. `variant` names the result apart, `flags` go to `compiler`.
 pub fn target(source: &str, variant: &str, compiler: &str, flags: &[&str]) -> PathBuf {
     let source = root().join(source);

@@ -1,6 +1,6 @@
 //! What is wrong is said clearly, nothing is half-done, the target is untouched.
 
-use beeline_tests::{Store, Target, gcc, object, target};
+use beeline_tests::{Store, Target, copy, gcc, object, target};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -225,7 +225,7 @@ fn a_process_of_another_user() {
     let open = std::env::temp_dir().join(format!("beeline-open-{}", std::process::id()));
     std::fs::create_dir_all(&open).expect("writable");
     let command = open.join("beeline");
-    std::fs::copy(beeline_tests::beeline_path(), &command).expect("copied");
+    copy(beeline_tests::beeline_path().as_ref(), &command);
     let object_copy = open.join("malloc.bpf.o");
     std::fs::copy(object("examples/malloc-counter/malloc.bpf.c"), &object_copy).expect("copied");
     let as_nobody = |arguments: &[&str]| {

@@ -1,6 +1,6 @@
 //! Exact counts: equal to what the program itself knows, or to the kernel's uprobe with the same object.
 
-use beeline_tests::{Store, Target, gcc, have, object, root, target};
+use beeline_tests::{Store, Target, copy, gcc, have, object, root, target};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -91,7 +91,7 @@ fn glibc_static() {
 fn glibc_static_stripped() {
     let named = target("tests/targets/worker.c", "static", "gcc", &["-static", "-no-pie"]);
     let stripped = named.with_file_name("worker-stripped-static");
-    std::fs::copy(&named, &stripped).expect("copied");
+    copy(&named, &stripped);
     let run = |command: &mut Command| {
         let output = command.output().expect("binutils are there");
         assert!(output.status.success());

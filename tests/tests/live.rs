@@ -1,25 +1,28 @@
 //! Attach and detach on real servers under load, and on processes with many blocked threads.
 
 use beeline_tests::{Store, Target, gcc, have, object, our_mappings, rounds, target, text_of};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+use tempfile::TempDir;
 
 /// A server of ours in a folder of its own.
 struct Server {
     child: Child,
-    folder: PathBuf,
+    folder: TempDir,
 }
 
 impl Server {
     fn start(name: &str, command: impl FnOnce(&Path) -> Command, is_up: impl Fn(&Path) -> bool) -> Server {
-        let folder = std::env::temp_dir().join(format!("beeline-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a temporary folder");
-        let child =
-            command(&folder).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let child = command(folder.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server starts");
         let server = Server { child, folder };
         for _ in 0..200 {
-            if is_up(&server.folder) {
+            if is_up(server.folder.path()) {
                 return server;
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -37,7 +40,6 @@ impl Drop for Server {
         // SAFETY: a signal to a child that has not been waited for.
         unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
         let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
@@ -70,7 +72,7 @@ fn redis() -> Server {
 
 fn redis_benchmark(server: &Server, requests: u64) -> Command {
     let mut command = Command::new("redis-benchmark");
-    command.arg("-s").arg(server.folder.join("redis.sock"));
+    command.arg("-s").arg(server.folder.path().join("redis.sock"));
     // Not -q: its progress lines fill a pipe that is read only at the end.
     command.args(["--csv", "-c", "20", "-t", "set,get,lpush", "-n", &requests.to_string()]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -159,7 +161,7 @@ fn counts_on_redis_are_those_of_its_commands() {
 /// What redis itself says: commands processed since it started, without the one that asks.
 fn commands_processed(server: &Server) -> u64 {
     let mut ask = Command::new("redis-cli");
-    ask.arg("-s").arg(server.folder.join("redis.sock")).args(["info", "stats"]);
+    ask.arg("-s").arg(server.folder.path().join("redis.sock")).args(["info", "stats"]);
     let text = String::from_utf8(ask.output().expect("redis-cli runs").stdout).expect("text");
     let line = text.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
     line.and_then(|number| number.trim().parse().ok()).unwrap_or_else(|| panic!("no count in: {text}"))
@@ -199,7 +201,7 @@ fn nginx_under_load_counts_each_connection() {
     for worker in &workers {
         store.ok(&["attach", worker]);
     }
-    let log = server.folder.join("access.log");
+    let log = server.folder.path().join("access.log");
     let lines = || std::fs::read_to_string(&log).map_or(0, |text| text.lines().count() as u64);
     let before = lines();
     let output = Command::new("wrk")

@@ -1,6 +1,6 @@
 //! Statically defined probes: arguments in all forms, semaphores, the same counts as in the kernel.
 
-use beeline_tests::{Store, Target, gcc, have, object, target};
+use beeline_tests::{Store, Target, copy, gcc, have, object, target};
 use serde_json::Value;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -165,7 +165,7 @@ fn python_as_under_the_kernel() {
     }
     let folder = tempfile::tempdir().expect("a folder");
     let python = folder.path().join("python3");
-    std::fs::copy("/usr/bin/python3", &python).expect("copied");
+    copy(Path::new("/usr/bin/python3"), &python);
     let python = python.to_string_lossy().into_owned();
     let object = object("tests/programs/python_gc.bpf.c");
     let mut kernel = Command::new(target("tests/targets/kernel_count.c", "glibc", "gcc", &[]));
