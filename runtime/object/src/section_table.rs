@@ -104,8 +104,8 @@ pub mod attach_type {
     pub const TRACE_FSESSION: u32 = 58;
 }
 
-/// Lower-case name of each program type, by number.
-const PROG_TYPE_NAMES: [&str; 33] = [
+/// Lower-case name of each program type, by number, as in the kernel's enum.
+pub const PROG_TYPE_NAMES: [&str; 33] = [
     "unspec",
     "socket_filter",
     "kprobe",

@@ -5,6 +5,7 @@ use super::types;
 use crate::hex::{self, HexError};
 use beeline_isa::Insn;
 use beeline_isa::opcode::{LD_IMM64, PSEUDO_MAP_FD};
+use beeline_object::section_table::PROG_TYPE_NAMES;
 use beeline_verifier::{ProgType, Program};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -64,43 +65,6 @@ const PACKET_LEN_MIN: usize = 14;
 
 const STRICT_ALIGNMENT: u64 = 1;
 const SLEEPABLE: u64 = 16;
-
-/// Names of program types by number, as the kernel's enum has them.
-const PROG_TYPES: [&str; 33] = [
-    "unspec",
-    "socket_filter",
-    "kprobe",
-    "sched_cls",
-    "sched_act",
-    "tracepoint",
-    "xdp",
-    "perf_event",
-    "cgroup_skb",
-    "cgroup_sock",
-    "lwt_in",
-    "lwt_out",
-    "lwt_xmit",
-    "sock_ops",
-    "sk_skb",
-    "cgroup_device",
-    "sk_msg",
-    "raw_tracepoint",
-    "cgroup_sock_addr",
-    "lwt_seg6local",
-    "lirc_mode2",
-    "sk_reuseport",
-    "flow_dissector",
-    "cgroup_sysctl",
-    "raw_tracepoint_writable",
-    "cgroup_sockopt",
-    "tracing",
-    "struct_ops",
-    "ext",
-    "lsm",
-    "sk_lookup",
-    "syscall",
-    "netfilter",
-];
 
 impl Row {
     /// Reads a row.
@@ -172,7 +136,7 @@ fn prog_type(value: &Value) -> Result<ProgType, RowError> {
         Value::Null => 1,
         Value::Number(_) => value.as_u64().ok_or(RowError::Key("prog_type"))?,
         Value::String(name) => {
-            let known = PROG_TYPES.iter().position(|known| known == name);
+            let known = PROG_TYPE_NAMES.iter().position(|known| known == name);
             known.ok_or_else(|| RowError::ProgType(name.clone()))? as u64
         }
         _ => return Err(RowError::Key("prog_type")),
