@@ -3,9 +3,13 @@
 use crate::context::Context;
 use crate::output::warn;
 use anyhow::{Result, bail};
-use beeline_engine::{AttachPlan, Engine, PlanFilter, PlannedMap, PlannedProbe, PlannedProgram, ProbeKind};
+use beeline_engine::{
+    AttachPlan, Engine, LinkOutcome, PlanFilter, PlannedMap, PlannedProbe, PlannedProgram, ProbeKind,
+    RefusedPlace,
+};
 use beeline_inject::{
-    Attached, FileIdentity, Location, MapRequest, ProbeRequest, ProbeState, ProgramRequest, Request,
+    Attached, FileIdentity, Location, MapRequest, ProbeOutcome, ProbeRequest, ProbeState, ProgramRequest,
+    Request, TargetRefused,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -122,14 +126,57 @@ pub(crate) fn resync(engine: &Engine, links: Option<&[u32]>) -> Vec<i32> {
     };
     let mut done = Vec::new();
     for attached in beeline_inject::attached_processes().into_iter().filter(carries) {
-        let result = Bridged::resync(engine, &attached)
-            .and_then(|request| Ok(beeline_inject::attach(attached.pid, &request)?));
+        let pid = attached.pid;
+        let result = Bridged::resync(engine, &attached).and_then(|request| {
+            let report = beeline_inject::attach(pid, &request)?;
+            keep(engine, pid, &request, &report.probes);
+            Ok(())
+        });
         match result {
-            Ok(_) => done.push(attached.pid),
+            Ok(()) => done.push(pid),
             Err(error) => warn(format_args!("process {} is left as it is: {error:#}", attached.pid)),
         }
     }
     done
+}
+
+/// Keeps in the store what became of a request's probes in a process, for `link show`. Whatever prevents that is said, and
+/// changes nothing about the probes.
+pub(crate) fn keep(engine: &Engine, pid: i32, request: &Request, outcomes: &[ProbeOutcome]) {
+    let mut links: BTreeMap<u32, LinkOutcome> = BTreeMap::new();
+    for (probe, outcome) in request.probes.iter().zip(outcomes) {
+        let link = entry(&mut links, outcome.link_id);
+        match &outcome.state {
+            ProbeState::Placed { .. } | ProbeState::AlreadyInForce => link.in_force += 1,
+            ProbeState::NotMapped { .. } => link.not_mapped += 1,
+            ProbeState::Refused { reason } => {
+                let Location::FileOffset(offset) = probe.location else { continue };
+                link.refused.push(RefusedPlace { file_offset: Some(offset), reason: reason.clone() });
+            }
+        }
+    }
+    note(engine, pid, links);
+}
+
+/// Keeps in the store that a process as a whole was refused.
+pub(crate) fn keep_refusal(engine: &Engine, pid: i32, request: &Request, reason: &TargetRefused) {
+    let mut links = BTreeMap::new();
+    for probe in &request.probes {
+        let refused = RefusedPlace { file_offset: None, reason: reason.to_string() };
+        entry(&mut links, probe.link_id).refused = vec![refused];
+    }
+    note(engine, pid, links);
+}
+
+fn entry(links: &mut BTreeMap<u32, LinkOutcome>, link_id: u32) -> &mut LinkOutcome {
+    links.entry(link_id).or_insert_with(|| LinkOutcome { link_id, ..LinkOutcome::default() })
+}
+
+fn note(engine: &Engine, pid: i32, links: BTreeMap<u32, LinkOutcome>) {
+    let noted = engine.store().note_process(pid.unsigned_abs(), links.into_values().collect());
+    if let Err(error) = noted {
+        warn(format_args!("what became of the probes in process {pid} is not kept: {error}"));
+    }
 }
 
 /// What became of the probes of a request in one process.
@@ -147,7 +194,7 @@ pub(crate) struct Placement {
 
 impl Placement {
     /// Counts the outcomes of a report.
-    pub(crate) fn of(bridged: &Bridged, outcomes: &[beeline_inject::ProbeOutcome]) -> Placement {
+    pub(crate) fn of(bridged: &Bridged, outcomes: &[ProbeOutcome]) -> Placement {
         let mut placement = Placement::default();
         for outcome in outcomes {
             match &outcome.state {

@@ -1,6 +1,6 @@
 //! Links: several places, cookies, order, one process alone, counts.
 
-use beeline_tests::{Store, Target, gcc, object};
+use beeline_tests::{Store, Target, gcc, have, object};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
@@ -382,4 +382,87 @@ fn links_end_with_their_owner() {
         process.send("end");
         process.finish();
     }
+}
+
+#[test]
+fn each_process_and_what_became_of_the_link_there() {
+    let (_, path) = many();
+    let store = Store::new();
+    let elsewhere = gcc("tests/targets/endless.c");
+    load(
+        &store,
+        &[
+            "--attach",
+            &format!("on_entry=uprobe:{}:step", elsewhere.display()),
+            // A return probe would break it.
+            "--attach",
+            "on_return=uretprobe.multi:libc.so.6:vfork,getpid",
+        ],
+    );
+    let mut carries = Target::spawn(Command::new(&path).args(["1", "wait"]));
+    assert_eq!(carries.line(), "ready");
+    store.fails(&["attach", &carries.pid()]);
+    let shown = store.json(&["link", "show", "on_entry"]);
+    let processes = shown[0]["processes"].as_array().expect("a list");
+    assert_eq!(processes.len(), 1, "{shown}");
+    assert_eq!((&processes[0]["state"], &processes[0]["not_mapped"]), (&"not mapped".into(), &1.into()));
+    let shown = store.json(&["link", "show", "on_return"]);
+    let process = &shown[0]["processes"][0];
+    assert_eq!(process["pid"].to_string(), carries.pid());
+    assert_eq!((&process["state"], &process["places"]), (&"in force".into(), &1.into()), "{shown}");
+    assert_eq!(
+        (&process["refused"][0]["place"], process["refused"][0]["reason"].is_string()),
+        (&"vfork".into(), true)
+    );
+    let text = store.ok(&["link", "show"]);
+    let pid = carries.pid();
+    assert!(text.contains(&format!("process {pid}: not mapped")), "{text}");
+    assert!(text.contains(&format!("process {pid}: refused at vfork: ")), "{text}");
+    // A second attach says the same; one that ended is not spoken of.
+    store.fails(&["attach", &pid]);
+    assert_eq!(store.ok(&["link", "show"]), text);
+    store.ok(&["detach", &pid]);
+    assert!(!store.ok(&["link", "show"]).contains("process"), "nothing is known of it any more");
+    store.fails(&["attach", &pid]);
+    assert!(store.ok(&["link", "show"]).contains("refused at vfork"));
+    carries.send("go");
+    while !carries.line().starts_with("sum") {}
+    carries.send("end");
+    carries.finish();
+    assert!(!store.ok(&["link", "show"]).contains("process"), "it has ended");
+}
+
+/// A process that is refused as a whole: a 64-bit one under another tracer.
+#[test]
+fn a_process_that_is_refused() {
+    let mut process = endless();
+    let store = Store::new();
+    let object = object("tests/programs/digits.bpf.c");
+    store.ok(&["load", &object.to_string_lossy(), "--attach", &format!("ones=uprobe:{}", step(&process))]);
+    if !have(&["strace"]) {
+        return;
+    }
+    let mut tracer = Command::new("strace");
+    let mut tracer = tracer.args(["-o", "/dev/null", "-p", &process.pid()]).spawn().expect("strace runs");
+    let traced = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("it lives");
+        !status.contains("TracerPid:\t0\n")
+    };
+    while !traced() {
+        std::thread::yield_now();
+    }
+    store.fails(&["attach", &process.pid()]);
+    let shown = store.json(&["link", "show", "ones"]);
+    let known = &shown[0]["processes"][0];
+    assert_eq!(known["state"], "refused", "{shown}");
+    let reason = known["refused"][0]["reason"].as_str().expect("a reason");
+    assert!(reason.contains(&tracer.id().to_string()), "it names the tracer: {reason}");
+    // When it can be attached to, nothing is refused any more.
+    tracer.kill().expect("ours");
+    tracer.wait().expect("ours");
+    store.ok(&["attach", &process.pid()]);
+    assert_eq!(store.json(&["link", "show", "ones"])[0]["processes"][0]["state"], "in force");
+    store.ok(&["detach", &process.pid()]);
+    process.send("end");
+    process.finish();
 }

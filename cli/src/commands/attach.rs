@@ -2,7 +2,7 @@
 
 use super::follow::Told;
 use crate::args::Attach;
-use crate::bridge::{Bridged, Placement};
+use crate::bridge::{Bridged, Placement, keep, keep_refusal};
 use crate::context::Context;
 use crate::output::progress::Progress;
 use crate::output::time::nanoseconds;
@@ -46,7 +46,7 @@ fn follow(context: &mut Context, engine: &Engine, args: &Attach) -> Vec<Error> {
     let verbose = context.verbose;
     let follow = |(pid, bridged): &(i32, Bridged)| -> Result<()> {
         let name = format!("process {pid}");
-        let told = Told::new(bridged, &name, verbose);
+        let told = Told::new(engine, bridged, &name, verbose);
         beeline_inject::attach_followed(*pid, &bridged.request, &|event| told.tell(&event))
             .with_context(|| format!("cannot follow process {pid}"))
     };
@@ -72,7 +72,14 @@ fn attach(context: &mut Context, engine: &Engine, pid: u32, objects: &[String]) 
     let progress = Progress::begin(format!("looking at the files of process {pid}"));
     let result = beeline_inject::attach(target, &bridged.request);
     drop(progress);
-    let report = result.map_err(|error| cannot(error.into()))?;
+    let report = match result {
+        Ok(report) => report,
+        Err(error) => {
+            keep_refusal(engine, target, &bridged.request, &error);
+            return Err(cannot(error.into()));
+        }
+    };
+    keep(engine, target, &bridged.request, &report.probes);
     let placement = Placement::of(&bridged, &report.probes);
     if !context.json {
         show(context, &report, &placement)?;

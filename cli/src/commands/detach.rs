@@ -45,6 +45,9 @@ fn detach(context: &mut Context, pid: u32) -> Result<Value> {
     let result = beeline_inject::detach(target, &DetachOptions::default());
     drop(progress);
     let report = process_error(result, "detach from", target)?;
+    if let Some(engine) = context.existing()? {
+        engine.store().forget_process(pid).unwrap_or_else(|error| warn(error));
+    }
     let DetachReport { restored, foreign, returns, stopped, left, .. } = &report;
     for address in foreign {
         warn(format_args!(

@@ -1,14 +1,16 @@
 //! What is said of processes that are followed: little, because they share our output.
 
 use super::attach::nothing_placed;
-use crate::bridge::{Bridged, Placement};
+use crate::bridge::{Bridged, Placement, keep, keep_refusal};
 use crate::output::{say, warn};
+use beeline_engine::Engine;
 use beeline_inject::{AttachReport, Followed};
 use std::collections::HashSet;
 use std::sync::Mutex;
 
 /// Tells what happens to followed processes, nothing twice.
 pub(crate) struct Told<'a> {
+    engine: &'a Engine,
     bridged: &'a Bridged,
     /// Name of the first of them.
     name: &'a str,
@@ -19,12 +21,18 @@ pub(crate) struct Told<'a> {
 
 impl<'a> Told<'a> {
     /// For a program that is started, or a process.
-    pub(crate) fn new(bridged: &'a Bridged, name: &'a str, verbose: u8) -> Told<'a> {
-        Told { bridged, name, verbose, said: Mutex::default(), first: Mutex::new(true) }
+    pub(crate) fn new(engine: &'a Engine, bridged: &'a Bridged, name: &'a str, verbose: u8) -> Told<'a> {
+        Told { engine, bridged, name, verbose, said: Mutex::default(), first: Mutex::new(true) }
     }
 
     /// Says what matters of an event.
     pub(crate) fn tell(&self, event: &Followed<'_>) {
+        match event {
+            Followed::Placed(report) => keep(self.engine, report.pid, &self.bridged.request, &report.probes),
+            Followed::Refused { pid, reason } => {
+                keep_refusal(self.engine, *pid, &self.bridged.request, reason);
+            }
+        }
         match event {
             Followed::Placed(report) => self.placed(report),
             Followed::Refused { pid, reason } if self.is_new(&reason.to_string()) => {

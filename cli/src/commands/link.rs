@@ -7,9 +7,10 @@ use crate::context::Context;
 use crate::output::table::Table;
 use crate::resolve;
 use anyhow::Result;
-use beeline_engine::LinkEntry;
+use beeline_engine::{Link as StoredLink, LinkEntry, LinkOutcome, ProcessRecord, RefusedPlace};
 use beeline_inject::Attached;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 pub(crate) fn run(context: &mut Context, command: &Link) -> Result<()> {
     match command {
@@ -55,17 +56,12 @@ fn list(context: &mut Context, words: &[String]) -> Result<()> {
 
 fn show(context: &mut Context, words: &[String]) -> Result<()> {
     let links = found(context, words)?;
-    let attached = attached(context)?;
+    let processes = Processes::of(context)?;
     if context.json {
         let whole = |entry: &LinkEntry| {
             let mut value = to_json(entry);
-            let processes = by_process(&attached, entry.file.link.id).into_iter();
-            let counted = entry.file.link.count_hits;
-            value["processes"] = processes
-                .map(|(pid, places, hits, missed)| {
-                    json!({"pid": pid, "places": places, "hits": counted.then_some(hits), "missed": missed})
-                })
-                .collect();
+            let link = &entry.file.link;
+            value["processes"] = processes.of_link(link.id).iter().map(|it| it.to_json(link)).collect();
             value
         };
         return Ok(context.out.json(&links.iter().map(whole).collect())?);
@@ -95,10 +91,10 @@ fn show(context: &mut Context, words: &[String]) -> Result<()> {
         let hits = if link.count_hits { format!("  hits {}", file.hits()) } else { String::new() };
         let owner = file.owner().map(|tid| format!("  owner {tid}")).unwrap_or_default();
         out.line(format_args!("\t{enabled}{hits}  missed {}{pid}{owner}", file.missed()))?;
-        for (pid, places, hits, missed) in by_process(&attached, link.id) {
-            let hits = if link.count_hits { format!("  hits {hits}") } else { String::new() };
-            let plural = if places == 1 { "" } else { "s" };
-            out.line(format_args!("\tprocess {pid}: {places} place{plural}{hits}  missed {missed}"))?;
+        for process in processes.of_link(link.id) {
+            for text in process.lines(link) {
+                out.line(format_args!("\t{text}"))?;
+            }
         }
     }
     Ok(())
@@ -161,21 +157,111 @@ fn detach(context: &mut Context, words: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// What each process that carries a link knows of it: process id, places, hits, missed hits.
-fn by_process(attached: &[Attached], link: u32) -> Vec<(i32, usize, u64, u64)> {
-    let of = |it: &Attached| {
-        let here = it.sites.iter().flat_map(|site| &site.counts).filter(|it| it.link_id == link);
-        let sum = here.fold((0, 0, 0), |sum, it| (sum.0 + 1, sum.1 + it.hits, sum.2 + it.missed));
-        (sum.0 > 0).then_some((it.pid, sum.0, sum.1, sum.2))
-    };
-    attached.iter().filter_map(of).collect()
+/// The processes of this store, as they say themselves, and what is known of them.
+struct Processes {
+    attached: Vec<Attached>,
+    records: Vec<ProcessRecord>,
 }
 
-/// The processes that carry links of this store.
-fn attached(context: &Context) -> Result<Vec<Attached>> {
-    let Some(engine) = context.existing()? else { return Ok(Vec::new()) };
-    let ours = engine.store().uuid();
-    Ok(beeline_inject::attached_processes().into_iter().filter(|it| it.store_uuid == ours).collect())
+/// A link in one process.
+struct InProcess<'a> {
+    pid: i32,
+    /// Places at which it is in force.
+    places: usize,
+    hits: u64,
+    missed: u64,
+    /// What became of it there when it was attached.
+    outcome: Option<&'a LinkOutcome>,
+}
+
+impl Processes {
+    fn of(context: &Context) -> Result<Processes> {
+        let Some(engine) = context.existing()? else {
+            return Ok(Processes { attached: Vec::new(), records: Vec::new() });
+        };
+        let ours = engine.store().uuid();
+        let attached = beeline_inject::attached_processes().into_iter().filter(|it| it.store_uuid == ours);
+        Ok(Processes { attached: attached.collect(), records: engine.store().processes()? })
+    }
+
+    /// Each process that carries the link, or was to.
+    fn of_link(&self, link: u32) -> Vec<InProcess<'_>> {
+        let mut found: BTreeMap<i32, InProcess<'_>> = BTreeMap::new();
+        let none = |pid| InProcess { pid, places: 0, hits: 0, missed: 0, outcome: None };
+        for attached in &self.attached {
+            for counts in attached.sites.iter().flat_map(|it| &it.counts).filter(|it| it.link_id == link) {
+                let here = found.entry(attached.pid).or_insert_with(|| none(attached.pid));
+                here.places += 1;
+                here.hits += counts.hits;
+                here.missed += counts.missed;
+            }
+        }
+        for record in &self.records {
+            let Ok(pid) = i32::try_from(record.pid) else { continue };
+            if let Some(outcome) = record.links.iter().find(|it| it.link_id == link) {
+                found.entry(pid).or_insert_with(|| none(pid)).outcome = Some(outcome);
+            }
+        }
+        found.into_values().collect()
+    }
+}
+
+impl InProcess<'_> {
+    fn refused(&self) -> &[RefusedPlace] {
+        self.outcome.map_or(&[], |outcome| &outcome.refused)
+    }
+
+    fn state(&self) -> &'static str {
+        match self.outcome {
+            _ if self.places > 0 => "in force",
+            Some(outcome) if !outcome.refused.is_empty() => "refused",
+            Some(outcome) if outcome.in_force > 0 => "not in force any more",
+            _ => "not mapped",
+        }
+    }
+
+    fn lines(&self, link: &StoredLink) -> Vec<String> {
+        let InProcess { pid, places, hits, missed, .. } = self;
+        let mut lines = Vec::new();
+        if *places > 0 {
+            let hits = if link.count_hits { format!("  hits {hits}") } else { String::new() };
+            let plural = if *places == 1 { "" } else { "s" };
+            lines.push(format!("process {pid}: {places} place{plural}{hits}  missed {missed}"));
+        } else if self.refused().is_empty() {
+            lines.push(format!("process {pid}: {}", self.state()));
+        }
+        let refused = |refused: &RefusedPlace| {
+            let at = place_of(link, refused).map(|name| format!(" at {name}")).unwrap_or_default();
+            format!("process {pid}: refused{at}: {}", refused.reason)
+        };
+        lines.extend(self.refused().iter().map(refused));
+        lines
+    }
+
+    fn to_json(&self, link: &StoredLink) -> Value {
+        let refused = |refused: &RefusedPlace| {
+            json!({
+                "place": place_of(link, refused),
+                "file_offset": refused.file_offset,
+                "reason": refused.reason,
+            })
+        };
+        json!({
+            "pid": self.pid,
+            "state": self.state(),
+            "places": self.places,
+            "hits": link.count_hits.then_some(self.hits),
+            "missed": self.missed,
+            "not_mapped": self.outcome.map_or(0, |outcome| outcome.not_mapped),
+            "refused": self.refused().iter().map(refused).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// The name of a refused place of a link.
+fn place_of(link: &StoredLink, refused: &RefusedPlace) -> Option<String> {
+    let place = link.target.places.iter().find(|place| Some(place.file_offset) == refused.file_offset)?;
+    Some(place_name(place))
 }
 
 fn to_json(entry: &LinkEntry) -> Value {

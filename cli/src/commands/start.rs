@@ -3,7 +3,7 @@
 use super::attach::nothing_placed;
 use super::follow::Told;
 use crate::args::Start;
-use crate::bridge::{Bridged, Placement};
+use crate::bridge::{Bridged, Placement, keep};
 use crate::context::Context;
 use crate::output::{say, warn};
 use anyhow::{Context as _, Result, anyhow};
@@ -19,13 +19,14 @@ pub(crate) fn run(context: &mut Context, args: &Start) -> Result<ExitCode> {
     let command = StartCommand { program: program.into(), arguments: arguments.to_vec(), environment: None };
     let name = program.to_string_lossy();
     if !args.no_follow {
-        let told = Told::new(&bridged, &name, context.verbose);
+        let told = Told::new(&engine, &bridged, &name, context.verbose);
         let ended = beeline_inject::start_followed(&command, &bridged.request, &|event| told.tell(&event))
             .with_context(|| format!("cannot start {name}"))?;
         return Ok(ExitCode::from(u8::try_from(ended.exit_code() & 0xff).unwrap_or(u8::MAX)));
     }
     let started =
         beeline_inject::start(&command, &bridged.request).with_context(|| format!("cannot start {name}"))?;
+    keep(&engine, started.pid, &bridged.request, &started.report.probes);
     let placement = Placement::of(&bridged, &started.report.probes);
     for (link, reason) in &placement.refused {
         warn(format_args!("{link} is refused in {name}: {reason}"));

@@ -27,9 +27,9 @@ mod verify;
 pub use attach_spec::{AttachSpec, AttachSpecError, Place, Places};
 pub use beeline_object::btf::value::Value as TypedValue;
 pub use beeline_store::{
-    Entry, Event, EventReader, Link, LinkFile, MapEntry, MapFile, MapList, ObjectInfo, Ownership,
-    Place as TargetPlace, ProbeKind, Program, Store, StoreError, StoreName, Target, TargetForm, TraceEvent,
-    TraceLine, TraceReader, VerifierStats,
+    Entry, Event, EventReader, Link, LinkFile, LinkOutcome, MapEntry, MapFile, MapList, ObjectInfo,
+    Ownership, Place as TargetPlace, ProbeKind, ProcessRecord, Program, RefusedPlace, Store, StoreError,
+    StoreName, Target, TargetForm, TraceEvent, TraceLine, TraceReader, VerifierStats,
 };
 pub use dump::{JitedLine, XlatedLine};
 pub use engine::{Engine, LinkEntry, Listing, ProgramEntry};

@@ -159,6 +159,12 @@ impl Directory {
         fs::renameat_with(&self.fd, name, &to.fd, new_name, RenameFlags::NOREPLACE)
     }
 
+    /// Moves a file to a name whose old file goes.
+    pub(crate) fn replace(&self, name: &str, to: &Directory, new_name: &str) -> Result<(), StoreError> {
+        let fail = StoreError::io("replace", to.join(new_name), 0);
+        fs::renameat(&self.fd, name, &to.fd, new_name).map_err(fail)
+    }
+
     /// Gives a file a second name; fails with [`Errno::EXIST`] when it is taken.
     pub(crate) fn link(&self, name: &str, to: &Directory, new_name: &str) -> Result<(), Errno> {
         fs::linkat(&self.fd, name, &to.fd, new_name, AtFlags::empty())

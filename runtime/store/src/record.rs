@@ -35,6 +35,8 @@ pub(crate) const PROGRAM: Kind = Kind { magic: u64::from_le_bytes(*b"beeprog\0")
 pub(crate) const LINK: Kind = Kind { magic: u64::from_le_bytes(*b"beelnkr\0"), name: "link" };
 /// What is known of an object as a whole.
 pub(crate) const OBJECT: Kind = Kind { magic: u64::from_le_bytes(*b"beeobj\0\0"), name: "object" };
+/// What became of links in a process.
+pub(crate) const PROCESS: Kind = Kind { magic: u64::from_le_bytes(*b"beeproc\0"), name: "process" };
 /// What is left to do after an object's publication.
 pub(crate) const PENDING: Kind = Kind { magic: u64::from_le_bytes(*b"beepend\0"), name: "journal" };
 

@@ -9,6 +9,7 @@
 //!     maps/<map> types/<map>   a map; BTF of a map whose types are not this object's
 //!     progs/<program> links/<link>
 //!   pins/<name> pin-types/<name>   second names of map files, and the BTF that describes them
+//!   processes/<pid>       processes.rs
 //!   staging/              half-made objects; whoever holds the lock may remove what is there
 //! ```
 
