@@ -12,6 +12,7 @@ mod setup;
 mod soak;
 mod test;
 mod verdicts;
+mod watchdog;
 mod workspace;
 
 use anyhow::Result;

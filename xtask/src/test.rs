@@ -1,9 +1,12 @@
 //! Every check that a change has to pass, in the order in which they fail fastest.
 
 use crate::workspace::{cargo, shown};
-use crate::{objects, setup, workspace};
+use crate::{objects, setup, watchdog, workspace};
 use anyhow::{Result, bail};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// What a step of tests may take. None takes a quarter of it on two busy cores; building is not a part of it.
+const TESTS_MAX: Duration = Duration::from_secs(20 * 60);
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -46,7 +49,13 @@ fn test(selection: &[&str], options: &Options) -> Result<()> {
         }
         command.arg(filter);
     }
-    workspace::run(&mut command)
+    workspace::run(cargo().args(["test", "--release", "--no-run", "--quiet"]).args(packages(selection)))?;
+    watchdog::run(&mut command, TESTS_MAX)
+}
+
+/// What is said to cargo, not to the tests.
+fn packages<'a>(selection: &'a [&'a str]) -> &'a [&'a str] {
+    selection.split(|&word| word == "--").next().unwrap_or_default()
 }
 
 /// `cargo fmt --check` over the workspace.
