@@ -23,8 +23,12 @@ fn rounds(default: u64) -> u64 {
     std::env::var("BEELINE_SOAK").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
+/// A port that nobody listens on. It is none that the kernel hands out by itself: a client that tries such a port before
+/// the server is there may be connected with itself.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let first = 20_000 + (std::process::id() % 10_000) as u16;
+    let mut ports = (first..32_000).chain(20_000..first);
+    ports.find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port")
 }
 
 fn mapped(pid: i32, part: &str) -> PathBuf {
