@@ -6,7 +6,8 @@
 //! preempted, seldom for long.
 //!
 //! - An owner that died is found by its owner word, and its slot is freed.
-//! - An owner that runs, or would if it had a processor, is waited for: up to a second, which only a starved one needs.
+//! - An owner that runs, or would if it had a processor, is waited for once, up to a second: only a starved one needs
+//!   that. After it, hits are missed until the owner gives the CPU back.
 //! - An owner that is stopped is waited for once, for 100 ms: attach and detach stop a process for less. If it is a
 //!   debugger or `SIGSTOP`, hits are missed after that until the owner runs. One that sleeps, because a signal handler
 //!   interrupted its program, is waited for once, for 2 ms.
@@ -215,7 +216,8 @@ impl Wait {
     /// unless it was waited for before.
     fn is_in_vain(&self, holder: u64, state: State, again: bool, elapsed_ns: u64) -> bool {
         match state {
-            State::Runs => false,
+            // Waited for in full once: it abandoned its run (`longjmp`) and computes on, or is starved for good.
+            State::Runs => again,
             State::Stopped | State::Hidden => again || elapsed_ns >= STOPPED_NS_MAX,
             State::Sleeps | State::Unknown => again || (holder == self.holder && state == self.state),
         }
@@ -297,7 +299,8 @@ mod tests {
     #[test]
     fn waiting() {
         let wait = Wait { holder: 5, state: State::Sleeps, looked_ns: 0 };
-        assert!(!wait.is_in_vain(5, State::Runs, true, 0));
+        assert!(!wait.is_in_vain(5, State::Runs, false, WAIT_NS_MAX));
+        assert!(wait.is_in_vain(5, State::Runs, true, 0), "waited for in full before");
         assert!(!wait.is_in_vain(6, State::Stopped, false, STOPPED_NS_MAX - 1), "attach lets it go");
         assert!(wait.is_in_vain(6, State::Stopped, false, STOPPED_NS_MAX));
         assert!(wait.is_in_vain(6, State::Stopped, true, 0), "waited for before");
