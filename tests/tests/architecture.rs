@@ -13,6 +13,7 @@ const LAYERS: &[&[&str]] = &[
         "beeline-interp",
         "beeline-jit",
         "beeline-store",
+        "beeline-frames",
         "beeline-remote",
         "beeline-stub",
         "beeline-agent-core",

@@ -172,6 +172,7 @@ impl<'a> Prepared<'a> {
         Ingredients {
             process: self.process,
             maps: &self.maps,
+            files: &self.files,
             request: self.request,
             existing: self.existing.as_deref(),
             image: &self.image,

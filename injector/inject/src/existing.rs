@@ -5,6 +5,7 @@ use crate::wire::{BlockHead, HEAD_LEN, NoBlock, Wire, region_offset};
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::map::MapHandle;
 use beeline_abi::process::{ProcessBlock, ProgramRuntime, Region, SiteRuntime};
+use beeline_abi::unwind::UnwindText;
 use beeline_remote::{Mapping, Mappings, Process};
 use beeline_site::{SHORT_WINDOW, WINDOW_MIN};
 
@@ -33,6 +34,7 @@ pub(crate) struct Existing {
     pub(crate) links: Vec<Vec<LinkRuntime>>,
     pub(crate) programs: Vec<ProgramRuntime>,
     pub(crate) maps: Vec<MapHandle>,
+    pub(crate) texts: Vec<UnwindText>,
 }
 
 /// What is found in a process.
@@ -87,7 +89,8 @@ impl Existing {
         }
         let programs = table(process, head.programs, head.program_count, "its list of programs")?;
         let maps = table(process, head.maps, head.map_count, "its list of maps")?;
-        Ok(Existing { block, head, regions, sites, links, programs, maps })
+        let texts = table(process, head.texts, head.text_count, "its tables for walking stacks")?;
+        Ok(Existing { block, head, regions, sites, links, programs, maps, texts })
     }
 
     /// Attaching or detaching did not come to its end.

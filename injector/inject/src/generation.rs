@@ -22,6 +22,7 @@ use crate::patch::{Patch, Write, fill_hole, inner, jump_bytes, padded};
 use crate::request::{ProbeKind, ProbeRequest, ProgramRequest};
 use crate::sites::{PlannedSite, PlannedSites};
 use crate::space::{MemoryFile, Space};
+use crate::texts::{self, Texts};
 use crate::wire::{BLOCK_LEN, BlockHead, Wire, region_offset};
 use beeline_abi::code::{ProgramNeeds, Symbol};
 use beeline_abi::link::{LinkRuntime, LinkShared};
@@ -161,6 +162,7 @@ struct Builder<'a> {
     cpu_slots: u64,
     trace: u64,
     link_pages: HashMap<u32, u64>,
+    texts: Texts,
 }
 
 impl<'a> Builder<'a> {
@@ -214,6 +216,7 @@ impl<'a> Builder<'a> {
             cpu_slots: 0,
             trace: 0,
             link_pages: HashMap::new(),
+            texts: Texts::default(),
         };
         let start = match given.existing {
             None => builder.place_home(&mut space, near, tables_len)?,
@@ -221,6 +224,7 @@ impl<'a> Builder<'a> {
         };
         builder.tables = Tables::at(start, map_count, program_count, site_count, link_count);
         builder.place_shared(&mut space, planned)?;
+        builder.place_texts(&mut space)?;
         Ok(builder)
     }
 
@@ -332,6 +336,18 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    /// Tables for walking stacks.
+    fn place_texts(&mut self, space: &mut Space<'_>) -> Result<(), TargetRefused> {
+        self.texts = match texts::make(&self.given, space, &mut self.memory, SHARED_RANGE)? {
+            Err(known) => known,
+            Ok(new) => {
+                self.areas.push(whole(new.region, new.offset, libc::PROT_READ));
+                new.texts
+            }
+        };
+        Ok(())
+    }
+
     /// Fills everything in.
     fn build(mut self, planned: &mut PlannedSites) -> Result<Generation<'a>, TargetRefused> {
         self.programs = self.given.existing.map_or_else(Vec::new, |existing| existing.programs.clone());
@@ -398,7 +414,7 @@ impl<'a> Builder<'a> {
             patched: padded(&bytes),
             links: self.tables.links + (self.links_used * LinkRuntime::LEN) as u64,
             link_count: links.len() as u32,
-            flags: 0,
+            flags: if site.plan.is_entry { SiteRuntime::ENTRY } else { 0 },
         };
         self.links_used += links.len();
         self.link_bytes.extend(links.iter().flat_map(Wire::to_bytes));
@@ -610,6 +626,8 @@ impl<'a> Builder<'a> {
                 cpu_slots: self.cpu_slots,
                 threads: self.block + THREADS,
                 trace: self.trace,
+                texts: 0,
+                text_count: 0,
                 fork_page: self.fork_page.unwrap_or(0),
                 task: self.block + TASK,
                 task_len: request.task_layout.memory_len() as u32,
@@ -636,6 +654,8 @@ impl<'a> Builder<'a> {
             program_count: self.programs.len() as u32,
             sites: tables.sites,
             site_count: self.sites.len() as u32,
+            texts: self.texts.address,
+            text_count: self.texts.count,
             region_count: region_count as u32,
             ..base
         }

@@ -3,6 +3,7 @@
 use crate::agent::AgentImage;
 use crate::error::TargetRefused;
 use crate::existing::Existing;
+use crate::files::MappedFiles;
 use crate::request::{MapRequest, ProbeRequest, ProgramRequest, Request};
 use crate::sites::{PlannedSite, PlannedSites};
 use beeline_abi::code::{ContextUse, ProgramNeeds, Symbol};
@@ -21,6 +22,7 @@ const THREAD_MEMORY_LEN: u64 = 64 << 10;
 pub(crate) struct Ingredients<'a> {
     pub(crate) process: &'a Process,
     pub(crate) maps: &'a Mappings,
+    pub(crate) files: &'a MappedFiles,
     pub(crate) request: &'a Request,
     pub(crate) existing: Option<&'a Existing>,
     pub(crate) image: &'a AgentImage,

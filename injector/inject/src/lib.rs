@@ -39,6 +39,7 @@ mod space;
 mod stack;
 mod start;
 mod target;
+mod texts;
 mod tracer;
 mod wire;
 

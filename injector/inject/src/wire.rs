@@ -7,6 +7,7 @@ use beeline_abi::process::{
     PROCESS_MAGIC, ProcessBlock, ProgramRuntime, REGIONS_MAX, Region, SiteRuntime, TaskLayout,
 };
 use beeline_abi::thread::ReturnSlot;
+use beeline_abi::unwind::UnwindText;
 use std::mem::offset_of;
 
 /// Something that has a place in another process's memory.
@@ -75,6 +76,7 @@ structures! {
     ProgramRuntime { id, flags, entry }
     LinkRuntime { shared, cookie, func_ip, entry, link_id, prog_id, flags, pid, semaphore, hits, missed }
     SiteRuntime { address, stub, stub_len, len, original, patched, links, link_count, flags }
+    UnwindText { start, end, file_offset, base, rows, row_count, build_id_len, build_id, reserved, device, inode }
     MapShape { map_type, key_size, value_size, max_entries, map_flags, cpus }
     MapHandle {
         base, mapped_len, data, stride, cpu_stride, mask, offsets, shape, id, seed, pool_len, owner_offset, key_offset,
@@ -106,6 +108,8 @@ pub(crate) struct BlockHead {
     pub(crate) site_count: u32,
     pub(crate) sites: u64,
     pub(crate) trace: u64,
+    pub(crate) texts: u64,
+    pub(crate) text_count: u32,
     pub(crate) fork_page: u64,
     pub(crate) task: u64,
     pub(crate) task_len: u32,
@@ -130,7 +134,7 @@ pub(crate) const BLOCK_LEN: u64 = size_of::<ProcessBlock>() as u64;
 
 macro_rules! head_fields {
     ($macro:ident!($($argument:tt)*)) => {
-        $macro!($($argument)* locator, store_uuid, vdso_clock_gettime, rseq_offset, tid_offset, flags, cpus, map_count,
+        $macro!($($argument)* texts, text_count, locator, store_uuid, vdso_clock_gettime, rseq_offset, tid_offset, flags, cpus, map_count,
             cpu_slots, threads, maps, programs, program_count, site_count, sites, trace, fork_page, task, task_len,
             region_count, task_layout, pool, reserve, reserve_end)
     };

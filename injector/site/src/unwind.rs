@@ -134,6 +134,18 @@ impl Unwind {
     }
 }
 
+impl Binary {
+    /// The call frame information in `.eh_frame`: its link-time address, and its bytes (without section headers, up to the end
+    /// of its segment: its last entry is marked).
+    pub fn frame_table(&self) -> Option<(u64, &[u8])> {
+        if let Some(section) = self.section(".eh_frame") {
+            return Some((section.vaddr, self.data().get(section.bytes.clone())?));
+        }
+        let vaddr = frame_section(self)?;
+        Some((vaddr, self.bytes_from(vaddr)?))
+    }
+}
+
 /// Address of the first entry: by section, or through the search table's header.
 fn frame_section(binary: &Binary) -> Option<u64> {
     if let Some(section) = binary.section(".eh_frame") {

@@ -15,6 +15,7 @@
 //! | [`process`] | the agent's block in a target | injector | agent, injector at detach |
 //! | [`trace`] | the `trace_printk` log | helpers | CLI |
 //! | [`regs`] | `struct pt_regs` | stubs | programs |
+//! | [`unwind`] | tables for walking stacks | injector | helpers |
 //! | [`calls`] | the system calls that the agent may make | injector, agent | agent, injector |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -29,6 +30,7 @@ pub mod regs;
 pub mod run;
 pub mod thread;
 pub mod trace;
+pub mod unwind;
 
 /// Version of every layout in this crate. A file or a block with another version is refused, never guessed at.
 pub const ABI_VERSION: u32 = 2;

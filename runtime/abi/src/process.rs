@@ -64,6 +64,12 @@ pub struct ProcessBlock {
     pub sites: u64,
     /// Address of the [`TraceHeader`](crate::trace::TraceHeader), 0 = none.
     pub trace: u64,
+    /// Address of the [`UnwindText`](crate::unwind::UnwindText)s, 0 = stacks are walked by frame pointers alone.
+    pub texts: u64,
+    /// Entries in that table.
+    pub text_count: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Address of the [`ForkPage`].
     pub fork_page: u64,
     /// Address of the memory of the synthetic tasks ([`TaskLayout::memory_len`] bytes, zero), 0 = none.
@@ -197,6 +203,8 @@ impl SiteRuntime {
     /// In `flags`: no site of its own, but the place of another's long jump: the last five of the patched bytes. Before them, a
     /// jump to `stub`, the copy of what stood there; or nothing, when it was padding. It has no links.
     pub const HOLE: u32 = 1;
+    /// In `flags`: it is the first instruction of a function.
+    pub const ENTRY: u32 = 4;
 }
 
 /// One CPU of the store: which thread runs a program that touches this CPU's data.

@@ -36,6 +36,7 @@ pub mod table;
 pub mod task;
 pub mod time;
 pub mod trace;
+mod unwind;
 
 pub use table::{HELPERS, HELPERS_LEN, Helper, HelperFn, KFUNC_BASE, by_id, kfunc};
 

@@ -1,19 +1,23 @@
-//! User stacks, by frame pointers, as `perf_callchain_user` walks them.
+//! User stacks: by the tables of [`unwind`](crate::unwind) where the process has some, else by frame pointers, as
+//! `perf_callchain_user` walks them.
 //!
 //! Return addresses that a return probe replaced are shown as they were. At the first instruction of a function, which
 //! has not made its frame yet, the caller is read from the top of the stack, as the kernel does for uprobes.
 //!
-//! *Differs*: there is no kernel part of a stack: asking for it gives `-EFAULT`. Build ids are refused with `-EINVAL`.
+//! *Differs*: there is no kernel part of a stack: asking for it gives `-EFAULT`. Build ids are known of files that were mapped at the
+//! last attach; other addresses are given as such, as the kernel gives those of files without a build id.
 
+use crate::unwind::{self, Found, Frame};
 use crate::{error, identity, process, read};
 use beeline_abi::PAGE_SIZE;
 use beeline_abi::errno::{EFAULT, EINVAL};
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::map::MapHandle;
-use beeline_abi::process::SiteRuntime;
+use beeline_abi::process::{ProcessBlock, SiteRuntime};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
+use beeline_abi::unwind::BUILD_ID_MAX;
 use beeline_maps::stack_trace;
 use core::mem::{MaybeUninit, offset_of};
 
@@ -21,6 +25,9 @@ use core::mem::{MaybeUninit, offset_of};
 const SKIP_MASK: u64 = 0xff;
 /// `BPF_F_USER_STACK`.
 const USER_STACK: u64 = 1 << 8;
+
+/// `BPF_F_USER_BUILD_ID`.
+const USER_BUILD_ID: u64 = 1 << 11;
 
 /// Deepest stack (`kernel.perf_event_max_stack`).
 pub const DEPTH_MAX: usize = 127;
@@ -85,7 +92,8 @@ fn original(returns: &[ReturnSlot], address: u64, value: u64) -> u64 {
     })
 }
 
-/// True when the probe is at the first instruction of a function, by what stood there: `push %rbp` or `endbr64`.
+/// True when the probe is at the first instruction of a function: the injector knows it for one, or it is one by what stood
+/// there, `push %rbp` or `endbr64`.
 unsafe fn at_function_entry(run: *const RunContext) -> bool {
     const PUSH_RBP: u8 = 0x55;
     const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
@@ -98,7 +106,9 @@ unsafe fn at_function_entry(run: *const RunContext) -> bool {
         }
         let sites = core::slice::from_raw_parts(block.sites as *const SiteRuntime, block.site_count as usize);
         sites.iter().find(|site| site.address == link.func_ip).is_some_and(|site| {
-            site.original.first() == Some(&PUSH_RBP) || site.original.starts_with(&ENDBR64)
+            site.flags & SiteRuntime::ENTRY != 0
+                || site.original.first() == Some(&PUSH_RBP)
+                || site.original.starts_with(&ENDBR64)
         })
     }
 }
@@ -109,35 +119,95 @@ unsafe fn at_function_entry(run: *const RunContext) -> bool {
 ///
 /// `run` is the calling thread's, `out` is writable for `depth` words.
 pub unsafe fn walk(run: *mut RunContext, regs: &PtRegs, out: *mut u64, depth: usize) -> usize {
-    let mut window = Window::new();
-    let mut count = 0usize;
-    let mut push = |address: u64| {
-        if count < depth {
-            // SAFETY: within `depth` words.
-            unsafe { out.add(count).write(address) };
-        }
-        count += 1;
-        count < depth
-    };
-    // SAFETY: the caller's run.
+    let mut walk = Walk { run, window: Window::new() };
+    let mut frame = Frame { ip: regs.ip, sp: regs.sp, bp: regs.bp, exact: true };
+    let mut count = 0;
+    // SAFETY: the caller's run; `count` stays below `depth`.
     unsafe {
-        let returns = returns(run);
-        let mut more = push(regs.ip);
-        if more
-            && at_function_entry(run)
-            && let Some(caller) = window.word(run, regs.sp)
-        {
-            more = push(original(returns, regs.sp, caller));
-        }
-        let mut frame = regs.bp;
-        while more {
-            let at = frame.wrapping_add(8);
-            let (Some(next), Some(caller)) = (window.word(run, frame), window.word(run, at)) else { break };
-            more = push(original(returns, at, caller));
-            frame = next;
+        let (block, returns) = (process(run), returns(run));
+        while count < depth {
+            out.add(count).write(frame.ip);
+            count += 1;
+            let innermost = (count == 1).then_some(regs);
+            let Some(caller) = walk.caller(block, returns, &frame, innermost) else { break };
+            frame = caller;
         }
     }
-    count.min(depth)
+    count
+}
+
+/// A walk under way.
+struct Walk {
+    run: *mut RunContext,
+    window: Window,
+}
+
+impl Walk {
+    unsafe fn word(&mut self, address: u64) -> Option<u64> {
+        // SAFETY: the caller's run.
+        unsafe { self.window.word(self.run, address) }
+    }
+
+    /// The frame that called this one; none at the end of the stack.
+    unsafe fn caller(
+        &mut self,
+        block: Option<&ProcessBlock>,
+        returns: &[ReturnSlot],
+        frame: &Frame,
+        innermost: Option<&PtRegs>,
+    ) -> Option<Frame> {
+        // SAFETY: the caller's run and block.
+        unsafe {
+            let found = match block {
+                Some(block) => unwind::find(block, frame, innermost, |address| self.word(address)),
+                None => Found::Nothing,
+            };
+            match found {
+                Found::Outermost => None,
+                Found::Nothing => self.by_frame_pointer(returns, frame, innermost.is_some()),
+                Found::Signal(sp) => {
+                    let bp = self.word(sp.wrapping_add(unwind::SIGNAL_RBP))?;
+                    let outer = self.word(sp.wrapping_add(unwind::SIGNAL_RSP))?;
+                    let ip = self.word(sp.wrapping_add(unwind::SIGNAL_RIP))?;
+                    Some(Frame { ip, sp: outer, bp, exact: true })
+                }
+                Found::Caller { cfa, saved_rbp, rbp_lost } => {
+                    // The lower word first: one fetch mostly gets both.
+                    let bp = match saved_rbp {
+                        _ if rbp_lost => 0,
+                        0 => frame.bp,
+                        at => self.word(at)?,
+                    };
+                    let at = cfa.wrapping_sub(8);
+                    let ip = original(returns, at, self.word(at)?);
+                    (ip != 0).then_some(Frame { ip, sp: cfa, bp, exact: false })
+                }
+            }
+        }
+    }
+
+    /// The caller as `perf_callchain_user` finds it.
+    unsafe fn by_frame_pointer(
+        &mut self,
+        returns: &[ReturnSlot],
+        frame: &Frame,
+        innermost: bool,
+    ) -> Option<Frame> {
+        // SAFETY: the caller's run.
+        unsafe {
+            if innermost
+                && at_function_entry(self.run)
+                && let Some(caller) = self.word(frame.sp)
+            {
+                let (ip, sp) = (original(returns, frame.sp, caller), frame.sp.wrapping_add(8));
+                return Some(Frame { ip, sp, exact: false, ..*frame });
+            }
+            let at = frame.bp.wrapping_add(8);
+            let (bp, caller) = (self.word(frame.bp)?, self.word(at)?);
+            let sp = at.wrapping_add(8);
+            Some(Frame { ip: original(returns, at, caller), sp, bp, exact: false })
+        }
+    }
 }
 
 /// The registers that a program's context holds.
@@ -153,10 +223,50 @@ pub(crate) unsafe fn registers<'a>(run: *const RunContext, context: u64) -> &'a 
     }
 }
 
+/// `struct bpf_stack_build_id`: where an address is in a file.
+#[repr(C)]
+struct PlaceInFile {
+    /// One of the below.
+    status: u32,
+    build_id: [u8; BUILD_ID_MAX],
+    /// Offset in the file; the address itself when the file is not known.
+    offset: u64,
+}
+
+/// `BPF_STACK_BUILD_ID_VALID`.
+const IN_FILE: u32 = 1;
+/// `BPF_STACK_BUILD_ID_IP`.
+const ADDRESS_ONLY: u32 = 2;
+
+/// Writes where the addresses are in files, as `stack_map_get_build_id_offset` does.
+///
+/// # Safety
+///
+/// `run` is the calling thread's, `addresses` are `count` words, `out` is writable for as many places.
+unsafe fn places(run: *const RunContext, addresses: *const u64, count: usize, out: *mut u8) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let block = process(run);
+        for index in 0..count {
+            let address = addresses.add(index).read();
+            let text = block.and_then(|block| unwind::text(block, address));
+            let place = match text.filter(|text| text.build_id_len != 0) {
+                Some(text) => PlaceInFile {
+                    status: IN_FILE,
+                    build_id: text.build_id,
+                    offset: text.file_offset.wrapping_add(address.wrapping_sub(text.start)),
+                },
+                None => PlaceInFile { status: ADDRESS_ONLY, build_id: [0; BUILD_ID_MAX], offset: address },
+            };
+            out.cast::<PlaceInFile>().add(index).write_unaligned(place);
+        }
+    }
+}
+
 /// `long bpf_get_stack(void *ctx, void *buf, u32 size, u64 flags)`: bytes written; the rest of `buf` is zeroed.
 ///
-/// Errors: `-EINVAL` for other flags, build ids or a size that is no multiple of 8; `-EFAULT` for a kernel stack or when
-/// fewer addresses are there than are skipped. `buf` is zeroed.
+/// Errors: `-EINVAL` for other flags, or a size that is no multiple of an entry's (8, with build ids 32); `-EFAULT` for a
+/// kernel stack or when fewer addresses are there than are skipped. `buf` is zeroed.
 pub(crate) unsafe extern "sysv64" fn get_stack(
     context: u64,
     buffer: u64,
@@ -166,31 +276,46 @@ pub(crate) unsafe extern "sysv64" fn get_stack(
     run: *mut RunContext,
 ) -> u64 {
     let (buffer, size) = (buffer as *mut u8, size as u32 as usize);
-    let fill = || {
-        if flags & !(SKIP_MASK | USER_STACK) != 0 || !size.is_multiple_of(8) {
-            return Err(EINVAL);
-        }
-        if flags & USER_STACK == 0 {
-            return Err(EFAULT);
-        }
-        let skip = (flags & SKIP_MASK) as usize;
-        let mut addresses = MaybeUninit::<[u64; DEPTH_MAX]>::uninit();
-        let addresses = addresses.as_mut_ptr().cast::<u64>();
-        // SAFETY: `depth` fits; the verifier proved `size` writable bytes and the context.
-        unsafe {
-            let depth = (size / 8).saturating_add(skip).min(DEPTH_MAX);
-            let count = walk(run, registers(run, context), addresses, depth);
-            let Some(kept) = count.checked_sub(skip) else { return Err(EFAULT) };
-            let bytes = (kept * 8).min(size);
-            core::ptr::copy_nonoverlapping(addresses.add(skip).cast::<u8>(), buffer, bytes);
-            Ok(bytes)
-        }
-    };
-    let result = fill();
+    // SAFETY: the verifier proved `size` writable bytes and the context.
+    let result = unsafe { fill(run, context, buffer, size, flags) };
     let written = result.unwrap_or(0);
     // SAFETY: `written <= size`.
     unsafe { core::ptr::write_bytes(buffer.add(written), 0, size - written) };
     result.map_or_else(error, |bytes| bytes as u64)
+}
+
+/// Writes a stack; how many bytes.
+unsafe fn fill(
+    run: *mut RunContext,
+    context: u64,
+    buffer: *mut u8,
+    size: usize,
+    flags: u64,
+) -> Result<usize, i64> {
+    let in_files = flags & USER_BUILD_ID != 0;
+    let element = if in_files { size_of::<PlaceInFile>() } else { 8 };
+    let known = SKIP_MASK | USER_STACK | USER_BUILD_ID;
+    if flags & !known != 0 || !size.is_multiple_of(element) || in_files && flags & USER_STACK == 0 {
+        return Err(EINVAL);
+    }
+    if flags & USER_STACK == 0 {
+        return Err(EFAULT);
+    }
+    let skip = (flags & SKIP_MASK) as usize;
+    let mut addresses = MaybeUninit::<[u64; DEPTH_MAX]>::uninit();
+    let addresses = addresses.as_mut_ptr().cast::<u64>();
+    // SAFETY: the caller's contract; `depth` fits; what is written fits into `size`.
+    unsafe {
+        let depth = (size / element).saturating_add(skip).min(DEPTH_MAX);
+        let count = walk(run, registers(run, context), addresses, depth);
+        let kept = count.checked_sub(skip).ok_or(EFAULT)?.min(size / element);
+        if in_files {
+            places(run, addresses.add(skip), kept, buffer);
+        } else {
+            core::ptr::copy_nonoverlapping(addresses.add(skip).cast::<u8>(), buffer, kept * 8);
+        }
+        Ok(kept * element)
+    }
 }
 
 /// `long bpf_get_stackid(void *ctx, struct bpf_map *map, u64 flags)`: id of the user stack in the map.
