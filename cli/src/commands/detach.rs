@@ -46,7 +46,7 @@ fn detach(context: &mut Context, pid: u32) -> Result<Value> {
     drop(progress);
     let report = process_error(result, "detach from", target)?;
     if let Some(engine) = context.existing()? {
-        engine.store().forget_process(pid).unwrap_or_else(|error| warn(error));
+        engine.store().forget_process(pid).unwrap_or_else(warn);
     }
     let DetachReport { restored, foreign, returns, stopped, left, .. } = &report;
     for address in foreign {
