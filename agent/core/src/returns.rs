@@ -14,7 +14,7 @@ use beeline_abi::errno::EFAULT;
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::{ProcessBlock, SiteRuntime};
 use beeline_abi::run::RunContext;
-use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
+use beeline_abi::thread::{HASH_MULTIPLIER, RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
 use beeline_helpers::read;
 use core::cell::UnsafeCell;
 use core::ptr::null_mut;
@@ -70,13 +70,66 @@ pub unsafe extern "sysv64" fn room(slot: *mut ThreadSlot, sp: u64) -> u64 {
         if count(slot) < RETURN_SLOTS {
             return 1;
         }
-        // Deep recursion has every entry above `sp`, in order: there is nothing to be found then.
-        let out_of_order = (0..count(slot)).any(|index| (*entry(slot, index)).sp <= sp);
-        if out_of_order {
-            drop_dead(slot);
+        let sweeps = sweeps(slot);
+        if !(*sweeps).is_due(sp) {
+            return 0;
         }
-        u64::from(count(slot) < RETURN_SLOTS)
+        drop_dead(slot);
+        let found = RETURN_SLOTS - count(slot);
+        let lowest = (0..count(slot)).map(|index| (*entry(slot, index)).sp).min();
+        (*sweeps).made(found != 0, lowest.unwrap_or(0));
+        u64::from(found != 0)
     }
+}
+
+/// When the entries of a full return stack are looked at again.
+///
+/// A sweep takes a hundred microseconds, and a full stack has the agent called at every entry. Deep recursion goes below every
+/// entry there is, in order: nothing is to be found then. Long chains of tail calls, and more coroutines than there are
+/// entries, leave entries that are all alive: the more sweeps were in vain, the fewer are made.
+#[repr(C)]
+struct Sweeps {
+    /// The lowest stack word of an entry at the last sweep.
+    lowest: u64,
+    /// Calls to go without a sweep.
+    pause: u32,
+    /// Length of the last pause.
+    paused: u32,
+    /// Calls from below every entry since the last sweep.
+    below: u64,
+}
+
+const _: () = assert!(size_of::<Sweeps>() as u64 <= memory::RETURNS_LEN - (RETURN_SLOTS + 1) * ENTRY);
+
+/// Calls without a sweep at most: what a sweep takes is not much in so many calls.
+const PAUSE_MAX: u32 = 1024;
+
+impl Sweeps {
+    /// A call with stack pointer `sp` finds the stack full.
+    fn is_due(&mut self, sp: u64) -> bool {
+        if sp < self.lowest {
+            // Unless this is another stack, and the entries are left over.
+            self.below += 1;
+            return self.below > u64::from(PAUSE_MAX);
+        }
+        let is_due = self.pause == 0;
+        self.pause = self.pause.saturating_sub(1);
+        is_due
+    }
+
+    /// A sweep found dead entries or did not, and left this as the lowest word.
+    fn made(&mut self, useful: bool, lowest: u64) {
+        self.lowest = lowest;
+        self.below = 0;
+        self.paused = if useful { 0 } else { (2 * self.paused + 1).min(PAUSE_MAX) };
+        self.pause = self.paused;
+    }
+}
+
+/// The thread's [`Sweeps`]: behind the entries, in memory that was zero.
+unsafe fn sweeps(slot: *const ThreadSlot) -> *mut Sweeps {
+    // SAFETY: the caller's slot, which has its memory.
+    unsafe { ((*slot).returns_base + (RETURN_SLOTS + 1) * ENTRY) as *mut Sweeps }
 }
 
 /// Drops dead entries from the top as long as they are not above `sp`.
@@ -104,20 +157,22 @@ unsafe fn drop_dead(slot: *mut ThreadSlot) {
 }
 
 /// Keeps the entries before `kept`, and of those from `from` on the ones that are alive, behind them.
-unsafe fn keep_alive(slot: *mut ThreadSlot, mut kept: u64, mut from: u64) {
+unsafe fn keep_alive(slot: *mut ThreadSlot, mut kept: u64, from: u64) {
     // SAFETY: the caller's slot; `kept <= from`, so that no entry is overwritten before it was looked at.
     unsafe {
         let end = count(slot);
-        while from < end {
-            let many = (end - from).min(BATCH as u64);
-            let alive = which_alive(slot, from, many);
-            for index in 0..many {
-                if alive & 1 << index != 0 {
-                    entry(slot, kept).write(entry(slot, from + index).read());
-                    kept += 1;
-                }
+        let mut alive = Alive::default();
+        let mut behind = end;
+        while behind > from {
+            let many = (behind - from).min(BATCH as u64);
+            behind -= many;
+            alive.examine(slot, behind, many);
+        }
+        for index in from..end {
+            if alive.holds(index) {
+                entry(slot, kept).write(entry(slot, index).read());
+                kept += 1;
             }
-            from += many;
         }
         (*slot).returns_top = (*slot).returns_base + kept * ENTRY;
     }
@@ -126,43 +181,77 @@ unsafe fn keep_alive(slot: *mut ThreadSlot, mut kept: u64, mut from: u64) {
 /// Entries that are looked at by one system call.
 const BATCH: usize = read::WORDS_MAX;
 
-/// [`is_alive`] for `many` entries from `first` on, at most [`BATCH`], as a bit each.
-unsafe fn which_alive(slot: *mut ThreadSlot, first: u64, many: u64) -> u32 {
-    let mut sources = [0u64; BATCH];
-    let mut words = [0u64; BATCH];
-    // SAFETY: the slot is the calling thread's; both arrays hold as many as are asked for.
-    unsafe {
-        for (index, source) in sources.iter_mut().enumerate().take(many as usize) {
-            *source = (*entry(slot, first + index as u64)).sp;
-        }
-        let mut run = RunContext { regs: 0, ..(*slot).run };
-        let sources = sources.get(..many as usize).unwrap_or(&[]);
-        let Some(read) = read::fetch_words(&raw mut run, &mut words, sources) else { return u32::MAX };
-        let mut alive = 0;
-        for (index, word) in words.iter().enumerate().take(sources.len()) {
-            let same = leads_to(slot, first + index as u64, *word);
-            alive |= u32::from(same && read & 1 << index != 0) << index;
-        }
-        alive
-    }
+/// Which entries are alive, found from the youngest to the oldest.
+#[derive(Default)]
+struct Alive {
+    /// A bit for each entry.
+    entries: [u64; RETURN_SLOTS.div_ceil(64) as usize],
+    /// A bit for each hash of a stack word of such an entry: few have a younger one on their own word.
+    words: [u64; 16],
 }
 
-/// The word at the entry's `sp` is `word`: that is its trampoline, or that of a younger entry which returns there, if need be by
-/// more such entries.
-unsafe fn leads_to(slot: *const ThreadSlot, index: u64, word: u64) -> bool {
-    // SAFETY: the caller's slot and an index in it.
-    unsafe {
-        let sp = (*entry(slot, index)).sp;
-        let mut trampoline = (*entry(slot, index)).trampoline;
-        let mut younger = index + 1;
-        while trampoline != word && younger < count(slot) {
-            let next = entry(slot, younger);
-            if (*next).sp == sp && (*next).return_address == trampoline {
-                trampoline = (*next).trampoline;
-            }
-            younger += 1;
+impl Alive {
+    /// The entry was found alive.
+    fn holds(&self, index: u64) -> bool {
+        self.entries.get(index as usize / 64).is_some_and(|bits| bits & 1 << (index % 64) != 0)
+    }
+
+    /// Place of a stack word in `words`.
+    fn hash(sp: u64) -> (usize, u64) {
+        let hash = sp.wrapping_mul(HASH_MULTIPLIER) >> 54;
+        (hash as usize / 64, 1 << (hash % 64))
+    }
+
+    fn enter(&mut self, index: u64, sp: u64) {
+        if let Some(bits) = self.entries.get_mut(index as usize / 64) {
+            *bits |= 1 << (index % 64);
         }
-        trampoline == word
+        let (word, bit) = Self::hash(sp);
+        if let Some(bits) = self.words.get_mut(word) {
+            *bits |= bit;
+        }
+    }
+
+    /// Looks at `many` entries from `first` on, at most [`BATCH`], all younger ones having been looked at.
+    unsafe fn examine(&mut self, slot: *mut ThreadSlot, first: u64, many: u64) {
+        let mut sources = [0u64; BATCH];
+        let mut words = [0u64; BATCH];
+        // SAFETY: the slot is the calling thread's; both arrays hold as many as are asked for.
+        unsafe {
+            for (index, source) in sources.iter_mut().enumerate().take(many as usize) {
+                *source = (*entry(slot, first + index as u64)).sp;
+            }
+            let mut run = RunContext { regs: 0, ..(*slot).run };
+            let asked = sources.get(..many as usize).unwrap_or(&[]);
+            let read = read::fetch_words(&raw mut run, &mut words, asked);
+            for index in (0..many).rev() {
+                let (at, number) = (first + index, index as usize);
+                // What the kernel refuses to tell is taken for alive.
+                let is_alive = read.is_none_or(|read| {
+                    let word = words.get(number).copied().unwrap_or(0);
+                    read & 1 << index != 0
+                        && (word == (*entry(slot, at)).trampoline || self.leads_to(slot, at))
+                });
+                if is_alive {
+                    self.enter(at, sources.get(number).copied().unwrap_or(0));
+                }
+            }
+        }
+    }
+
+    /// After a tail call from its function: a younger entry on the same word returns to this one's trampoline.
+    unsafe fn leads_to(&self, slot: *const ThreadSlot, index: u64) -> bool {
+        // SAFETY: the caller's slot and an index in it.
+        unsafe {
+            let ReturnSlot { sp, trampoline, .. } = *entry(slot, index);
+            let (word, bit) = Self::hash(sp);
+            if self.words.get(word).is_none_or(|bits| bits & bit == 0) {
+                return false;
+            }
+            let mut younger = (index + 1..count(slot)).filter(|&at| self.holds(at));
+            let next = younger.find(|&at| (*entry(slot, at)).sp == sp);
+            next.is_some_and(|at| (*entry(slot, at)).return_address == trampoline)
+        }
     }
 }
 

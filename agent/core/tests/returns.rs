@@ -208,6 +208,73 @@ fn a_full_stack_of_dead_entries_is_swept() {
     assert_eq!(stack.leave(slot, 1000), Some(0));
 }
 
+/// Puts `calls` entries on one word, each the tail call of the one before, so that none is ever dead.
+fn tail_calls(stack: &Stack, slot: *mut ThreadSlot, word: usize, calls: u64) {
+    assert!(stack.enter_by(slot, word, 1, TRAMPOLINE));
+    for call in 1..calls {
+        assert!(stack.enter_by(slot, word, TRAMPOLINE + 16 * (call - 1), TRAMPOLINE + 16 * call));
+    }
+}
+
+#[test]
+fn sweeps_in_vain_become_few() {
+    let (world, stack) = (World::new(), Stack::new());
+    let slot = world.slot();
+    tail_calls(&stack, slot, 900, RETURN_SLOTS / 2);
+    tail_calls(&stack, slot, 800, RETURN_SLOTS / 2);
+    // Each time that a call finds all of them alive, more of the next ones do not look.
+    for _ in 0..3000 {
+        assert!(!stack.enter(slot, 801, 7));
+    }
+    assert_eq!(depth(slot), RETURN_SLOTS);
+    // The older half dies, which is found some time.
+    // SAFETY: a word of the stack.
+    unsafe { (stack.at(900) as *mut u64).write_volatile(0xca11) };
+    let mut missed = 0;
+    while !stack.enter(slot, 801, 5) {
+        missed += 1;
+        assert!(missed <= 1024, "the entries are looked at again");
+    }
+    assert!(missed > 0, "but not at every call");
+    assert_eq!(depth(slot), RETURN_SLOTS / 2 + 1);
+    assert_eq!(stack.leave(slot, 801), Some(5));
+}
+
+#[test]
+fn the_whole_of_a_chain_of_tail_calls_is_kept() {
+    let (world, stack) = (World::new(), Stack::new());
+    let slot = world.slot();
+    tail_calls(&stack, slot, 900, RETURN_SLOTS);
+    assert!(!stack.enter(slot, 900, 7));
+    for call in (1..RETURN_SLOTS).rev() {
+        assert_eq!(stack.leave(slot, 900), Some(TRAMPOLINE + 16 * (call - 1)));
+    }
+    assert_eq!(stack.leave(slot, 900), Some(1));
+}
+
+#[test]
+fn entries_left_on_another_stack_are_found_from_below() {
+    let (world, low, high) = (World::new(), Stack::new(), Stack::new());
+    let slot = world.slot();
+    let (low, high) = if low.at(0) < high.at(0) { (low, high) } else { (high, low) };
+    for level in 0..RETURN_SLOTS as usize {
+        assert!(high.enter(slot, 1000 - level, level as u64));
+    }
+    assert!(!low.enter(slot, 900, 7));
+    for level in 0..RETURN_SLOTS as usize {
+        // SAFETY: a word of the stack.
+        unsafe { (high.at(1000 - level) as *mut u64).write_volatile(0) };
+    }
+    // Every call looks like deeper recursion. Some of them look all the same.
+    let mut missed = 0;
+    while !low.enter(slot, 900, 8) {
+        missed += 1;
+        assert!(missed <= 1024, "the entries are looked at again");
+    }
+    assert_eq!(depth(slot), 1);
+    assert_eq!(low.leave(slot, 900), Some(8));
+}
+
 #[test]
 fn entries_of_an_unmapped_stack_are_dead() {
     let (world, stack) = (World::new(), Stack::new());
