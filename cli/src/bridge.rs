@@ -4,12 +4,12 @@ use crate::context::Context;
 use crate::output::warn;
 use anyhow::{Result, bail};
 use beeline_engine::{
-    AttachPlan, Engine, LinkOutcome, PlanFilter, PlannedMap, PlannedProbe, PlannedProgram, ProbeKind,
-    RefusedPlace,
+    AttachPlan, CallContext, Engine, LinkOutcome, PlanFilter, PlannedMap, PlannedProbe, PlannedProgram,
+    ProbeKind, RefusedPlace, TargetForm,
 };
 use beeline_inject::{
     Attached, FileIdentity, Location, MapRequest, ProbeOutcome, ProbeRequest, ProbeState, ProgramRequest,
-    Request, TargetRefused,
+    Request, SystemCallRequest, TargetRefused,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -55,6 +55,11 @@ impl Bridged {
 
     fn of(plan: AttachPlan) -> Bridged {
         let names = plan.probes.iter().map(|probe| (probe.link_id, probe.name.clone())).collect();
+        let (calls, placed): (Vec<_>, Vec<_>) = plan
+            .probes
+            .into_iter()
+            .partition(|probe| matches!(probe.target.form, TargetForm::SystemCall { .. }));
+        let system_calls = calls.into_iter().filter_map(system_call).collect();
         let request = Request {
             store_uuid: plan.store_uuid,
             cpu_slots: plan.cpu_slots,
@@ -63,7 +68,8 @@ impl Bridged {
             task_layout: plan.task_layout,
             maps: plan.maps.into_iter().map(map).collect(),
             programs: plan.programs.into_iter().map(program).collect(),
-            probes: plan.probes.into_iter().flat_map(probes).collect(),
+            probes: placed.into_iter().flat_map(probes).collect(),
+            system_calls,
             alive: plan.alive.map(|alive| alive.into_iter().collect()),
         };
         Bridged { request, names }
@@ -90,6 +96,33 @@ fn program(program: PlannedProgram) -> ProgramRequest {
     }
 }
 
+/// A link at system calls.
+fn system_call(probe: PlannedProbe) -> Option<SystemCallRequest> {
+    let TargetForm::SystemCall { number, context } = probe.target.form else { return None };
+    Some(SystemCallRequest {
+        link_id: probe.link_id,
+        program_id: probe.prog_id,
+        kind: probe_kind(probe.kind),
+        context: match context {
+            CallContext::Record => beeline_inject::CallContext::Record,
+            CallContext::Raw => beeline_inject::CallContext::Raw,
+            CallContext::Registers => beeline_inject::CallContext::Registers,
+        },
+        number,
+        cookie: probe.target.places.first().map_or(0, |place| place.cookie),
+        pid: probe.pid,
+        count_hits: probe.count_hits,
+        shared: Arc::new(probe.shared),
+    })
+}
+
+fn probe_kind(kind: ProbeKind) -> beeline_inject::ProbeKind {
+    match kind {
+        ProbeKind::Entry => beeline_inject::ProbeKind::Entry,
+        ProbeKind::Return => beeline_inject::ProbeKind::Return,
+    }
+}
+
 /// A probe for each place of a link.
 fn probes(probe: PlannedProbe) -> impl Iterator<Item = ProbeRequest> {
     let target = probe.target;
@@ -103,10 +136,7 @@ fn probes(probe: PlannedProbe) -> impl Iterator<Item = ProbeRequest> {
     target.places.into_iter().map(move |place| ProbeRequest {
         link_id: probe.link_id,
         program_id: probe.prog_id,
-        kind: match probe.kind {
-            ProbeKind::Entry => beeline_inject::ProbeKind::Entry,
-            ProbeKind::Return => beeline_inject::ProbeKind::Return,
-        },
+        kind: probe_kind(probe.kind),
         file: file.clone(),
         location: Location::FileOffset(place.file_offset),
         cookie: place.cookie,

@@ -10,6 +10,7 @@
 //! | [`returns`] | a thread's outstanding return probes |
 //! | [`memory`] | where threads' return stacks, scratch and private stacks come from |
 //! | [`seccomp`] | filters that the process installs while the agent is in it |
+//! | [`system_calls`] | the programs of a system call |
 //! | [`process`] | what is done once for a process; missed hits |
 //!
 //! Everything here can be interrupted at any instruction by a signal whose handler hits a probe, takes a bounded time,
@@ -26,6 +27,7 @@ pub mod returns;
 pub mod rseq;
 pub mod seccomp;
 pub mod slot;
+pub mod system_calls;
 
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::ThreadSlot;

@@ -14,9 +14,11 @@ use beeline_abi::ABI_VERSION;
 use beeline_abi::calls::CallGate;
 use beeline_abi::link::{LINK_MAGIC, LinkRuntime, LinkShared};
 use beeline_abi::process::ProcessBlock;
+use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
+use beeline_abi::system_call::SystemCalls;
 use beeline_abi::thread::{ReturnSlot, ThreadSlot};
-use beeline_agent_core::{cpu, process, returns, seccomp, slot};
+use beeline_agent_core::{cpu, process, returns, seccomp, slot, system_calls};
 use beeline_helpers::table::BY_ID;
 use beeline_helpers::{HELPERS_LEN, HelperFn};
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -57,6 +59,9 @@ export!(beeline_return_restore(context: *mut u8, run: *mut RunContext) -> u64, r
 export!(beeline_seccomp_prctl(context: *mut u8, run: *mut RunContext) -> u64, seccomp::prctl);
 export!(beeline_seccomp_syscall(context: *mut u8, run: *mut RunContext) -> u64, seccomp::syscall);
 export!(beeline_seccomp_go(context: *mut u8, run: *mut RunContext) -> u64, seccomp::go_syscall);
+
+export!(beeline_system_call_enter(registers: *mut PtRegs, slot: *mut ThreadSlot, calls: *const SystemCalls, number: u64) -> u64, system_calls::enter);
+export!(beeline_system_call_exit(registers: *mut PtRegs, slot: *mut ThreadSlot, calls: *const SystemCalls, number: u64), system_calls::exit);
 
 /// The address of the gate of system calls.
 #[unsafe(no_mangle)]

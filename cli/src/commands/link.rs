@@ -48,7 +48,7 @@ fn list(context: &mut Context, words: &[String]) -> Result<()> {
             kind_name(file.link.kind, &file.link.target).into(),
             if file.is_enabled() { "yes" } else { "no" }.into(),
             file.missed().to_string(),
-            place(&file.link.target),
+            place(file.link.kind, &file.link.target),
         ]);
     }
     Ok(context.out.text(&table.text())?)
@@ -75,7 +75,7 @@ fn show(context: &mut Context, words: &[String]) -> Result<()> {
             link.name,
             link.prog_id
         ))?;
-        out.line(format_args!("\tobject {object}  target {}", place(&link.target)))?;
+        out.line(format_args!("\tobject {object}  target {}", place(link.kind, &link.target)))?;
         let build_id = match link.target.build_id.as_slice() {
             [] => "none".to_owned(),
             bytes => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),

@@ -7,8 +7,8 @@ use crate::output::time::nanoseconds;
 use crate::output::{say, warn};
 use anyhow::{Result, bail};
 use beeline_engine::{
-    AttachSpec, Engine, EngineError, LoadOptions, Loaded, LoadedProgram, ProbeKind, Target, TargetForm,
-    TargetPlace,
+    AttachSpec, CallContext, Engine, EngineError, LoadOptions, Loaded, LoadedProgram, ProbeKind, Target,
+    TargetForm, TargetPlace, system_call_by_number,
 };
 use serde_json::{Value, json};
 use std::path::Path;
@@ -108,7 +108,7 @@ fn show(context: &mut Context, loaded: &Loaded) -> Result<()> {
             "  prog  {id:<6} {name}  {section}  {insns} insns, {code_len} bytes, verified in {time}"
         ))?;
         for (id, kind, target) in &program.links {
-            out.line(format_args!("  link  {id:<6} {} {}", kind_name(*kind, target), place(target)))?;
+            out.line(format_args!("  link  {id:<6} {} {}", kind_name(*kind, target), place(*kind, target)))?;
         }
     }
     for skipped in &loaded.skipped {
@@ -122,6 +122,10 @@ pub(crate) fn kind_name(kind: ProbeKind, target: &Target) -> &'static str {
     let several = matches!(target.form, TargetForm::Pattern(_)) || target.places.len() > 1;
     match (&target.form, kind) {
         (TargetForm::Usdt { .. }, _) => "usdt",
+        (TargetForm::SystemCall { context: CallContext::Record, .. }, _) => "tracepoint",
+        (TargetForm::SystemCall { context: CallContext::Raw, .. }, _) => "raw_tracepoint",
+        (TargetForm::SystemCall { .. }, ProbeKind::Entry) => "ksyscall",
+        (TargetForm::SystemCall { .. }, ProbeKind::Return) => "kretsyscall",
         (_, ProbeKind::Entry) if several => "uprobe.multi",
         (_, ProbeKind::Entry) => "uprobe",
         (_, ProbeKind::Return) if several => "uretprobe.multi",
@@ -129,14 +133,15 @@ pub(crate) fn kind_name(kind: ProbeKind, target: &Target) -> &'static str {
     }
 }
 
-/// `PATH:SYMBOL+OFFSET`, `PATH:PATTERN (n places)`, `PATH:PROVIDER:NAME`.
-pub(crate) fn place(target: &Target) -> String {
+/// `PATH:SYMBOL+OFFSET`, `PATH:PATTERN (n places)`, `PATH:PROVIDER:NAME`, `syscalls:sys_enter_NAME`.
+pub(crate) fn place(kind: ProbeKind, target: &Target) -> String {
     let path = target.path.display();
     let count = match target.places.len() {
         1 => String::new(),
         places => format!(" ({places} places)"),
     };
     match (&target.form, target.places.as_slice()) {
+        (TargetForm::SystemCall { number, context }, _) => call_place(kind, *number, *context),
         (TargetForm::Usdt { provider, name }, _) => format!("{path}:{provider}:{name}{count}"),
         (TargetForm::Pattern(pattern), _) => format!("{path}:{pattern}{count}"),
         (TargetForm::Places, places) => {
@@ -147,6 +152,24 @@ pub(crate) fn place(target: &Target) -> String {
             }
             format!("{path}:{}{count}", names.join(","))
         }
+    }
+}
+
+/// The tracepoint or the kernel's function.
+fn call_place(kind: ProbeKind, number: Option<u32>, context: CallContext) -> String {
+    let when = match kind {
+        ProbeKind::Entry => "sys_enter",
+        ProbeKind::Return => "sys_exit",
+    };
+    let name = number.map(|number| match system_call_by_number(number) {
+        Some(call) => call.name.to_owned(),
+        None => number.to_string(),
+    });
+    match (context, name) {
+        (CallContext::Record, Some(name)) => format!("syscalls:{when}_{name}"),
+        (CallContext::Record, None) => format!("raw_syscalls:{when}"),
+        (CallContext::Raw, _) => when.to_owned(),
+        (CallContext::Registers, name) => name.unwrap_or_default(),
     }
 }
 

@@ -21,6 +21,8 @@ pub(crate) struct AgentImage {
     symbols: AgentSymbols,
     own: OwnLinks,
     call_gate: u64,
+    /// Before and behind a system call.
+    system_call: [u64; 2],
 }
 
 /// What the agent runs for itself.
@@ -79,6 +81,8 @@ pub(crate) struct LinkedAgent {
     pub(crate) own: OwnLinks,
     /// Address of the gate of system calls.
     pub(crate) call_gate: u64,
+    /// What runs before and behind a system call.
+    pub(crate) system_call: [u64; 2],
     /// Address of each helper by id, 0 = none.
     helpers: Vec<u64>,
 }
@@ -146,6 +150,7 @@ impl AgentImage {
                 shared: symbol("beeline_own_link")?.0,
             },
             call_gate,
+            system_call: [symbol("beeline_system_call_enter")?.0, symbol("beeline_system_call_exit")?.0],
         })
     }
 
@@ -189,7 +194,15 @@ impl AgentImage {
         };
         let own =
             OwnLinks { entries: self.own.entries.map(|entry| base + entry), shared: base + self.own.shared };
-        LinkedAgent { bytes, init: base + self.init, symbols, own, call_gate: base + self.call_gate, helpers }
+        LinkedAgent {
+            bytes,
+            init: base + self.init,
+            symbols,
+            own,
+            call_gate: base + self.call_gate,
+            system_call: self.system_call.map(|function| base + function),
+            helpers,
+        }
     }
 }
 

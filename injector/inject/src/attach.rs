@@ -189,6 +189,9 @@ impl<'a> Prepared<'a> {
 
     /// There is nothing to be put into the process.
     pub(crate) fn is_empty(&self, planned: &PlannedSites) -> bool {
+        if planned.calls.changed {
+            return false;
+        }
         let Some(existing) = &self.existing else { return planned.sites.is_empty() };
         let known = |id| existing.programs.iter().any(|program| program.id == id);
         let nothing = planned.sites.is_empty() && planned.restored.is_empty();
@@ -201,6 +204,7 @@ impl<'a> Prepared<'a> {
             pid: self.process.pid(),
             first: self.existing.is_none(),
             probes: planned.outcomes(self.request),
+            system_calls: planned.calls.coverage.clone(),
             threads,
             stopped,
         }
@@ -436,6 +440,9 @@ impl<'a> Prepared<'a> {
             }
         }
         self.leave_ended(restored)?;
+        if let Some(tables) = &generation.call_tables {
+            tables.write(self.process).map_err(|error| self.failed(error))?;
+        }
         for write in generation.patches.iter().flat_map(|patch| &patch.writes) {
             self.process.memory().write(write.address, &write.bytes).map_err(|error| self.failed(error))?;
         }

@@ -137,6 +137,7 @@ impl<'a> Round<'a> {
         };
         self.mark(&existing)?;
         self.restore_sites(&existing, report)?;
+        self.leave_calls(&existing)?;
         let slots = Slots::read(self.process, &existing)?;
         report.returns += self.restore_returns(&existing, &slots);
         for thread in self.stopped.threads() {
@@ -181,6 +182,19 @@ impl<'a> Round<'a> {
                 report.restored += usize::from(carries_probes(links));
             } else if self.is_hooked(site) {
                 report.foreign.push(site.address);
+            }
+        }
+        Ok(())
+    }
+
+    /// Threads in a copy of a system call, where they may wait for long, go on at the original one. If the kernel makes the call
+    /// again it goes back from there.
+    fn leave_calls(&self, existing: &Existing) -> Result<(), TargetRefused> {
+        for thread in self.stopped.threads() {
+            let registers = thread.registers().map_err(|error| self.failed(error.into()))?;
+            if let Some(rip) = existing.original_call(self.process, registers.rip) {
+                let back = Registers { rip, ..registers };
+                thread.set_registers(&back).map_err(|error| self.failed(error.into()))?;
             }
         }
         Ok(())

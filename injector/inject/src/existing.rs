@@ -81,7 +81,14 @@ impl Existing {
         }
         let sites: Vec<SiteRuntime> = table(process, head.sites, head.site_count, "its list of sites")?;
         let mut links = Vec::with_capacity(sites.len());
+        let mut calls_read = false;
         for site in &sites {
+            let is_call = site.link_count != 0 && site.flags & SiteRuntime::SYSTEM_CALL != 0;
+            if is_call && std::mem::replace(&mut calls_read, true) {
+                // The same as those of the first such site, which stands for all of them.
+                links.push(Vec::new());
+                continue;
+            }
             if site.len as usize > site.original.len() || site.link_count > LINKS_MAX {
                 return Err(damaged(process, "a site"));
             }
@@ -98,9 +105,16 @@ impl Existing {
         self.head.flags & ProcessBlock::FLAG_UNFINISHED != 0
     }
 
-    /// The links in force, each with the address of its site and its program's id.
+    /// The links of system calls.
+    pub(crate) fn call_links(&self) -> &[LinkRuntime] {
+        let mut sites = self.sites.iter().zip(&self.links);
+        sites.find(|(site, _)| is_call_site(site)).map_or(&[], |(_, links)| links)
+    }
+
+    /// The links of probes that are in force, each with the address of its site and its program's id.
     pub(crate) fn in_force(&self) -> impl Iterator<Item = (u32, u64, u32)> + '_ {
-        let sites = self.sites.iter().zip(&self.links).filter(|(site, _)| site.link_count != 0);
+        let sites = self.sites.iter().zip(&self.links);
+        let sites = sites.filter(|(site, _)| site.link_count != 0 && !is_call_site(site));
         sites.flat_map(|(site, links)| links.iter().map(|link| (link.link_id, site.address, link.prog_id)))
     }
 
@@ -117,6 +131,22 @@ impl Existing {
         self.sites.iter().filter(is_hole)
     }
 
+    /// Where a thread at `pc` has to go on that is at the copy of a displaced system call or right behind it; none when it is
+    /// elsewhere, or when the original call is not in its place.
+    pub(crate) fn original_call(&self, process: &Process, pc: u64) -> Option<u64> {
+        const SYSCALL: [u8; 2] = [0x0f, 0x05];
+        const LEN: u64 = SYSCALL.len() as u64;
+        self.sites.iter().filter(|site| is_call_site(site)).find_map(|site| {
+            let (to_behind, in_stub) = (u64::from(site.flags >> 8 & 0xff), u64::from(site.flags >> 16));
+            let back = site.stub.wrapping_add(in_stub).wrapping_sub(pc);
+            let behind = site.address.wrapping_add(to_behind);
+            let stands = || {
+                process.memory().read_array::<2>(behind.wrapping_sub(LEN)).is_ok_and(|bytes| bytes == SYSCALL)
+            };
+            (in_stub != 0 && (back == 0 || back == LEN) && stands()).then(|| behind.wrapping_sub(back))
+        })
+    }
+
     /// A jump of ours stands at the site: what was written there, or an earlier jump into our code.
     pub(crate) fn is_in_place(&self, process: &Process, site: &SiteRuntime) -> bool {
         let Ok(bytes) = process.memory().read_vec(site.address, site.len as usize) else { return false };
@@ -128,6 +158,11 @@ impl Existing {
         let distance = i64::from(i32::from_le_bytes([a, b, c, d]));
         self.owns(address.wrapping_add(5).wrapping_add_signed(distance))
     }
+}
+
+/// The site is there for system calls.
+pub(crate) fn is_call_site(site: &SiteRuntime) -> bool {
+    site.link_count != 0 && site.flags & SiteRuntime::SYSTEM_CALL != 0
 }
 
 /// A site with these links has probes, not only what the agent does for itself.

@@ -123,7 +123,7 @@ fn jump_of(site: &PlannedSite, next: u64, taken: &Taken) -> Result<Range<u64>, S
 
 /// The same place with a short jump.
 fn shorter_plan(site: &PlannedSite, process: &Process, files: &MappedFiles) -> Option<SitePlan> {
-    if site.is_short() {
+    if site.is_short() || site.call.is_some() {
         return None;
     }
     let binary = files.at(site.address)?.binary(process).ok()?;

@@ -14,7 +14,7 @@
 
 use crate::agent::{AgentImage, LinkedAgent, Own};
 use crate::error::TargetRefused;
-use crate::existing::Existing;
+use crate::existing::{Existing, is_call_site};
 use crate::group::{Group, groups};
 use crate::ingredients::Ingredients;
 use crate::maps::{SharedFile, map_handle};
@@ -22,16 +22,21 @@ use crate::patch::{Patch, Write, fill_hole, inner, jump_bytes, padded};
 use crate::request::{ProbeKind, ProbeRequest, ProgramRequest};
 use crate::sites::{PlannedSite, PlannedSites};
 use crate::space::{MemoryFile, Space};
+use crate::system_calls::{CallLinks, CallTables, PlannedCall};
 use crate::texts::{self, Texts};
 use crate::wire::{BLOCK_LEN, BlockHead, Wire, region_offset};
 use beeline_abi::code::{ProgramNeeds, Symbol};
 use beeline_abi::link::{LinkRuntime, LinkShared};
 use beeline_abi::map::MapHandle;
 use beeline_abi::process::{ForkPage, ProcessBlock, ProgramRuntime, REGIONS_MAX, Region, SiteRuntime};
+use beeline_abi::system_call::SystemCalls;
 use beeline_abi::thread::{THREAD_SLOTS, ThreadSlot};
 use beeline_remote::reach;
 use beeline_site::SitePlan;
-use beeline_stub::{Arena, Environment, LinkCode, OnlyIn, SiteCode, ThreadKey, stub_len_max};
+use beeline_stub::{
+    Arena, Environment, LinkCode, OnlyIn, SYSTEM_CALL_GATES_MAX, SYSTEM_CALL_STUB_MAX, SiteCode,
+    SystemCallCode, SystemCallTarget, ThreadKey, stub_len_max,
+};
 use std::collections::HashMap;
 use std::mem::offset_of;
 use std::ops::Range;
@@ -83,6 +88,8 @@ pub(crate) struct Generation<'a> {
     /// Address of the agent's gate of system calls.
     pub(crate) call_gate: u64,
     pub(crate) patches: Vec<Patch>,
+    /// What is to be written of the programs at system calls, when it has changed.
+    pub(crate) call_tables: Option<CallTables>,
 }
 
 /// Addresses in the tables.
@@ -92,11 +99,13 @@ struct Tables {
     programs: u64,
     sites: u64,
     links: u64,
+    /// Addresses of the links of system calls, in lists.
+    call_lists: u64,
     len: u64,
 }
 
 impl Tables {
-    fn at(start: u64, maps: usize, programs: usize, sites: usize, links: usize) -> Tables {
+    fn at(start: u64, maps: usize, programs: usize, sites: usize, links: usize, listed: usize) -> Tables {
         let mut end = start;
         let mut take = |count: usize, len: usize| {
             let at = end.next_multiple_of(64);
@@ -108,6 +117,7 @@ impl Tables {
             programs: take(programs, ProgramRuntime::LEN),
             sites: take(sites, SiteRuntime::LEN),
             links: take(links, LinkRuntime::LEN),
+            call_lists: take(listed, u64::LEN),
             len: 0,
         };
         tables.len = end - start;
@@ -162,6 +172,11 @@ struct Builder<'a> {
     cpu_slots: u64,
     trace: u64,
     link_pages: HashMap<u32, u64>,
+    calls: CallLinks,
+    /// Address of the process's `SystemCalls`, 0 = it has none.
+    system_calls: u64,
+    /// Where the links of system calls are, and how many.
+    call_links: (u64, u32),
     texts: Texts,
 }
 
@@ -183,9 +198,10 @@ impl<'a> Builder<'a> {
         }
         for group in &mut groups {
             let sites = &planned.sites[group.sites.clone()];
-            let stubs: u64 = sites.iter().map(|site| stub_len_max(given.link_count(site))).sum();
+            let probed = || sites.iter().filter(|site| site.call.is_none());
+            let stubs: u64 = probed().map(|site| stub_len_max(given.link_count(site))).sum();
             let copies = sites.iter().filter(|site| site.is_short()).count() as u64 * stub_len_max(0);
-            let len = given.programs_len() + stubs + copies + SLOTS_LEN;
+            let len = given.programs_len() + stubs + copies + SLOTS_LEN + calls_len(sites);
             group.region = space.take(len, group.reach.clone(), "probe code")?;
             let offset = memory.add(group.region.len)?;
             areas.push(whole(group.region, offset, libc::PROT_READ | libc::PROT_EXEC));
@@ -194,8 +210,11 @@ impl<'a> Builder<'a> {
         let map_count = given.map_count();
         let program_count = given.program_count();
         let site_count = given.site_count(planned);
-        let link_count: usize = planned.sites.iter().map(|site| given.link_count(site)).sum();
-        let tables_len = Tables::at(0, map_count, program_count, site_count, link_count).len;
+        let calls = CallLinks::of(given.request, given.existing, &planned.calls);
+        let probed = planned.sites.iter().filter(|site| site.call.is_none());
+        let link_count = probed.map(|site| given.link_count(site)).sum::<usize>() + calls.links.len();
+        let listed = calls.listed();
+        let tables_len = Tables::at(0, map_count, program_count, site_count, link_count, listed).len;
         let mut builder = Builder {
             given,
             memory,
@@ -216,13 +235,19 @@ impl<'a> Builder<'a> {
             cpu_slots: 0,
             trace: 0,
             link_pages: HashMap::new(),
+            calls,
+            system_calls: given.existing.map_or(0, |existing| existing.head.system_calls),
+            call_links: (0, 0),
             texts: Texts::default(),
         };
         let start = match given.existing {
             None => builder.place_home(&mut space, near, tables_len)?,
             Some(existing) => builder.place_tables(&mut space, near, tables_len, existing)?,
         };
-        builder.tables = Tables::at(start, map_count, program_count, site_count, link_count);
+        builder.tables = Tables::at(start, map_count, program_count, site_count, link_count, listed);
+        if builder.system_calls == 0 && !builder.calls.links.is_empty() {
+            builder.place_system_calls(&mut space, start)?;
+        }
         builder.place_shared(&mut space, planned)?;
         builder.place_texts(&mut space)?;
         Ok(builder)
@@ -288,6 +313,16 @@ impl<'a> Builder<'a> {
         Ok(region.start)
     }
 
+    /// The tables that stubs at system calls look at.
+    fn place_system_calls(&mut self, space: &mut Space<'_>, near: u64) -> Result<(), TargetRefused> {
+        let len = size_of::<SystemCalls>() as u64;
+        let region = space.take(len, reach::around(near, 1 << 30), "the table of system calls")?;
+        let offset = self.memory.add(region.len)?;
+        self.areas.push(whole(region, offset, libc::PROT_READ | libc::PROT_WRITE));
+        self.system_calls = region.start;
+        Ok(())
+    }
+
     /// Files of the store.
     fn place_shared(&mut self, space: &mut Space<'_>, planned: &PlannedSites) -> Result<(), TargetRefused> {
         let request = self.given.request;
@@ -312,8 +347,13 @@ impl<'a> Builder<'a> {
         placed.sort_unstable_by_key(|&index| request.probes[index].link_id);
         placed.dedup_by_key(|index| request.probes[*index].link_id);
         let placed = || placed.iter().map(|&index| &request.probes[index]);
-        for probe in placed() {
-            add(SharedFile::link(probe)?);
+        let calls = || planned.calls.new.iter().map(|&index| &request.system_calls[index]);
+        let links = || {
+            let probes = placed().map(|probe| (probe.link_id, &probe.shared));
+            probes.chain(calls().map(|call| (call.link_id, &call.shared)))
+        };
+        for (id, shared) in links() {
+            add(SharedFile::link(id, shared)?);
         }
         let region = space.take(len, SHARED_RANGE, "the store's maps")?;
         let offset = self.memory.add(PAGE)?;
@@ -327,7 +367,7 @@ impl<'a> Builder<'a> {
         }
         let handle = |map| map_handle(map, addresses.next().unwrap_or(0));
         let mut handles: Vec<MapHandle> = self.given.new_maps().map(handle).collect::<Result<_, _>>()?;
-        self.link_pages = placed().map(|probe| probe.link_id).zip(addresses).collect();
+        self.link_pages = links().map(|(id, _)| id).zip(addresses).collect();
         handles.extend(self.given.existing.iter().flat_map(|existing| existing.maps.iter().copied()));
         handles.sort_unstable_by_key(|handle| handle.id);
         self.handles = handles;
@@ -362,9 +402,14 @@ impl<'a> Builder<'a> {
                 for program in self.given.new_programs() {
                     self.link_program(&mut arena, program, &mut entries)?;
                 }
+                self.link_calls(&mut arena, &mut entries)?;
             }
             for site in &planned.sites[self.groups[index].sites.clone()] {
-                match self.add_site(&mut arena, site, &mut entries)? {
+                let added = match &site.call {
+                    Some(call) => self.add_call(&mut arena, site, call)?,
+                    None => self.add_site(&mut arena, site, &mut entries)?,
+                };
+                match added {
                     Ok(patch) => patches.push(patch),
                     Err(reason) => refusals.push((site.address, reason)),
                 }
@@ -375,6 +420,91 @@ impl<'a> Builder<'a> {
             planned.refuse(address, &reason);
         }
         self.finish(patches, &planned.restored)
+    }
+
+    /// The links of system calls, before the sites that have them.
+    fn link_calls(
+        &mut self,
+        arena: &mut Arena,
+        entries: &mut HashMap<u32, u64>,
+    ) -> Result<(), TargetRefused> {
+        let mut links = std::mem::take(&mut self.calls.links);
+        for link in &mut links {
+            if link.shared == 0 {
+                link.shared = self.link_pages.get(&link.link_id).copied().unwrap_or(0);
+            }
+            if let Ok(program) = self.given.program(link.prog_id) {
+                link.entry = self.link_program(arena, program, entries)?;
+                link.flags |= cpu_flag(&program.needs);
+            }
+        }
+        let at = self.tables.links + (self.links_used * LinkRuntime::LEN) as u64;
+        self.links_used += links.len();
+        self.link_bytes.extend(links.iter().flat_map(Wire::to_bytes));
+        self.call_links = (at, links.len() as u32);
+        self.calls.links = links;
+        for site in self.sites.iter_mut().filter(|site| is_call_site(site)) {
+            // Without programs its stub finds nothing wanted; detach restores it.
+            (site.links, site.link_count) = (at, self.call_links.1.max(1));
+        }
+        Ok(())
+    }
+
+    /// Stub and table entry of a site at a system call. The inner error is the reason why it cannot be served.
+    fn add_call(
+        &mut self,
+        arena: &mut Arena,
+        site: &PlannedSite,
+        planned: &PlannedCall,
+    ) -> Result<Result<Patch, String>, TargetRefused> {
+        let target = SystemCallTarget {
+            calls: self.system_calls,
+            enter: self.agent.system_call[0],
+            exit: self.agent.system_call[1],
+        };
+        let code = SystemCallCode {
+            plan: &site.plan,
+            address: site.address,
+            call: planned.address,
+            number: planned.number,
+        };
+        let (stub, behind) = match arena.add_system_call(&self.environment(), &target, &code) {
+            Ok(made) => made,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let entry = stub.address + u64::from(stub.entry);
+        let hole = match fill_hole(arena, &self.sites, site, entry) {
+            Ok(hole) => hole,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let bytes = match jump_bytes(site, hole.as_ref().map(|hole| hole.jump), entry) {
+            Ok(bytes) => bytes,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let to_behind = planned.address + SYSCALL_LEN - site.address;
+        let places = if behind == 0 { 0 } else { behind << 16 | (to_behind as u32) << 8 };
+        let runtime = SiteRuntime {
+            address: site.address,
+            stub: stub.address,
+            stub_len: stub.bytes.len() as u32,
+            len: bytes.len() as u32,
+            original: padded(&site.plan.original[..bytes.len()]),
+            patched: padded(&bytes),
+            links: self.call_links.0,
+            link_count: self.call_links.1,
+            flags: SiteRuntime::SYSTEM_CALL | places,
+        };
+        let inner = inner(&site.plan, bytes.len());
+        let expected = site.plan.original.clone();
+        let mut writes = vec![Write { address: site.address, expected, bytes, moved: Some(stub), inner }];
+        let mut entries = vec![self.enter(None, runtime)];
+        if let Some(hole) = hole {
+            entries.push(self.enter(hole.index, hole.runtime));
+            writes.insert(0, hole.write);
+        }
+        let patch =
+            Patch { address: site.address, writes, sees_seccomp: false, semaphores: Vec::new(), entries };
+        Ok(Ok(patch))
     }
 
     /// Stub, links and table entry of a site. The inner error is the reason why this one cannot be served.
@@ -586,6 +716,10 @@ impl<'a> Builder<'a> {
         self.memory.write(offset(tables.programs), &bytes_of(&self.programs))?;
         self.memory.write(offset(tables.sites), &bytes_of(&self.sites))?;
         self.memory.write(offset(tables.links), &self.link_bytes)?;
+        let lists = self.calls.lists(self.call_links.0);
+        self.memory.write(offset(tables.call_lists), &bytes_of(&lists.addresses))?;
+        let call_tables =
+            (self.system_calls != 0).then(|| lists.tables(self.system_calls, tables.call_lists));
         let regions: Vec<Region> = self.areas.iter().map(|area| area.region).collect();
         let known = self.given.existing.map_or(0, |existing| existing.regions.len());
         if known + regions.len() > REGIONS_MAX {
@@ -607,6 +741,7 @@ impl<'a> Builder<'a> {
             init: self.agent.init,
             call_gate: self.agent.call_gate,
             patches,
+            call_tables,
         })
     }
 
@@ -645,6 +780,7 @@ impl<'a> Builder<'a> {
                 pool: 0,
                 reserve: self.reserve.start,
                 reserve_end: self.reserve.end,
+                system_calls: 0,
             },
         };
         BlockHead {
@@ -657,6 +793,7 @@ impl<'a> Builder<'a> {
             texts: self.texts.address,
             text_count: self.texts.count,
             region_count: region_count as u32,
+            system_calls: self.system_calls,
             ..base
         }
     }
@@ -669,6 +806,15 @@ impl<'a> Builder<'a> {
         self.memory.write(offset, &unfinished.to_bytes())?;
         self.memory.write(offset + region_offset(0), &bytes_of(regions))
     }
+}
+
+/// Bytes of `syscall`.
+const SYSCALL_LEN: u64 = 2;
+
+/// Bytes that the sites at system calls want of an arena.
+fn calls_len(sites: &[PlannedSite]) -> u64 {
+    let count = sites.iter().filter(|site| site.call.is_some()).count() as u64;
+    if count == 0 { 0 } else { count * SYSTEM_CALL_STUB_MAX + SYSTEM_CALL_GATES_MAX }
 }
 
 /// An area that is one piece.

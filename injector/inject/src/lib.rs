@@ -38,6 +38,7 @@ mod sites;
 mod space;
 mod stack;
 mod start;
+mod system_calls;
 mod target;
 mod texts;
 mod tracer;
@@ -53,5 +54,9 @@ pub use inspect::{attached_processes, inspect};
 pub use report::{
     AttachReport, Attached, AttachedLink, AttachedSite, DetachReport, ProbeOutcome, ProbeState,
 };
-pub use request::{FileIdentity, MapRequest, ProbeKind, ProbeRequest, ProgramRequest, Request};
+pub use request::{
+    CallContext, FileIdentity, MapRequest, ProbeKind, ProbeRequest, ProgramRequest, Request,
+    SystemCallRequest,
+};
 pub use start::{Ended, StartCommand, Started, start};
+pub use system_calls::{CallCoverage, call_coverage};

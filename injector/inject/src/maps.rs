@@ -1,7 +1,7 @@
 //! Files of the store, as they are mapped into a process: CPU slots, trace log, maps, links.
 
 use crate::error::TargetRefused;
-use crate::request::{MapRequest, ProbeRequest, Request};
+use crate::request::{MapRequest, Request};
 use crate::wire::Wire;
 use beeline_abi::ABI_VERSION;
 use beeline_abi::link::{LINK_MAGIC, LinkShared};
@@ -58,15 +58,15 @@ impl<'a> SharedFile<'a> {
         Ok(SharedFile { again_from, ..SharedFile::new(&map.file, layout.file_len, "mmap of a map") })
     }
 
-    pub(crate) fn link(probe: &'a ProbeRequest) -> Result<SharedFile<'a>, TargetRefused> {
-        let what = format!("the file of link {}", probe.link_id);
-        check_len(&probe.shared, size_of::<LinkShared>() as u64, &what)?;
-        let magic: u64 = read(&probe.shared, 0, &what)?;
-        let id: u32 = read(&probe.shared, offset_of!(LinkShared, id) as u64, &what)?;
-        if magic != LINK_MAGIC || id != probe.link_id {
+    pub(crate) fn link(link_id: u32, shared: &'a OwnedFd) -> Result<SharedFile<'a>, TargetRefused> {
+        let what = format!("the file of link {link_id}");
+        check_len(shared, size_of::<LinkShared>() as u64, &what)?;
+        let magic: u64 = read(shared, 0, &what)?;
+        let id: u32 = read(shared, offset_of!(LinkShared, id) as u64, &what)?;
+        if magic != LINK_MAGIC || id != link_id {
             return Err(bad(format!("{what} is not one")));
         }
-        Ok(SharedFile::new(&probe.shared, PAGE, "mmap of a link"))
+        Ok(SharedFile::new(shared, PAGE, "mmap of a link"))
     }
 
     /// Bytes that it takes in the process.

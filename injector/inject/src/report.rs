@@ -1,5 +1,6 @@
 //! What was done to a process.
 
+use crate::system_calls::CallCoverage;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ pub struct AttachReport {
     pub first: bool,
     /// What became of each probe of the request, in its order.
     pub probes: Vec<ProbeOutcome>,
+    /// System calls of its code that are traced now, when programs want some.
+    pub system_calls: Option<CallCoverage>,
     /// Threads that were stopped.
     pub threads: usize,
     /// How long the process stood still.

@@ -28,6 +28,8 @@ pub struct Request {
     pub programs: Vec<ProgramRequest>,
     /// The probes.
     pub probes: Vec<ProbeRequest>,
+    /// The programs that run at system calls.
+    pub system_calls: Vec<SystemCallRequest>,
     /// Ids of all links that there are: what the process carries of others is taken out. `None` leaves it.
     pub alive: Option<BTreeSet<u32>>,
 }
@@ -113,6 +115,40 @@ pub struct ProbeRequest {
     pub count_hits: bool,
     /// The link's file, open for reading and writing; its first page is a
     /// [`LinkShared`](beeline_abi::link::LinkShared). Probes of one link, at several places, share it.
+    pub shared: Arc<OwnedFd>,
+}
+
+/// What a program at a system call sees.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum CallContext {
+    /// The record of a tracepoint.
+    Record,
+    /// The arguments of a raw tracepoint.
+    Raw,
+    /// The registers of the kernel's function for the call.
+    Registers,
+}
+
+/// A link of the store: a program that runs at system calls.
+#[derive(Debug)]
+pub struct SystemCallRequest {
+    /// The link's id in the store.
+    pub link_id: u32,
+    /// The program's id.
+    pub program_id: u32,
+    /// Before the call or behind it.
+    pub kind: ProbeKind,
+    /// What it sees.
+    pub context: CallContext,
+    /// The call's number; none for all calls.
+    pub number: Option<u32>,
+    /// `bpf_get_attach_cookie`.
+    pub cookie: u64,
+    /// Only in the process with this id, not in children that it forks.
+    pub pid: Option<u32>,
+    /// Count its hits.
+    pub count_hits: bool,
+    /// The link's file, as for a probe.
     pub shared: Arc<OwnedFd>,
 }
 

@@ -1,11 +1,12 @@
 //! Where the probes of a request go in one process: decided before it is stopped.
 
 use crate::agent::Own;
-use crate::existing::Existing;
+use crate::existing::{Existing, is_call_site};
 use crate::files::{MappedFile, MappedFiles};
 use crate::fit::fit;
 use crate::report::{ProbeOutcome, ProbeState};
 use crate::request::{ProbeKind, ProbeRequest, Request};
+use crate::system_calls::{PlannedCall, PlannedCalls};
 use beeline_abi::link::LinkRuntime;
 use beeline_remote::Process;
 use beeline_site::{SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_return, resolve, unwinder_entries};
@@ -24,11 +25,13 @@ pub(crate) struct PlannedSite {
     pub(crate) own: Option<Own>,
     /// Where the long jump of a new short site goes.
     pub(crate) hole: Option<PlannedHole>,
+    /// The system call that it is there for.
+    pub(crate) call: Option<PlannedCall>,
 }
 
 impl PlannedSite {
-    fn new(address: u64, plan: SitePlan) -> PlannedSite {
-        PlannedSite { address, plan, probes: Vec::new(), existing: None, own: None, hole: None }
+    pub(crate) fn new(address: u64, plan: SitePlan) -> PlannedSite {
+        PlannedSite { address, plan, probes: Vec::new(), existing: None, own: None, hole: None, call: None }
     }
 
     /// Its jump has two bytes.
@@ -55,6 +58,8 @@ pub(crate) struct PlannedSites {
     pub(crate) sites: Vec<PlannedSite>,
     /// Indexes in the process's list of sites that are restored: every link there has ended.
     pub(crate) restored: Vec<usize>,
+    /// The programs at system calls.
+    pub(crate) calls: PlannedCalls,
     /// What became of each probe so far; `Placed` with no address means that nothing is known against it.
     states: Vec<ProbeState>,
 }
@@ -95,7 +100,8 @@ impl PlannedSites {
         }
         let restored =
             existing.map_or_else(Vec::new, |it| leave_ended(&mut sites, process, files, request, it));
-        let mut planned = PlannedSites { sites: sites.into_values().collect(), restored, states };
+        let calls = PlannedCalls::plan(&mut sites, process, files, request, existing, &unusable);
+        let mut planned = PlannedSites { sites: sites.into_values().collect(), restored, calls, states };
         planned.find_existing(existing);
         fit(&mut planned, process, files, existing);
         planned
@@ -104,18 +110,18 @@ impl PlannedSites {
     fn find_existing(&mut self, existing: Option<&Existing>) {
         let Some(existing) = existing else { return };
         for site in &mut self.sites {
-            site.existing = existing
-                .sites
-                .iter()
-                .position(|known| known.address == site.address && known.link_count != 0);
+            site.existing = existing.sites.iter().position(|known| {
+                known.address == site.address && known.link_count != 0 && !is_call_site(known)
+            });
         }
     }
 
     /// Gives a site up.
     pub(crate) fn refuse(&mut self, address: u64, reason: &str) {
-        let states = &mut self.states;
+        let (states, calls) = (&mut self.states, &mut self.calls);
         self.sites.retain(|site| {
             if site.address == address {
+                calls.refuse(site, reason);
                 for &probe in &site.probes {
                     states[probe] = ProbeState::Refused { reason: reason.to_owned() };
                 }
@@ -141,7 +147,8 @@ impl PlannedSites {
             };
             ProbeOutcome { link_id: probe.link_id, state }
         };
-        request.probes.iter().enumerate().zip(places).map(outcome).collect()
+        let probes = request.probes.iter().enumerate().zip(places).map(outcome);
+        probes.chain(self.calls.outcomes(request)).collect()
     }
 }
 
@@ -241,7 +248,7 @@ fn leave_ended(
     let mut restored = Vec::new();
     for (index, (site, links)) in existing.sites.iter().zip(&existing.links).enumerate() {
         // The hole of a short jump would have to be given back as well: detach does that.
-        let is_plain = site.link_count != 0 && site.len as usize >= WINDOW_MIN;
+        let is_plain = site.link_count != 0 && site.len as usize >= WINDOW_MIN && !is_call_site(site);
         if !is_plain || !links.iter().any(|link| request.is_over(link)) || sites.contains_key(&site.address) {
             continue;
         }

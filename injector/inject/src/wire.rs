@@ -6,6 +6,7 @@ use beeline_abi::map::{MapHandle, MapShape};
 use beeline_abi::process::{
     PROCESS_MAGIC, ProcessBlock, ProgramRuntime, REGIONS_MAX, Region, SiteRuntime, TaskLayout,
 };
+use beeline_abi::system_call::List;
 use beeline_abi::thread::ReturnSlot;
 use beeline_abi::unwind::UnwindText;
 use std::mem::offset_of;
@@ -71,6 +72,7 @@ macro_rules! structures {
 }
 
 structures! {
+    List { first, count }
     Region { start, len }
     ReturnSlot { return_address, sp, site, trampoline }
     ProgramRuntime { id, flags, entry }
@@ -118,6 +120,7 @@ pub(crate) struct BlockHead {
     pub(crate) pool: u64,
     pub(crate) reserve: u64,
     pub(crate) reserve_end: u64,
+    pub(crate) system_calls: u64,
 }
 
 /// Bytes of the block before its regions. They lie in one page, so one write changes all of them or none.
@@ -136,7 +139,7 @@ macro_rules! head_fields {
     ($macro:ident!($($argument:tt)*)) => {
         $macro!($($argument)* texts, text_count, locator, store_uuid, vdso_clock_gettime, rseq_offset, tid_offset, flags, cpus, map_count,
             cpu_slots, threads, maps, programs, program_count, site_count, sites, trace, fork_page, task, task_len,
-            region_count, task_layout, pool, reserve, reserve_end)
+            region_count, task_layout, pool, reserve, reserve_end, system_calls)
     };
 }
 

@@ -5,6 +5,7 @@ use crate::dynamic::Dynamic;
 use crate::error::OpenError;
 use crate::resolve::FunctionRange;
 use crate::symbols::{self, SymbolKind, Symbols};
+use crate::system_calls::{self, SystemCalls};
 use crate::unwind::Unwind;
 use object::LittleEndian;
 use object::elf;
@@ -98,6 +99,7 @@ pub struct Binary {
     unwind: OnceLock<Unwind>,
     analysis: OnceLock<Analysis>,
     restartable: OnceLock<Vec<Range<u64>>>,
+    system_calls: OnceLock<SystemCalls>,
 }
 
 impl std::fmt::Debug for Binary {
@@ -165,6 +167,7 @@ impl Binary {
             unwind: OnceLock::new(),
             analysis: OnceLock::new(),
             restartable: OnceLock::new(),
+            system_calls: OnceLock::new(),
         })
     }
 
@@ -253,6 +256,11 @@ impl Binary {
             return Some(Libc::Glibc);
         }
         (defines("__init_libc") || defines("libc_start_main_stage2")).then_some(Libc::Musl)
+    }
+
+    /// Every system call, and where it can be traced.
+    pub fn system_calls(&self) -> &SystemCalls {
+        self.system_calls.get_or_init(|| system_calls::find(self))
     }
 
     /// The symbol tables.

@@ -23,6 +23,7 @@ mod resolve;
 mod returns;
 mod rseq;
 mod symbols;
+mod system_calls;
 mod unwind;
 mod usdt;
 
@@ -34,4 +35,5 @@ pub use plan::{References, SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_return
 pub use resolve::{FunctionRange, Location, Resolved, resolve};
 pub use returns::unwinder_entries;
 pub use symbols::{Symbol, SymbolKind, Symbols};
+pub use system_calls::{SystemCallSite, SystemCalls, Windows};
 pub use usdt::{UsdtError, UsdtProbe, usdt_probe, usdt_probes};

@@ -184,6 +184,15 @@ pub(crate) fn plan_window(binary: &Binary, vaddr: u64, least: usize) -> Result<S
     })
 }
 
+/// Plans a window of exactly `len` bytes, which end before an instruction that stays in its place.
+pub(crate) fn plan_before(binary: &Binary, vaddr: u64, len: usize) -> Result<SitePlan, Refusal> {
+    let plan = plan_window(binary, vaddr, len)?;
+    if usize::from(plan.code_len) != len || !plan.falls_through {
+        return Err(Refusal::TooShort { vaddr, room: len as u64 });
+    }
+    Ok(plan)
+}
+
 /// Plans a return probe: `vaddr` must be the entry of a function that does not look at its caller.
 ///
 /// # Errors
@@ -367,7 +376,7 @@ fn refuse_written(binary: &Binary, range: Range<u64>) -> Result<(), Refusal> {
 const SIGNAL_RETURNS: [&[u8]; 2] =
     [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
 
-fn refuse_signal_return(binary: &Binary, range: Range<u64>) -> Result<(), Refusal> {
+pub(crate) fn refuse_signal_return(binary: &Binary, range: Range<u64>) -> Result<(), Refusal> {
     let longest = SIGNAL_RETURNS[0].len() as u64;
     let found = (range.start.saturating_sub(longest - 1)..range.end).find(|&at| {
         let bytes = binary.bytes_from(at).unwrap_or_default();

@@ -11,6 +11,7 @@ use crate::assemble::{build_copy, build_stub};
 use crate::gates::{Gates, build_gates};
 use crate::link::{LinkError, link_code};
 use crate::site_code::{Environment, SiteCode, Stub, StubError};
+use crate::system_call::{CallGates, SystemCallCode, SystemCallTarget, build_call_gates, build_call_stub};
 use beeline_abi::code::{Reloc, Symbol};
 use beeline_site::SitePlan;
 use std::collections::HashMap;
@@ -52,6 +53,7 @@ pub struct Arena {
     slots_from: u64,
     slots: HashMap<u64, u64>,
     gates: Option<(Environment, Gates)>,
+    call_gates: Option<CallGates>,
 }
 
 impl Arena {
@@ -64,6 +66,7 @@ impl Arena {
             slots_from: len & !(SLOT_LEN - 1),
             slots: HashMap::new(),
             gates: None,
+            call_gates: None,
         }
     }
 
@@ -116,6 +119,33 @@ impl Arena {
         self.check_room(stub.bytes.len() as u64)?;
         self.put(&stub.bytes);
         Ok(stub)
+    }
+
+    /// Makes the code of a window at a system call, and the offset behind the copy of the call where that is displaced, else 0. One
+    /// arena serves one [`SystemCallTarget`].
+    ///
+    /// # Errors
+    /// [`ArenaError`]; the arena is as before, but for the gates.
+    pub fn add_system_call(
+        &mut self,
+        environment: &Environment,
+        target: &SystemCallTarget,
+        code: &SystemCallCode<'_>,
+    ) -> Result<(Stub, u32), ArenaError> {
+        let gates = self.gates(environment)?;
+        let call_gates = match self.call_gates {
+            Some(known) => known,
+            None => {
+                let (code, made) = build_call_gates((environment, &gates), target, self.base + self.used)?;
+                self.check_room(code.len() as u64)?;
+                self.put(&code);
+                *self.call_gates.insert(made)
+            }
+        };
+        let built = build_call_stub(code, target, call_gates, self.base + self.used)?;
+        self.check_room(built.stub.bytes.len() as u64)?;
+        self.put(&built.stub.bytes);
+        Ok((built.stub, built.behind))
     }
 
     /// Puts the displaced instructions of a window into the arena, without a probe: they give room to a neighbour.

@@ -63,6 +63,16 @@ pub(crate) fn build_copy(plan: &SitePlan, address: u64, at: u64) -> Result<Stub,
     finish(&mut asm, &Marks { return_point: None, displaced, cold }, at)
 }
 
+/// Assembles code without programs of its own: `displaced` instructions, then what never runs.
+pub(crate) fn finish_copy(
+    asm: &mut CodeAssembler,
+    displaced: Vec<Moved>,
+    cold: usize,
+    at: u64,
+) -> Result<Stub, StubError> {
+    finish(asm, &Marks { return_point: None, displaced, cold }, at)
+}
+
 fn finish(asm: &mut CodeAssembler, marks: &Marks, at: u64) -> Result<Stub, StubError> {
     let result = asm
         .assemble_options(at, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)

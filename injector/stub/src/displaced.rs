@@ -72,10 +72,60 @@ pub(crate) fn displace(
     site: u64,
     stub: u64,
 ) -> Result<Vec<Moved>, DisplaceError> {
+    displace_around(asm, plan, site, stub, &mut Nothing)
+}
+
+/// What stands among displaced instructions.
+pub(crate) trait Around {
+    /// Before the first.
+    fn first(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError>;
+    /// In place of an instruction; false leaves it as it is. May add points of the original code.
+    fn instead(
+        &mut self,
+        asm: &mut CodeAssembler,
+        instruction: &Instruction,
+        moved: &mut Vec<Moved>,
+    ) -> Result<bool, IcedError>;
+    /// Behind the last, when execution goes on.
+    fn last(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError>;
+}
+
+struct Nothing;
+
+impl Around for Nothing {
+    fn first(&mut self, _: &mut CodeAssembler) -> Result<(), IcedError> {
+        Ok(())
+    }
+
+    fn instead(
+        &mut self,
+        _: &mut CodeAssembler,
+        _: &Instruction,
+        _: &mut Vec<Moved>,
+    ) -> Result<bool, IcedError> {
+        Ok(false)
+    }
+
+    fn last(&mut self, _: &mut CodeAssembler) -> Result<(), IcedError> {
+        Ok(())
+    }
+}
+
+/// As [`displace`], with other code among the instructions.
+pub(crate) fn displace_around(
+    asm: &mut CodeAssembler,
+    plan: &SitePlan,
+    site: u64,
+    stub: u64,
+    around: &mut dyn Around,
+) -> Result<Vec<Moved>, DisplaceError> {
+    let assembler =
+        |address: u64| move |e: IcedError| DisplaceError::Assembler { address, reason: e.to_string() };
     let code = plan.original.get(..usize::from(plan.code_len)).unwrap_or(&plan.original);
     let mut decoder = Decoder::with_ip(64, code, site, DecoderOptions::NONE);
     let mut moved = Vec::new();
     let mut falls_through = true;
+    around.first(asm).map_err(assembler(site))?;
     while decoder.can_decode() {
         let instruction = decoder.decode();
         let address = instruction.ip();
@@ -84,10 +134,12 @@ pub(crate) fn displace(
         }
         check_reach(&instruction, stub)?;
         moved.push(Moved { original: address, index: asm.instructions().len() });
-        append(asm, instruction).map_err(|e| match e {
-            Failure::Unsupported => DisplaceError::Unsupported { address },
-            Failure::Assembler(e) => DisplaceError::Assembler { address, reason: e.to_string() },
-        })?;
+        if !around.instead(asm, &instruction, &mut moved).map_err(assembler(address))? {
+            append(asm, instruction).map_err(|e| match e {
+                Failure::Unsupported => DisplaceError::Unsupported { address },
+                Failure::Assembler(e) => DisplaceError::Assembler { address, reason: e.to_string() },
+            })?;
+        }
         falls_through = !ends_flow(&instruction);
     }
     if falls_through {
@@ -95,6 +147,7 @@ pub(crate) fn displace(
         if !reaches(stub, next) {
             return Err(DisplaceError::OutOfRange { address: site, target: next, stub });
         }
+        around.last(asm).map_err(assembler(next))?;
         moved.push(Moved { original: next, index: asm.instructions().len() });
         asm.jmp(next).map_err(|e| DisplaceError::Assembler { address: next, reason: e.to_string() })?;
     }

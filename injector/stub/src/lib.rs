@@ -21,6 +21,7 @@ mod patch;
 mod phase;
 mod returns;
 mod site_code;
+mod system_call;
 
 pub use arena::{Arena, ArenaError};
 pub use displaced::DisplaceError;
@@ -29,6 +30,8 @@ pub use patch::{PatchError, jump, patch_bytes, short_jump};
 pub use site_code::{
     AgentSymbols, Environment, LinkCode, OnlyIn, PcMapping, SiteCode, Stub, StubError, ThreadKey,
 };
+
+pub use system_call::{SYSTEM_CALL_GATES_MAX, SYSTEM_CALL_STUB_MAX, SystemCallCode, SystemCallTarget};
 
 /// What an arena needs besides its programs and stubs: the gates through which cold code calls the agent.
 pub const ARENA_OVERHEAD: u64 = 1024;

@@ -15,6 +15,7 @@
 //! | [`process`] | the agent's block in a target | injector | agent, injector at detach |
 //! | [`trace`] | the `trace_printk` log | helpers | CLI |
 //! | [`regs`] | `struct pt_regs` | stubs | programs |
+//! | [`system_call`] | the system calls that programs want | injector | stubs, agent |
 //! | [`unwind`] | tables for walking stacks | injector | helpers |
 //! | [`calls`] | the system calls that the agent may make | injector, agent | agent, injector |
 #![no_std]
@@ -28,12 +29,13 @@ pub mod map;
 pub mod process;
 pub mod regs;
 pub mod run;
+pub mod system_call;
 pub mod thread;
 pub mod trace;
 pub mod unwind;
 
 /// Version of every layout in this crate. A file or a block with another version is refused, never guessed at.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Size of a page, and the alignment of everything that is mapped (x86-64).
 pub const PAGE_SIZE: u64 = 4096;

@@ -48,7 +48,7 @@ pub struct LinkRuntime {
     pub shared: u64,
     /// `bpf_get_attach_cookie`.
     pub cookie: u64,
-    /// `bpf_get_func_ip`: address of the probed instruction; of the function for a return probe.
+    /// `bpf_get_func_ip`: address of the probed instruction; of the function for a return probe; 0 for a system call.
     pub func_ip: u64,
     /// Address of the program's entry in this process.
     pub entry: u64,
@@ -60,7 +60,7 @@ pub struct LinkRuntime {
     pub flags: u32,
     /// The program runs only in the process with this id, not in its fork's children; 0 = everywhere.
     pub pid: u32,
-    /// Address of a 16-bit count of those who want the probe (`ref_ctr`), 0 = none.
+    /// Address of a 16-bit count of those who want the probe (`ref_ctr`), 0 = none. For a system call 0, or its number + 1.
     pub semaphore: u64,
     /// Hits in this process on which the program ran, where they are counted.
     pub hits: u64,
@@ -79,6 +79,14 @@ impl LinkRuntime {
     pub const OVERRIDES: u32 = 4;
     /// Its hits are counted.
     pub const COUNTS_HITS: u32 = 8;
+    /// It is a system call's, and its program sees the record of a tracepoint.
+    pub const RECORD: u32 = 32;
+    /// It is a system call's, and its program sees the arguments of a raw tracepoint.
+    pub const RAW: u32 = 64;
+    /// It is a system call's, and its program sees the registers of the kernel's function for the call.
+    pub const REGISTERS: u32 = 128;
+    /// All three of them.
+    pub const SYSTEM_CALL: u32 = LinkRuntime::RECORD | LinkRuntime::RAW | LinkRuntime::REGISTERS;
     /// We are counted in its semaphore.
     pub const IN_SEMAPHORE: u32 = 16;
     /// `link_id` of what the agent does for itself; the store's ids begin at 1.

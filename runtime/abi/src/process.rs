@@ -87,6 +87,8 @@ pub struct ProcessBlock {
     pub reserve: AtomicU64,
     /// Where that memory ends.
     pub reserve_end: u64,
+    /// Address of the [`SystemCalls`](crate::system_call::SystemCalls), 0 = none are traced.
+    pub system_calls: u64,
     /// Every mapping that belongs to us, for detach.
     pub regions: [Region; REGIONS_MAX],
 }
@@ -203,6 +205,9 @@ impl SiteRuntime {
     /// In `flags`: no site of its own, but the place of another's long jump: the last five of the patched bytes. Before them, a
     /// jump to `stub`, the copy of what stood there; or nothing, when it was padding. It has no links.
     pub const HOLE: u32 = 1;
+    /// In `flags`: it is there for system calls; all such sites have the same links. Where the call itself is displaced, bits 8 to
+    /// 15 hold the distance from `address` to behind it, bits 16 to 31 that from `stub` to behind its copy; else they are 0.
+    pub const SYSTEM_CALL: u32 = 2;
     /// In `flags`: it is the first instruction of a function.
     pub const ENTRY: u32 = 4;
 }

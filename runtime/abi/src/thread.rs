@@ -4,6 +4,7 @@
 //! ([`home_index`]) and leaves the rest to the agent. Slots are never freed while the agent is in the process.
 
 use crate::run::RunContext;
+use crate::system_call::{PENDING, PendingCall};
 use core::sync::atomic::AtomicU64;
 
 /// Slots in a process's table.
@@ -74,8 +75,12 @@ pub struct ThreadSlot {
     pub reserved: u32,
     /// Owner word of the CPU that this thread waited for in vain the last time; it does not wait for it again.
     pub blocked_by: u64,
+    /// Calls made so far whose number has to be remembered; entry `pending_top % PENDING` is the next to be written.
+    pub pending_top: u64,
+    /// Those of them that may not have returned.
+    pub pending: [PendingCall; PENDING],
     /// Zero.
-    pub reserved2: u64,
+    pub reserved2: [u64; 16],
 }
 
 /// Signature before every abort handler of a restartable sequence (`RSEQ_SIG`, glibc's on x86).
@@ -84,7 +89,7 @@ pub const RSEQ_SIG: u32 = 0x5305_3053;
 /// Bytes of a `struct rseq` as registered by the agent.
 pub const RSEQ_LEN: u32 = 32;
 
-const _: () = assert!(size_of::<ThreadSlot>() == 256);
+const _: () = assert!(size_of::<ThreadSlot>() == 512);
 const _: () = assert!(core::mem::offset_of!(ThreadSlot, guard) == 8);
 const _: () = assert!(core::mem::offset_of!(ThreadSlot, run) == 64);
 const _: () = assert!(core::mem::offset_of!(ThreadSlot, own_rseq).is_multiple_of(32));

@@ -7,6 +7,7 @@
 //! PROG=usdt:PATH:PROVIDER:NAME
 //! ```
 
+use crate::system_calls::{CallPlace, system_call_by_number};
 use beeline_store::ProbeKind;
 use std::fmt;
 use std::str::FromStr;
@@ -40,6 +41,8 @@ pub enum Places {
         /// Its name.
         name: String,
     },
+    /// System calls, in whatever file.
+    SystemCall(CallPlace),
 }
 
 /// A place in a file, as a user names it.
@@ -136,6 +139,10 @@ impl fmt::Display for Places {
             }
             Places::Pattern(pattern) => f.write_str(pattern),
             Places::Usdt { provider, name } => write!(f, "{provider}:{name}"),
+            Places::SystemCall(place) => match place.number.and_then(system_call_by_number) {
+                Some(call) => f.write_str(call.name),
+                None => f.write_str("all system calls"),
+            },
         }
     }
 }

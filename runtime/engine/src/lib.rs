@@ -16,6 +16,7 @@ mod kernel_types;
 mod load;
 mod map_types;
 mod plan;
+mod system_calls;
 mod targets;
 #[expect(unsafe_code, reason = "runs machine code")]
 mod testrun;
@@ -27,9 +28,9 @@ mod verify;
 pub use attach_spec::{AttachSpec, AttachSpecError, Place, Places};
 pub use beeline_object::btf::value::Value as TypedValue;
 pub use beeline_store::{
-    Entry, Event, EventReader, Link, LinkFile, LinkOutcome, MapEntry, MapFile, MapList, ObjectInfo,
-    Ownership, Place as TargetPlace, ProbeKind, ProcessRecord, Program, RefusedPlace, Store, StoreError,
-    StoreName, Target, TargetForm, TraceEvent, TraceLine, TraceReader, VerifierStats,
+    CallContext, Entry, Event, EventReader, Link, LinkFile, LinkOutcome, MapEntry, MapFile, MapList,
+    ObjectInfo, Ownership, Place as TargetPlace, ProbeKind, ProcessRecord, Program, RefusedPlace, Store,
+    StoreError, StoreName, Target, TargetForm, TraceEvent, TraceLine, TraceReader, VerifierStats,
 };
 pub use dump::{JitedLine, XlatedLine};
 pub use engine::{Engine, LinkEntry, Listing, ProgramEntry};
@@ -40,6 +41,7 @@ pub use load::{
 };
 pub use map_types::MapTypes;
 pub use plan::{AttachPlan, LeftOut, PlanFilter, PlannedMap, PlannedProbe, PlannedProgram};
+pub use system_calls::{CallPlace, SystemCall, system_call, system_call_by_number, system_calls};
 pub use testrun::{RunOptions, RunResult};
 pub use types::{EncodeError, Literal, Types, integer as encode_integer, parse_integer};
 pub use verify::{Verdict, verify};

@@ -1,6 +1,7 @@
 //! From an object file to programs, maps and links in the store: all of them, or nothing.
 
 use crate::attach_spec::{AttachSpec, Place, Places};
+use crate::system_calls::{self, CallPlace};
 use crate::targets::{Targets, Wanted};
 use crate::usdt::{SPECS_MAP, Specs};
 use crate::{Engine, EngineError, translate};
@@ -12,7 +13,7 @@ use beeline_object::{
 };
 use beeline_store::{
     InitialValue, NewLink, NewMap, NewObject, NewProgram, Ownership, ProbeKind, Program, Published, Target,
-    VerifierStats, check_name,
+    TargetForm, VerifierStats, check_name,
 };
 use beeline_verifier::Verified;
 use std::collections::BTreeMap;
@@ -134,6 +135,10 @@ impl Engine {
         for def in &wanted {
             compiled.push(prove_and_compile(&object, def, self.store().cpus())?);
         }
+        for (index, (def, compiled)) in wanted.iter().zip(&compiled).enumerate() {
+            let own = links.iter().filter(|link| link.program == index);
+            check_context(&object, def, &compiled.verified, own)?;
+        }
         let mut new = NewObject {
             name: name.clone(),
             source: path.canonicalize().unwrap_or_else(|_| path.into()).display().to_string(),
@@ -220,6 +225,33 @@ fn places(object: &Object, programs: &[&ProgramDef], options: &LoadOptions) -> R
     Ok(Placed { links, unattached, usdt: targets.usdt })
 }
 
+/// A program at system calls reads no more than there is. One that is reached by tail calls can be reached from all of them.
+fn check_context<'a>(
+    object: &Object,
+    def: &ProgramDef,
+    verified: &Verified,
+    mut links: impl Iterator<Item = &'a NewLink>,
+) -> Result<(), EngineError> {
+    let room = |link: &NewLink| match link.target.form {
+        TargetForm::SystemCall { number, context } => CallPlace { number, context }.context_len(link.kind),
+        _ => u32::MAX,
+    };
+    let least = match def.prog_type {
+        prog_type::TRACEPOINT if is_tail_called(object, def) => 16,
+        prog_type::RAW_TRACEPOINT if is_tail_called(object, def) => 16,
+        _ => u32::MAX,
+    };
+    let least = links.try_fold(least, |least, link| Some(least.min(room(link)))).unwrap_or(least);
+    if verified.context_len() <= least {
+        return Ok(());
+    }
+    Err(EngineError::CannotAttach {
+        program: def.name.clone(),
+        section: def.section.clone(),
+        reason: format!("it reads {} bytes of its context, which has {least}", verified.context_len()),
+    })
+}
+
 /// Reads an object against this machine, or against a given BTF; with what it was relocated against.
 pub(crate) fn parse(
     bytes: &[u8],
@@ -293,6 +325,9 @@ fn own_place(def: &ProgramDef) -> Result<(ProbeKind, String, Places), String> {
         };
         format!("its section names no place; give one: --attach {}={flag}:PATH:{place}", def.name)
     };
+    if let Some(place) = system_calls::place_of(spec) {
+        return place.map(|(kind, place)| (kind, String::new(), Places::SystemCall(place)));
+    }
     let kind = if spec.is_return() { ProbeKind::Return } else { ProbeKind::Entry };
     match &spec.target {
         _ if spec.is_session() => Err(format!("attaching {section} is not supported yet")),

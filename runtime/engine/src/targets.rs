@@ -2,6 +2,7 @@
 
 use crate::EngineError;
 use crate::attach_spec::{Place as Named, Places};
+use crate::system_calls::{CallPlace, system_call_by_number};
 use crate::usdt::{Specs, Surroundings};
 use beeline_site::{Binary, Location, SymbolKind};
 use beeline_store::{Place, Target, TargetForm};
@@ -44,6 +45,9 @@ impl Targets {
             place: format!("{}:{}", wanted.path, wanted.places),
             reason,
         };
+        if let Places::SystemCall(place) = wanted.places {
+            return Ok(at_calls(*place, wanted.cookie));
+        }
         let found = beeline_site::find_library(wanted.path).map_err(|error| fail(error.to_string()))?;
         // What is probed is the file behind all links, wherever the caller stands.
         let found = found.canonicalize().map_err(|error| fail(error.to_string()))?;
@@ -62,6 +66,7 @@ impl Targets {
                 let form = TargetForm::Usdt { provider: provider.clone(), name: name.clone() };
                 (form, self.usdt_places(&binary, (provider, name), wanted))
             }
+            Places::SystemCall(place) => return Ok(at_calls(*place, cookie)),
         };
         let places = places.map_err(fail)?;
         if places.len() > PLACES_MAX {
@@ -115,6 +120,19 @@ impl Targets {
             });
         }
         Ok(places)
+    }
+}
+
+/// System calls are made by no file in particular.
+fn at_calls(place: CallPlace, cookie: u64) -> Target {
+    let symbol = place.number.and_then(system_call_by_number).map(|call| call.name.to_owned());
+    Target {
+        path: PathBuf::new(),
+        device: 0,
+        inode: 0,
+        build_id: Vec::new(),
+        form: TargetForm::SystemCall { number: place.number, context: place.context },
+        places: vec![Place { symbol, cookie, ..Place::default() }],
     }
 }
 

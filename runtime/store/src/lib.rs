@@ -28,7 +28,7 @@ mod trace;
 
 pub use error::StoreError;
 pub use header::possible_cpus;
-pub use link::{Link, LinkFile, Place, ProbeKind, Target, TargetForm};
+pub use link::{CallContext, Link, LinkFile, Place, ProbeKind, Target, TargetForm};
 pub use mapping::Mapping;
 pub use mapping::contents::Entry;
 pub use mapping::events::{Event, EventReader};

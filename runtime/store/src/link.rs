@@ -60,6 +60,24 @@ pub enum TargetForm {
         /// Its name.
         name: String,
     },
+    /// No file: system calls, wherever they are made. The one place only holds the cookie.
+    SystemCall {
+        /// Which; none for all.
+        number: Option<u32>,
+        /// What the program sees.
+        context: CallContext,
+    },
+}
+
+/// What a program at a system call sees.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum CallContext {
+    /// The record of a tracepoint.
+    Record,
+    /// The arguments of a raw tracepoint.
+    Raw,
+    /// The registers of the kernel's function for the call.
+    Registers,
 }
 
 /// A place in a file.

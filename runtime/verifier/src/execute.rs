@@ -110,6 +110,7 @@ impl Explorer<'_> {
 
     fn load_context(&mut self, target: &Target, signed: bool) -> Checked<RegState> {
         let field = self.context(target, Access::Read)?;
+        self.facts.context_len = self.facts.context_len.max((target.off as u32).saturating_add(target.size));
         if self.program.prog_type == crate::ProgType::KPROBE {
             self.facts.context = self.facts.context.with_access(target.off as u32, target.size);
         }

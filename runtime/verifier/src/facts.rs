@@ -106,6 +106,8 @@ pub(crate) struct Facts {
     pub(crate) work: u64,
     pub(crate) state_bytes_peak: usize,
     pub(crate) context: ContextUse,
+    /// Where the context ends as far as instructions load from it, in bytes.
+    pub(crate) context_len: u32,
     pub(crate) cpu: bool,
     pub(crate) tail_calls: bool,
     /// Per subprogram, bytes below r10.
@@ -135,6 +137,7 @@ impl Facts {
             work: 0,
             state_bytes_peak: 0,
             context: ContextUse::NONE,
+            context_len: 0,
             cpu: false,
             tail_calls: false,
             stack: vec![0; subprograms],
@@ -172,6 +175,7 @@ pub struct Verified {
     insns: Vec<beeline_isa::Insn>,
     live: Vec<bool>,
     needs: ProgramNeeds,
+    context_len: u32,
     subprograms: Vec<Subprogram>,
     calls: BTreeMap<usize, CallFacts>,
     stats: Stats,
@@ -204,7 +208,18 @@ impl Verified {
         };
         let subprograms = subprograms(&program, code, &facts);
         let insns = rewrite::executable(&program, &facts);
-        Verified { program, insns, live: facts.live, needs, subprograms, calls: facts.calls, stats, log }
+        let context_len = facts.context_len;
+        Verified {
+            program,
+            insns,
+            live: facts.live,
+            needs,
+            context_len,
+            subprograms,
+            calls: facts.calls,
+            stats,
+            log,
+        }
     }
 
     pub(crate) fn set_time(&mut self, time_ns: u64) {
@@ -226,6 +241,11 @@ impl Verified {
     /// True when some execution may reach the instruction at `pc`. False for the second slot of a wide one.
     pub fn is_live(&self, pc: usize) -> bool {
         self.live.get(pc).copied().unwrap_or(false)
+    }
+
+    /// Where the context ends as far as the program itself loads from it, in bytes (the kernel's `max_ctx_offset`).
+    pub fn context_len(&self) -> u32 {
+        self.context_len
     }
 
     /// What the stub has to provide.

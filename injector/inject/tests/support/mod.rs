@@ -58,6 +58,7 @@ impl Store {
             maps: Vec::new(),
             programs: Vec::new(),
             probes: Vec::new(),
+            system_calls: Vec::new(),
             alive: None,
         };
         Store { request, maps: Vec::new(), links: Vec::new() }

@@ -1,0 +1,272 @@
+//! The programs of a system call.
+//!
+//! ```text
+//! stub:   registers into a pt_regs ─▶ slot, guard ─▶ enter ─▶ call ─▶ slot, guard ─▶ exit
+//! ```
+//!
+//! Nothing is kept on the stack over the call: a `clone` returns on another one, a child of `vfork` on the same. The number, which
+//! the kernel's record of the exit has, is a constant of most call sites; where it is not, the slot remembers it by the stack
+//! pointer.
+
+use crate::{cpu, process};
+use beeline_abi::link::{LinkRuntime, LinkShared};
+use beeline_abi::process::{ForkPage, ProcessBlock};
+use beeline_abi::regs::PtRegs;
+use beeline_abi::run::RunContext;
+use beeline_abi::system_call::{
+    EnterRecord, ExitRecord, List, NUMBERS, PENDING, PendingCall, RawArguments, SystemCalls,
+};
+use beeline_abi::thread::ThreadSlot;
+use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+/// What a stub says of a number that is no constant.
+pub const UNKNOWN: u64 = u32::MAX as u64;
+
+/// Before a call. 0: make it, with the registers as they are in `registers` now; 1: do not, its result is `registers.ax`.
+///
+/// # Safety
+///
+/// `slot` is the calling thread's, with its guard set; `registers` are those at the call, `calls` its process's.
+pub unsafe extern "sysv64" fn enter(
+    registers: *mut PtRegs,
+    slot: *mut ThreadSlot,
+    calls: *const SystemCalls,
+    number: u64,
+) -> u64 {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let called = (*registers).orig_ax;
+        let index = list_index(called);
+        if number == UNKNOWN && count(&(*calls).left, index) != 0 {
+            remember(slot, (*registers).sp, called);
+        }
+        let run = &raw mut (*slot).run;
+        (*run).flags = 0;
+        let list = list(&(*calls).entered, index);
+        if list.count == 0 {
+            return 0;
+        }
+        let record = EnterRecord { common: 0, id: u64::from(called as u32), arguments: arguments(registers) };
+        let raw: RawArguments = [registers as u64, called];
+        each(calls, list, run, registers, &raw const record as u64, &raw const raw as u64);
+        if (*run).flags & RunContext::OVERRIDE == 0 {
+            return 0;
+        }
+        (*registers).ax = (*run).override_value;
+        1
+    }
+}
+
+/// Behind a call, whose result is `registers.ax`: a program may have put another one there.
+///
+/// # Safety
+///
+/// As for [`enter`].
+pub unsafe extern "sysv64" fn exit(
+    registers: *mut PtRegs,
+    slot: *mut ThreadSlot,
+    calls: *const SystemCalls,
+    number: u64,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let number = if number == UNKNOWN {
+            match recall(slot, (*registers).sp) {
+                Some(number) => number,
+                None => return,
+            }
+        } else {
+            number
+        };
+        let list = list(&(*calls).left, list_index(number));
+        if list.count == 0 {
+            return;
+        }
+        (*registers).orig_ax = number;
+        let run = &raw mut (*slot).run;
+        (*run).flags = 0;
+        let record = ExitRecord { common: 0, id: u64::from(number as u32), result: (*registers).ax as i64 };
+        let raw: RawArguments = [registers as u64, (*registers).ax];
+        each(calls, list, run, registers, &raw const record as u64, &raw const raw as u64);
+        if (*run).flags & RunContext::OVERRIDE != 0 {
+            (*registers).ax = (*run).override_value;
+        }
+    }
+}
+
+/// Which list a call with this number has. The kernel looks at the lower half only (`do_syscall_64`).
+fn list_index(number: u64) -> usize {
+    (number as u32 as usize).min(NUMBERS)
+}
+
+fn list(lists: &[List; NUMBERS + 1], index: usize) -> List {
+    lists.get(index).copied().unwrap_or_default()
+}
+
+fn count(lists: &[List; NUMBERS + 1], index: usize) -> u32 {
+    list(lists, index).count
+}
+
+/// The arguments, in the kernel's order.
+unsafe fn arguments(registers: *const PtRegs) -> [u64; 6] {
+    // SAFETY: the caller's registers.
+    let registers = unsafe { &*registers };
+    [registers.di, registers.si, registers.dx, registers.r10, registers.r8, registers.r9]
+}
+
+/// Runs the programs of a list, each with the context that it wants.
+unsafe fn each(
+    calls: *const SystemCalls,
+    list: List,
+    run: *mut RunContext,
+    registers: *mut PtRegs,
+    record: u64,
+    raw: u64,
+) {
+    // SAFETY: the injector wrote the list, and the links that it names.
+    unsafe {
+        let first = ((*calls).links as *const u64).add(list.first as usize);
+        let mut index = 0;
+        while index < list.count {
+            let link = (*first.add(index as usize)) as *const LinkRuntime;
+            index += 1;
+            if !applies(link, run) {
+                continue;
+            }
+            let flags = (*link).flags;
+            if flags & LinkRuntime::RECORD != 0 {
+                call(link, run, record);
+            } else if flags & LinkRuntime::RAW != 0 {
+                call(link, run, raw);
+            } else {
+                let outer = outer(registers, flags);
+                call(link, run, &raw const outer as u64);
+            }
+        }
+    }
+}
+
+/// The registers as the kernel's function for the call sees them: its argument is the address of the caller's registers, its result
+/// that of the call (`arch/x86/include/asm/syscall_wrapper.h`).
+#[inline(never)]
+unsafe fn outer(registers: *const PtRegs, flags: u32) -> PtRegs {
+    // SAFETY: the caller's registers.
+    let ax = if flags & LinkRuntime::RETURN != 0 { unsafe { (*registers).ax } } else { 0 };
+    PtRegs { di: registers as u64, ax, orig_ax: u64::MAX, ..PtRegs::default() }
+}
+
+/// The link is on, and for this process.
+unsafe fn applies(link: *const LinkRuntime, run: *const RunContext) -> bool {
+    // SAFETY: a link of the injector's, and the calling thread's run.
+    unsafe {
+        let Some(shared) = ((*link).shared as *const LinkShared).as_ref() else { return false };
+        if shared.enabled.load(Relaxed) & LinkShared::ON == 0 {
+            return false;
+        }
+        if (*link).pid == 0 {
+            return true;
+        }
+        let block = (*run).process as *const ProcessBlock;
+        let page = (*block).fork_page as *const ForkPage;
+        page.as_ref().is_none_or(|page| AtomicU32::load(&page.attached, Relaxed) == (*link).pid)
+    }
+}
+
+/// Runs one program.
+unsafe fn call(link: *const LinkRuntime, run: *mut RunContext, context: u64) {
+    // SAFETY: the link's entry is that of a program, whose conventions are those of `abi::code`.
+    unsafe {
+        (*run).link = link as u64;
+        (*run).tail_calls = 0;
+        let needs_cpu = (*link).flags & LinkRuntime::NEEDS_CPU != 0;
+        if needs_cpu && cpu::claim(run) == 0 {
+            process::missed(link, 1);
+            return;
+        }
+        if (*link).flags & LinkRuntime::COUNTS_HITS != 0 {
+            AtomicU64::from_ptr((&raw const (*link).hits).cast_mut()).fetch_add(1, Relaxed);
+            (*((*link).shared as *const LinkShared)).hits.fetch_add(1, Relaxed);
+        }
+        let program = core::mem::transmute::<u64, Program>((*link).entry);
+        program(context as *mut u8, run);
+        if needs_cpu {
+            cpu::release(run);
+        }
+    }
+}
+
+type Program = unsafe extern "sysv64" fn(context: *mut u8, run: *mut RunContext) -> u64;
+
+/// Notes the number of a call that begins with this stack pointer.
+unsafe fn remember(slot: *mut ThreadSlot, sp: u64, number: u64) {
+    // SAFETY: the calling thread's slot.
+    unsafe {
+        let top = (*slot).pending_top;
+        if let Some(place) = (*slot).pending.get_mut(top as usize % PENDING) {
+            *place = PendingCall { sp, number };
+        }
+        (*slot).pending_top = top.wrapping_add(1);
+    }
+}
+
+/// The number of the call that returns with this stack pointer; none when it began before anybody wanted it. Calls of signal
+/// handlers that were left are forgotten with it.
+unsafe fn recall(slot: *mut ThreadSlot, sp: u64) -> Option<u64> {
+    // SAFETY: the calling thread's slot.
+    unsafe {
+        let top = (*slot).pending_top;
+        for back in 1..=PENDING as u64 {
+            let at = top.wrapping_sub(back);
+            let place = (*slot).pending.get_mut(at as usize % PENDING)?;
+            if place.sp == sp {
+                place.sp = 0;
+                (*slot).pending_top = at;
+                return Some(place.number);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::boxed::Box;
+
+    fn slot() -> Box<ThreadSlot> {
+        // SAFETY: all fields may be zero.
+        unsafe { Box::new(core::mem::zeroed()) }
+    }
+
+    #[test]
+    fn numbers_are_remembered_by_the_stack_pointer() {
+        let mut slot = slot();
+        let slot = &raw mut *slot;
+        // SAFETY: a slot of this thread's.
+        unsafe {
+            assert_eq!(recall(slot, 0x1000), None);
+            remember(slot, 0x1000, 7);
+            // A handler on top, which makes a call and another that it leaves by longjmp.
+            remember(slot, 0x800, 0);
+            assert_eq!(recall(slot, 0x800), Some(0));
+            remember(slot, 0x700, 35);
+            assert_eq!(recall(slot, 0x1000), Some(7));
+            assert_eq!(recall(slot, 0x1000), None, "it has returned");
+            for sp in 1..=20 {
+                remember(slot, sp, sp);
+            }
+            assert_eq!(recall(slot, 20), Some(20));
+            assert_eq!(recall(slot, 3), None, "forgotten");
+            assert_eq!(recall(slot, 15), Some(15));
+        }
+    }
+
+    #[test]
+    fn lists_by_number() {
+        assert_eq!(list_index(39), 39);
+        assert_eq!(list_index(u64::MAX), NUMBERS);
+        assert_eq!(list_index(0x4000_0027), NUMBERS, "another ABI's");
+        assert_eq!(list_index(0xffff_ffff_0000_0001), 1);
+    }
+}

@@ -1,0 +1,431 @@
+//! The programs at system calls of one process: which sites are patched, who runs at which call.
+//!
+//! ```text
+//! request.system_calls ─┐
+//! links in force ───────┴▶ CallLinks ─▶ CallLists, one for each number ─▶ SystemCalls in the process
+//! every mapped file ─▶ its `syscall` instructions ─▶ PlannedSites, two for most
+//! ```
+//!
+//! All sites of a process have the same links. A site whose number is a constant that nobody wants is left alone until somebody
+//! does.
+
+use crate::error::TargetRefused;
+use crate::existing::{Existing, Found, find, is_call_site, is_ours};
+use crate::files::{MappedFile, MappedFiles};
+use crate::report::{ProbeOutcome, ProbeState};
+use crate::request::{CallContext, ProbeKind, Request, SystemCallRequest};
+use crate::sites::PlannedSite;
+use crate::target;
+use crate::wire::Wire;
+use beeline_abi::link::LinkRuntime;
+use beeline_abi::process::SiteRuntime;
+use beeline_abi::system_call::{List, NUMBERS, SystemCalls, WANTED_LEN};
+use beeline_remote::{Process, RemoteError};
+use beeline_site::{SitePlan, SystemCallSite, Windows};
+use std::collections::BTreeMap;
+use std::mem::offset_of;
+
+/// A system call of the process, at one of the sites planned for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PlannedCall {
+    /// Address of the `syscall` instruction.
+    pub(crate) address: u64,
+    /// Its number, where that is a constant.
+    pub(crate) number: Option<u32>,
+}
+
+/// What of a process's code is traced.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CallCoverage {
+    /// System calls that were found.
+    pub found: usize,
+    /// Those with a jump around or over them.
+    pub patched: usize,
+    /// Those with a constant number that no program wants.
+    pub unwanted: usize,
+    /// The others: address, and why.
+    pub refused: Vec<(u64, String)>,
+    /// Files that could not be looked at: name, and why.
+    pub unread: Vec<(String, String)>,
+}
+
+/// What is planned for system calls.
+#[derive(Debug, Default)]
+pub(crate) struct PlannedCalls {
+    /// Indexes in the request of links that come in.
+    pub(crate) new: Vec<usize>,
+    /// Something is to be done.
+    pub(crate) changed: bool,
+    /// None when no program wants system calls.
+    pub(crate) coverage: Option<CallCoverage>,
+    states: Vec<ProbeState>,
+}
+
+impl PlannedCalls {
+    /// Enters the sites. `unusable` tells why a program cannot be linked.
+    pub(crate) fn plan(
+        sites: &mut BTreeMap<u64, PlannedSite>,
+        process: &Process,
+        files: &MappedFiles,
+        request: &Request,
+        existing: Option<&Existing>,
+        unusable: &impl Fn(u32) -> Option<String>,
+    ) -> PlannedCalls {
+        let in_force = existing.map_or(&[][..], Existing::call_links);
+        let mut planned = PlannedCalls::default();
+        for (index, call) in request.system_calls.iter().enumerate() {
+            let known = in_force.iter().find(|link| link.link_id == call.link_id);
+            planned.states.push(match (known, unusable(call.program_id)) {
+                (Some(known), _) if known.prog_id == call.program_id => ProbeState::AlreadyInForce,
+                (_, Some(reason)) => ProbeState::Refused { reason },
+                (known, None) => {
+                    planned.changed = true;
+                    if known.is_none() {
+                        planned.new.push(index);
+                    }
+                    ProbeState::Placed { addresses: Vec::new() }
+                }
+            });
+        }
+        planned.changed |= in_force.iter().any(|link| request.is_over(link));
+        let links = CallLinks::of(request, existing, &planned);
+        if links.links.iter().any(is_call) {
+            let before = sites.len();
+            let mut search =
+                Search { sites, taken: Taken::of(existing), existing, coverage: CallCoverage::default() };
+            for file in files.iter() {
+                search.file(process, file, |number| links.wants(number));
+            }
+            planned.coverage = Some(search.coverage);
+            planned.changed |= sites.len() > before;
+        }
+        planned
+    }
+
+    /// A site is given up.
+    pub(crate) fn refuse(&mut self, site: &PlannedSite, reason: &str) {
+        if let (Some(call), Some(coverage)) = (site.call, &mut self.coverage)
+            && !coverage.refused.iter().any(|(address, _)| *address == call.address)
+        {
+            coverage.patched = coverage.patched.saturating_sub(1);
+            coverage.refused.push((call.address, reason.to_owned()));
+        }
+    }
+
+    /// What became of each link of the request.
+    pub(crate) fn outcomes(&self, request: &Request) -> Vec<ProbeOutcome> {
+        let nothing = self.coverage.as_ref().is_none_or(|coverage| coverage.found == 0);
+        let outcome = |(call, state): (&SystemCallRequest, &ProbeState)| {
+            let state = match state {
+                ProbeState::Placed { .. } if nothing => {
+                    ProbeState::Refused { reason: "no system call was found in its code".to_owned() }
+                }
+                state => state.clone(),
+            };
+            ProbeOutcome { link_id: call.link_id, state }
+        };
+        request.system_calls.iter().zip(&self.states).map(outcome).collect()
+    }
+}
+
+/// Bytes that probes have, or are to have.
+struct Taken(BTreeMap<u64, u64>);
+
+impl Taken {
+    fn of(existing: Option<&Existing>) -> Taken {
+        let sites = existing.into_iter().flat_map(|existing| &existing.sites);
+        let sites = sites.filter(|site| site.link_count != 0 || site.flags & SiteRuntime::HOLE != 0);
+        Taken(sites.map(|site| (site.address, site.address + u64::from(site.len))).collect())
+    }
+
+    /// The start of what has one of the `len` bytes at `start`.
+    fn at(&self, start: u64, len: u64) -> Option<u64> {
+        let (&first, &end) = self.0.range(..start + len).next_back()?;
+        (end > start).then_some(first)
+    }
+}
+
+/// The search for system calls in the files of a process.
+struct Search<'a> {
+    sites: &'a mut BTreeMap<u64, PlannedSite>,
+    taken: Taken,
+    existing: Option<&'a Existing>,
+    coverage: CallCoverage,
+}
+
+impl Search<'_> {
+    fn file(&mut self, process: &Process, file: &MappedFile, wants: impl Fn(Option<u32>) -> bool) {
+        if file.mappings.iter().any(is_ours) {
+            return;
+        }
+        let binary = match file.binary(process) {
+            Ok(binary) => binary,
+            Err(reason) => {
+                self.coverage.unread.push((file.mappings[0].name.clone(), reason.to_owned()));
+                return;
+            }
+        };
+        let calls = binary.system_calls();
+        for (vaddr, refusal) in &calls.refused {
+            for address in binary.file_offset_of(*vaddr).into_iter().flat_map(|at| file.addresses(at)) {
+                self.coverage.found += 1;
+                self.coverage.refused.push((address, refusal.to_string()));
+            }
+        }
+        for site in &calls.sites {
+            let Some(offset) = binary.file_offset_of(site.vaddr) else { continue };
+            for address in file.addresses(offset) {
+                self.coverage.found += 1;
+                if self.is_patched(address, site) {
+                    self.coverage.patched += 1;
+                } else if !wants(site.number) {
+                    self.coverage.unwanted += 1;
+                } else {
+                    self.enter(address, site);
+                }
+            }
+        }
+    }
+
+    /// It was traced before.
+    fn is_patched(&self, address: u64, site: &SystemCallSite) -> bool {
+        let at = |plan: &SitePlan| address.wrapping_add(plan.vaddr.wrapping_sub(site.vaddr));
+        let first = match &site.windows {
+            Windows::Around { enter, .. } => at(enter),
+            Windows::Over(plan) => at(plan),
+        };
+        let places = [Some(first), site.over.as_ref().map(at)];
+        let mut known = self.existing.iter().flat_map(|existing| &existing.sites);
+        known.any(|known| is_call_site(known) && places.contains(&Some(known.address)))
+    }
+
+    fn enter(&mut self, address: u64, site: &SystemCallSite) {
+        let around = match &site.windows {
+            Windows::Around { enter, exit } => {
+                [Some(enter), exit.as_ref()].into_iter().flatten().collect::<Vec<_>>()
+            }
+            Windows::Over(plan) => vec![plan],
+        };
+        let over: Vec<&SitePlan> = site.over.iter().collect();
+        let refused = self.collision(address, site, &around);
+        let windows = match refused {
+            None => around,
+            Some(_) if !over.is_empty() && self.collision(address, site, &over).is_none() => over,
+            Some(other) => {
+                let reason = format!("the probe at {other:#x} has the bytes around it");
+                self.coverage.refused.push((address, reason));
+                return;
+            }
+        };
+        for plan in windows {
+            let at = address.wrapping_add(plan.vaddr.wrapping_sub(site.vaddr));
+            let mut planned = PlannedSite::new(at, plan.clone());
+            planned.call = Some(PlannedCall { address, number: site.number });
+            self.sites.insert(at, planned);
+        }
+        self.coverage.patched += 1;
+    }
+
+    /// Where a probe stands, or is to stand, among the bytes of the windows.
+    fn collision(&self, address: u64, site: &SystemCallSite, windows: &[&SitePlan]) -> Option<u64> {
+        windows.iter().find_map(|plan| {
+            let start = address.wrapping_add(plan.vaddr.wrapping_sub(site.vaddr));
+            let end = start + plan.original.len() as u64;
+            let planned = self.sites.range(..end).next_back().map(|(_, planned)| planned);
+            let planned = planned.filter(|it| it.address + it.plan.original.len() as u64 > start);
+            planned.map(|it| it.address).or_else(|| self.taken.at(start, end - start))
+        })
+    }
+}
+
+/// The link is a system call's.
+fn is_call(link: &LinkRuntime) -> bool {
+    link.flags & LinkRuntime::SYSTEM_CALL != 0
+}
+
+/// The number for which a link is; none for all.
+fn number_of(link: &LinkRuntime) -> Option<u32> {
+    link.semaphore.checked_sub(1).map(|number| number as u32)
+}
+
+/// The links of the system calls of a process, in the order in which they were made.
+#[derive(Debug, Default)]
+pub(crate) struct CallLinks {
+    pub(crate) links: Vec<LinkRuntime>,
+}
+
+impl CallLinks {
+    /// Those that are in force and have not ended, with their programs as they are to be now; then those that come in.
+    pub(crate) fn of(request: &Request, existing: Option<&Existing>, planned: &PlannedCalls) -> CallLinks {
+        let in_force = existing.map_or(&[][..], Existing::call_links);
+        let mut links: Vec<LinkRuntime> =
+            in_force.iter().filter(|link| is_call(link) && !request.is_over(link)).copied().collect();
+        for link in &mut links {
+            let wanted = request.system_calls.iter().zip(&planned.states);
+            let mut wanted = wanted.filter(|(call, state)| {
+                call.link_id == link.link_id && matches!(state, ProbeState::Placed { .. })
+            });
+            if let Some((call, _)) = wanted.next() {
+                link.prog_id = call.program_id;
+                link.flags = flags(request, call);
+            }
+        }
+        links.extend(planned.new.iter().filter_map(|&index| {
+            let call = request.system_calls.get(index)?;
+            Some(LinkRuntime {
+                cookie: call.cookie,
+                link_id: call.link_id,
+                prog_id: call.program_id,
+                flags: flags(request, call),
+                pid: call.pid.unwrap_or(0),
+                semaphore: call.number.map_or(0, |number| u64::from(number) + 1),
+                ..LinkRuntime::default()
+            })
+        }));
+        if links.is_empty() && !in_force.is_empty() {
+            // The sites that there are have one.
+            links.push(LinkRuntime { link_id: LinkRuntime::OWN, ..LinkRuntime::default() });
+        }
+        CallLinks { links }
+    }
+
+    /// A program wants calls with this number; `None`: with one that is not known.
+    fn wants(&self, number: Option<u32>) -> bool {
+        let mut calls = self.links.iter().filter(|link| is_call(link));
+        calls.any(|link| number.is_none() || number_of(link).is_none() || number_of(link) == number)
+    }
+
+    /// Entries in all lists together, at most.
+    pub(crate) fn listed(&self) -> usize {
+        let lists = self.lists(0);
+        lists.addresses.len()
+    }
+
+    /// The lists, when the first link lies at `at`.
+    pub(crate) fn lists(&self, at: u64) -> CallLists {
+        let mut lists = CallLists { addresses: Vec::new(), entered: Vec::new(), left: Vec::new() };
+        for is_return in [false, true] {
+            // That of all numbers for which nobody asks in particular comes first.
+            let rest = self.add(&mut lists, at, is_return, None);
+            let of = (0..NUMBERS as u32).map(|number| {
+                let asked = |link: &LinkRuntime| is_call(link) && number_of(link) == Some(number);
+                if self.links.iter().any(asked) {
+                    self.add(&mut lists, at, is_return, Some(number))
+                } else {
+                    rest
+                }
+            });
+            let all: Vec<List> = of.chain([rest]).collect();
+            if is_return { lists.left = all } else { lists.entered = all }
+        }
+        lists
+    }
+
+    fn add(&self, lists: &mut CallLists, at: u64, is_return: bool, number: Option<u32>) -> List {
+        let first = lists.addresses.len() as u32;
+        for (index, link) in self.links.iter().enumerate() {
+            let returns = link.flags & LinkRuntime::RETURN != 0;
+            let applies = number_of(link).is_none() || number_of(link) == number;
+            if is_call(link) && returns == is_return && applies {
+                lists.addresses.push(at + (index * LinkRuntime::LEN) as u64);
+            }
+        }
+        List { first, count: lists.addresses.len() as u32 - first }
+    }
+}
+
+/// What a new link's flags say, but for what its program needs.
+fn flags(request: &Request, call: &SystemCallRequest) -> u32 {
+    let program = request.programs.iter().find(|program| program.id == call.program_id);
+    let context = match call.context {
+        CallContext::Record => LinkRuntime::RECORD,
+        CallContext::Raw => LinkRuntime::RAW,
+        CallContext::Registers => LinkRuntime::REGISTERS,
+    };
+    let overrides = program.is_some_and(|program| program.may_override());
+    context
+        | if call.kind == ProbeKind::Return { LinkRuntime::RETURN } else { 0 }
+        | if overrides { LinkRuntime::OVERRIDES } else { 0 }
+        | if call.count_hits { LinkRuntime::COUNTS_HITS } else { 0 }
+}
+
+/// Who runs at which number.
+#[derive(Debug)]
+pub(crate) struct CallLists {
+    /// Addresses of links, one list behind the other.
+    pub(crate) addresses: Vec<u64>,
+    entered: Vec<List>,
+    left: Vec<List>,
+}
+
+impl CallLists {
+    /// What is to be written to the process's [`SystemCalls`] at `at`, the addresses being at `links`.
+    pub(crate) fn tables(&self, at: u64, links: u64) -> CallTables {
+        let wanted = |lists: &[List]| {
+            let rest = lists.last().is_some_and(|list| list.count != 0);
+            let mut bytes = vec![u8::from(rest); WANTED_LEN];
+            for (byte, list) in bytes.iter_mut().zip(lists.iter().take(NUMBERS)) {
+                *byte = u8::from(list.count != 0);
+            }
+            bytes
+        };
+        let (enter, exit) = (wanted(&self.entered), wanted(&self.left));
+        let either: Vec<u8> = enter.iter().zip(&exit).map(|(enter, exit)| enter | exit).collect();
+        let any_exit = u64::from(exit.contains(&1));
+        let lists = |lists: &[List]| -> Vec<u8> { lists.iter().flat_map(Wire::to_bytes).collect() };
+        let writes = vec![
+            (at + offset_of!(SystemCalls, enter) as u64, enter),
+            (at + offset_of!(SystemCalls, exit) as u64, exit),
+            (at + offset_of!(SystemCalls, either) as u64, either),
+            (at + offset_of!(SystemCalls, any_exit) as u64, any_exit.to_bytes()),
+            (at + offset_of!(SystemCalls, links) as u64, links.to_bytes()),
+            (at + offset_of!(SystemCalls, entered) as u64, lists(&self.entered)),
+            (at + offset_of!(SystemCalls, left) as u64, lists(&self.left)),
+        ];
+        CallTables { writes }
+    }
+}
+
+/// Bytes to be written while the process stands still.
+#[derive(Debug)]
+pub(crate) struct CallTables {
+    writes: Vec<(u64, Vec<u8>)>,
+}
+
+impl CallTables {
+    pub(crate) fn write(&self, process: &Process) -> Result<(), RemoteError> {
+        const PAGE: usize = beeline_abi::PAGE_SIZE as usize;
+        for (address, bytes) in &self.writes {
+            for (index, part) in bytes.chunks(PAGE).enumerate() {
+                let at = address + (index * PAGE) as u64;
+                // What is zero already need not become memory of its own.
+                if process.memory().read_vec(at, part.len())? != part {
+                    process.memory().write(at, part)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What of the code of process `pid` is traced, or could be: system calls that programs can be run at. The process is neither
+/// stopped nor changed.
+///
+/// # Errors
+/// When there is no such process, or we may not look into it.
+pub fn call_coverage(pid: i32) -> Result<CallCoverage, TargetRefused> {
+    let process = target::open(pid)?;
+    let maps = process.maps().map_err(|error| target::remote(pid, error))?;
+    let existing = match find(&process, &maps)? {
+        Found::Agent(existing) => Some(existing),
+        Found::Nothing | Found::Remains => None,
+    };
+    let existing = existing.as_deref();
+    let mut sites = BTreeMap::new();
+    let coverage = CallCoverage::default();
+    let mut search = Search { sites: &mut sites, taken: Taken::of(existing), existing, coverage };
+    for file in MappedFiles::of(&maps).iter() {
+        search.file(&process, file, |_| false);
+    }
+    Ok(search.coverage)
+}

@@ -1,0 +1,270 @@
+//! The system calls of an object: every `syscall` instruction, and where jumps can be put around it.
+//!
+//! ```text
+//! around:   │ mov $39, %eax │ syscall │ cmp $-4096, %rax │      the call stays in its place:
+//!           └── enter ──────┘         └── exit ──────────┘      one window before it, one behind it
+//!
+//! over:     │ syscall │ cmp $-4096, %rax │                      the call is displaced with its neighbours
+//!           └── one window ──────────────┘
+//! ```
+//!
+//! A call that stays in its place is made from where it always was: unwinders, cancellation handlers, seccomp filters and a thread
+//! that waits in it see no difference. Where a window does not fit, the call is displaced.
+//!
+//! An occurrence of the two bytes is a call only when decoding from the start of the function arrives at it.
+
+use crate::analysis::Analysis;
+use crate::binary::Binary;
+use crate::error::Refusal;
+use crate::plan::{SitePlan, WINDOW_MIN, ends_flow, is_call, plan, plan_before, refuse_signal_return};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use std::ops::Range;
+
+/// `syscall`.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+/// Bytes of it.
+const SYSCALL_LEN: u64 = SYSCALL.len() as u64;
+/// How many instructions before the call are looked at.
+const BEFORE_MAX: usize = 12;
+/// Most bytes between the start of the enter window and the call.
+const ENTER_MAX: u64 = 24;
+/// How far back a decoder starts, at most.
+const RESYNC_MAX: u64 = 1 << 20;
+
+/// Calls that come back only when they fail: no exit is looked for behind them.
+const EXITS: [u32; 2] = [60, 231];
+
+/// A `syscall` instruction that can be traced.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SystemCallSite {
+    /// Link-time address of the instruction.
+    pub vaddr: u64,
+    /// The number of the call, where it is a constant of the code before it.
+    pub number: Option<u32>,
+    /// Where the jumps go.
+    pub windows: Windows,
+    /// The same with the instruction displaced, for when another probe has the bytes around it.
+    pub over: Option<SitePlan>,
+}
+
+/// The bytes that jumps replace.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Windows {
+    /// The instruction stays: `enter` ends where it begins, `exit` begins where it ends. A call that ends the thread has no exit.
+    Around {
+        /// Before the call.
+        enter: SitePlan,
+        /// Behind it.
+        exit: Option<SitePlan>,
+    },
+    /// The instruction is one of those that are displaced.
+    Over(SitePlan),
+}
+
+/// The system calls of an object.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SystemCalls {
+    /// Those that can be traced, in order of address.
+    pub sites: Vec<SystemCallSite>,
+    /// Those that cannot, and why.
+    pub refused: Vec<(u64, Refusal)>,
+}
+
+/// Finds all system calls of an object.
+pub(crate) fn find(binary: &Binary) -> SystemCalls {
+    let mut found = SystemCalls::default();
+    for section in binary.sections().iter().filter(|section| section.executable) {
+        let bytes = &binary.data()[section.bytes.clone()];
+        for at in occurrences(bytes) {
+            let vaddr = section.vaddr + at as u64;
+            let Some(lead) = Lead::to(binary, vaddr) else { continue };
+            match site(binary, &lead) {
+                Ok(site) => found.sites.push(site),
+                Err(refusal) => found.refused.push((vaddr, refusal)),
+            }
+        }
+    }
+    found
+}
+
+fn occurrences(bytes: &[u8]) -> impl Iterator<Item = usize> + '_ {
+    bytes.windows(SYSCALL.len()).enumerate().filter(|(_, window)| *window == SYSCALL).map(|(at, _)| at)
+}
+
+/// The straight line of code that leads to a call.
+struct Lead {
+    /// The call.
+    vaddr: u64,
+    /// The instructions before it, the last one last.
+    before: Vec<Instruction>,
+}
+
+impl Lead {
+    /// Decodes from the start of the function; none when `vaddr` is no instruction, or lies in no known code.
+    fn to(binary: &Binary, vaddr: u64) -> Option<Lead> {
+        let start = binary.analysis().start_before(vaddr).filter(|&start| vaddr - start <= RESYNC_MAX)?;
+        let bytes = binary.bytes_from(start)?;
+        let bytes = bytes.get(..(vaddr - start) as usize + SYSCALL.len())?;
+        let mut decoder = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE);
+        let mut before: Vec<Instruction> = Vec::new();
+        while decoder.ip() < vaddr {
+            let instruction = decoder.decode();
+            if instruction.is_invalid() {
+                // Data among the code.
+                return None;
+            }
+            if before.len() == BEFORE_MAX {
+                before.remove(0);
+            }
+            before.push(instruction);
+        }
+        let call = decoder.decode();
+        let lead = Lead { vaddr, before };
+        let is_call = call.ip() == vaddr && call.mnemonic() == Mnemonic::Syscall;
+        // Constants among the code have neither a range nor a number before them.
+        let in_function = binary.function_at(vaddr).is_some();
+        (is_call && (in_function || lead.number(binary.analysis()).is_some())).then_some(lead)
+    }
+
+    /// The constant that is in eax when the call is reached.
+    fn number(&self, analysis: &Analysis) -> Option<u32> {
+        let mut next = self.vaddr;
+        for instruction in self.before.iter().rev() {
+            // Whoever comes from elsewhere brings another number.
+            if analysis.first_target_in(next..next + 1).is_some() {
+                return None;
+            }
+            next = instruction.ip();
+            match instruction.flow_control() {
+                FlowControl::Next => {}
+                FlowControl::ConditionalBranch => continue,
+                _ => return None,
+            }
+            if instruction.op_count() == 0 || !writes_rax(instruction) {
+                if clobbers_rax(instruction) {
+                    return None;
+                }
+                continue;
+            }
+            return constant(instruction);
+        }
+        None
+    }
+}
+
+fn writes_rax(instruction: &Instruction) -> bool {
+    let rax = |register: Register| register.full_register() == Register::RAX;
+    let only_reads =
+        matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push | Mnemonic::Bt);
+    !only_reads && instruction.op0_kind() == OpKind::Register && rax(instruction.op0_register())
+}
+
+/// It changes rax without naming it as its first operand.
+fn clobbers_rax(instruction: &Instruction) -> bool {
+    use iced_x86::{InstructionInfoFactory, OpAccess};
+    let mut factory = InstructionInfoFactory::new();
+    let info = factory.info(instruction);
+    info.used_registers().iter().any(|used| {
+        used.register().full_register() == Register::RAX
+            && !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None)
+    })
+}
+
+fn constant(instruction: &Instruction) -> Option<u32> {
+    match instruction.code() {
+        Code::Mov_r32_imm32 => Some(instruction.immediate32()),
+        Code::Mov_rm32_imm32 => Some(instruction.immediate32()),
+        Code::Mov_rm64_imm32 => u32::try_from(instruction.immediate32to64()).ok(),
+        Code::Xor_r32_rm32 | Code::Xor_rm32_r32 | Code::Xor_r64_rm64 | Code::Xor_rm64_r64
+            if instruction.op1_kind() == OpKind::Register
+                && instruction.op0_register() == instruction.op1_register() =>
+        {
+            Some(0)
+        }
+        _ => None,
+    }
+}
+
+/// `mov %r11, 8(%rsp); syscall`: the end of the range that cancellation handlers compare a program counter with, in musl and in
+/// glibc from 2.41 on. Nothing in it may move.
+const CANCELLABLE: [u8; 7] = [0x4c, 0x89, 0x5c, 0x24, 0x08, 0x0f, 0x05];
+
+fn refuse_cancellable(binary: &Binary, vaddr: u64) -> Result<(), Refusal> {
+    let start = vaddr.saturating_sub(CANCELLABLE.len() as u64 - SYSCALL_LEN);
+    let is_one = binary.bytes_from(start).is_some_and(|bytes| bytes.starts_with(&CANCELLABLE));
+    if is_one { Err(Refusal::CancellableCall { vaddr }) } else { Ok(()) }
+}
+
+fn site(binary: &Binary, lead: &Lead) -> Result<SystemCallSite, Refusal> {
+    let vaddr = lead.vaddr;
+    refuse_signal_return(binary, vaddr..vaddr + SYSCALL_LEN)?;
+    refuse_cancellable(binary, vaddr)?;
+    let number = lead.number(binary.analysis());
+    let over = over(binary, lead);
+    let windows = match around(binary, lead, number) {
+        Some(windows) => windows,
+        None => Windows::Over(over.clone()?),
+    };
+    let over = over.ok().filter(|_| matches!(windows, Windows::Around { .. }));
+    Ok(SystemCallSite { vaddr, number, windows, over })
+}
+
+/// Windows on both sides of the call, which nobody else reaches.
+fn around(binary: &Binary, lead: &Lead, number: Option<u32>) -> Option<Windows> {
+    let (vaddr, behind) = (lead.vaddr, lead.vaddr + SYSCALL_LEN);
+    let analysis = binary.analysis();
+    let reached = |at: u64| analysis.first_target_in(at..at + 1).or(analysis.first_start_in(at..at + 1));
+    if reached(vaddr).is_some() {
+        return None;
+    }
+    let ends = number.is_some_and(|number| EXITS.contains(&number));
+    let exit = if ends {
+        None
+    } else if reached(behind).is_some() {
+        return None;
+    } else {
+        Some(plan(binary, behind).ok()?)
+    };
+    let enter = enter(binary, lead)?;
+    Some(Windows::Around { enter, exit })
+}
+
+/// The shortest window that ends at the call.
+fn enter(binary: &Binary, lead: &Lead) -> Option<SitePlan> {
+    for first in lead.before.iter().rev() {
+        let len = lead.vaddr - first.ip();
+        if is_call(first) || ends_flow(first) || len > ENTER_MAX {
+            return None;
+        }
+        if len < WINDOW_MIN as u64 {
+            continue;
+        }
+        match plan_before(binary, first.ip(), len as usize) {
+            Ok(plan) if !plan.crosses_page() => return Some(plan),
+            Ok(_) => {}
+            // A longer one has the same fault inside.
+            Err(Refusal::BranchInside { .. } | Refusal::CodeStartsInside { .. }) => return None,
+            Err(_) => {}
+        }
+    }
+    None
+}
+
+/// A window with the call in it, from the call on or from an instruction shortly before.
+fn over(binary: &Binary, lead: &Lead) -> Result<SitePlan, Refusal> {
+    let from_call = plan(binary, lead.vaddr);
+    let Err(refusal) = from_call else { return from_call };
+    for first in lead.before.iter().rev().take(3) {
+        if is_call(first) || ends_flow(first) || lead.vaddr - first.ip() >= WINDOW_MIN as u64 {
+            break;
+        }
+        let range: Range<u64> = lead.vaddr..lead.vaddr + SYSCALL_LEN;
+        if let Ok(plan) = plan(binary, first.ip())
+            && plan.references.system_call
+            && plan.vaddr + u64::from(plan.code_len) >= range.end
+        {
+            return Ok(plan);
+        }
+    }
+    Err(refusal)
+}

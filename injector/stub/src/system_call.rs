@@ -1,0 +1,429 @@
+//! The code at a system call.
+//!
+//! ```text
+//! around    enter stub:  displaced; is the number wanted? ─ no ─▶ jmp to the call
+//!                                       └ yes ─▶ gate: programs ─▶ jmp to the call, or behind it
+//!           exit stub:   is its end wanted? ─ yes ─▶ gate: programs; displaced; jmp back
+//! over      both in one, with the call between them
+//! ```
+//!
+//! A call changes rcx and r11 and keeps the flags. So the test of a number uses these registers, and `jrcxz`, which leaves the flags
+//! alone; calls that nobody wants touch nothing else, not even the stack.
+//!
+//! The gate of an arena makes a whole `pt_regs` on the stack and calls the agent with it. Afterwards registers come from there:
+//! programs may change a call's arguments and its result.
+//!
+//! ```text
+//!   │ the caller's stack            │ ◀ its stack pointer
+//!   │ red zone, 128 bytes; 8 bytes  │
+//!   │ return address of the gate    │
+//!   ├───────────────────────────────┤
+//!   │ status flags, slot            │
+//!   │ pt_regs                       │ ◀ S; rbx while the agent runs
+//! ```
+
+use crate::displaced::{Around, Moved, displace_around, reaches};
+use crate::gates::Gates;
+use crate::phase::{call, slot_field};
+use crate::site_code::{Environment, Stub, StubError, ThreadKey};
+use beeline_abi::regs::PtRegs;
+use beeline_abi::run::RunContext;
+use beeline_abi::system_call::SystemCalls;
+use beeline_abi::thread::{HASH_MULTIPLIER, HASH_SHIFT, ThreadSlot};
+use beeline_site::SitePlan;
+use iced_x86::code_asm::{
+    AsmRegister64, CodeAssembler, CodeLabel, al, ax, byte_ptr, ecx, qword_ptr, r8, r9, r10, r11, r11d, r12,
+    r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp,
+};
+use iced_x86::{BlockEncoderOptions, IcedError, Instruction, Mnemonic};
+use std::mem::offset_of;
+
+/// What the gates for system calls need. Addresses are the target's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SystemCallTarget {
+    /// The process's [`SystemCalls`].
+    pub calls: u64,
+    /// The agent's `beeline_system_call_enter`.
+    pub enter: u64,
+    /// The agent's `beeline_system_call_exit`.
+    pub exit: u64,
+}
+
+/// A window at a system call.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemCallCode<'a> {
+    /// The window.
+    pub plan: &'a SitePlan,
+    /// Address of the window in the process.
+    pub address: u64,
+    /// Address of the call.
+    pub call: u64,
+    /// The number, where it is a constant.
+    pub number: Option<u32>,
+}
+
+impl SystemCallCode<'_> {
+    /// Address behind the call.
+    fn behind(&self) -> u64 {
+        self.call + SYSCALL_LEN
+    }
+
+    /// The call is one of the displaced instructions.
+    fn is_over(&self) -> bool {
+        let window = self.address..self.address + u64::from(self.plan.code_len);
+        window.contains(&self.call)
+    }
+}
+
+/// Bytes of `syscall`.
+const SYSCALL_LEN: u64 = 2;
+/// What no stub at a call is longer than, alignment included.
+pub const SYSTEM_CALL_STUB_MAX: u64 = 448;
+/// What the gates of an arena are not longer than.
+pub const SYSTEM_CALL_GATES_MAX: u64 = 1536;
+
+/// Bytes that the stub goes below the caller's stack pointer before it calls a gate: the red zone, and one word.
+const BELOW: i32 = 136;
+/// Bytes of the frame.
+const FRAME_LEN: i32 = size_of::<PtRegs>() as i32 + 24;
+const STATUS: i32 = size_of::<PtRegs>() as i32;
+const SLOT: i32 = STATUS + 8;
+/// From S to the caller's stack pointer.
+const TO_CALLER: i32 = FRAME_LEN + 8 + BELOW;
+const RUN_REGS: i32 = (offset_of!(ThreadSlot, run) + offset_of!(RunContext, regs)) as i32;
+/// A number that is no constant, as the agent knows it.
+const UNKNOWN: u32 = u32::MAX;
+
+/// Addresses of an arena's gates for system calls.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CallGates {
+    enter: u64,
+    exit: u64,
+}
+
+/// Makes the gates for address `at`.
+pub(crate) fn build_call_gates(
+    (environment, gates): (&Environment, &Gates),
+    target: &SystemCallTarget,
+    at: u64,
+) -> Result<(Vec<u8>, CallGates), StubError> {
+    let wrap = |e: IcedError| StubError::Assembler { at, reason: e.to_string() };
+    let mut asm = CodeAssembler::new(64).map_err(wrap)?;
+    let mut starts = [0; 2];
+    for (start, is_exit) in starts.iter_mut().zip([false, true]) {
+        *start = asm.instructions().len();
+        Gate { environment, gates, target, at, is_exit }.write(&mut asm).map_err(wrap)?;
+    }
+    let result =
+        asm.assemble_options(at, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS).map_err(wrap)?.inner;
+    let offsets = result.new_instruction_offsets;
+    let address = |index: usize| at + u64::from(offsets.get(index).copied().unwrap_or_default());
+    let [enter, exit] = starts.map(address);
+    Ok((result.code_buffer, CallGates { enter, exit }))
+}
+
+/// One gate while it is written. It takes rax = number or result, rcx = number or [`UNKNOWN`], r11 = address behind the call; it
+/// gives rcx = 1 when the call is to be skipped.
+struct Gate<'a> {
+    environment: &'a Environment,
+    gates: &'a Gates,
+    target: &'a SystemCallTarget,
+    at: u64,
+    is_exit: bool,
+}
+
+/// Registers and their places in `pt_regs`. The first six are those that the agent may change.
+fn general() -> [(AsmRegister64, i32); 12] {
+    [
+        (rdi, offset_of!(PtRegs, di) as i32),
+        (rsi, offset_of!(PtRegs, si) as i32),
+        (rdx, offset_of!(PtRegs, dx) as i32),
+        (r10, offset_of!(PtRegs, r10) as i32),
+        (r8, offset_of!(PtRegs, r8) as i32),
+        (r9, offset_of!(PtRegs, r9) as i32),
+        (rbx, offset_of!(PtRegs, bx) as i32),
+        (rbp, offset_of!(PtRegs, bp) as i32),
+        (r12, offset_of!(PtRegs, r12) as i32),
+        (r13, offset_of!(PtRegs, r13) as i32),
+        (r14, offset_of!(PtRegs, r14) as i32),
+        (r15, offset_of!(PtRegs, r15) as i32),
+    ]
+}
+
+const CHANGED: usize = 6;
+
+impl Gate<'_> {
+    fn write(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        let (mut found, mut run, mut restore) = (asm.create_label(), asm.create_label(), asm.create_label());
+        let (mut claim, mut guard, mut missed) = (asm.create_label(), asm.create_label(), asm.create_label());
+        self.save(asm)?;
+        match self.environment.thread_key {
+            ThreadKey::FsSelf => asm.mov(rax, qword_ptr(0u64).fs())?,
+            ThreadKey::FsBase => asm.rdfsbase(rax)?,
+        }
+        // The number is on its way to the agent.
+        asm.mov(r8, rcx)?;
+        asm.mov(rcx, HASH_MULTIPLIER)?;
+        asm.imul_2(rcx, rax)?;
+        asm.shr(rcx, HASH_SHIFT)?;
+        asm.shl(rcx, size_of::<ThreadSlot>().trailing_zeros())?;
+        asm.mov(rdx, self.environment.threads)?;
+        asm.add(rcx, rdx)?;
+        asm.cmp(slot_field(offset_of!(ThreadSlot, key)), rax)?;
+        asm.jne(claim)?;
+        asm.set_label(&mut found)?;
+        asm.cmp(slot_field(offset_of!(ThreadSlot, guard)), 0)?;
+        asm.jne(guard)?;
+        asm.set_label(&mut run)?;
+        asm.mov(slot_field(offset_of!(ThreadSlot, guard)), rsp)?;
+        self.call_agent(asm, missed)?;
+        asm.mov(slot_field(offset_of!(ThreadSlot, guard)), 0)?;
+        asm.set_label(&mut restore)?;
+        self.restore(asm)?;
+        asm.set_label(&mut claim)?;
+        asm.call(self.gates.claim)?;
+        asm.test(rcx, rcx)?;
+        asm.jne(found)?;
+        asm.jmp(missed)?;
+        asm.set_label(&mut guard)?;
+        asm.call(self.gates.guard)?;
+        asm.test(rax, rax)?;
+        asm.jne(run)?;
+        asm.set_label(&mut missed)?;
+        asm.xor(ecx, ecx)?;
+        asm.jmp(restore)
+    }
+
+    /// Makes the frame.
+    fn save(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        let field = |offset: usize| qword_ptr(rsp + offset as i32);
+        asm.lea(rsp, qword_ptr(rsp - FRAME_LEN))?;
+        asm.mov(field(offset_of!(PtRegs, ax)), rax)?;
+        asm.mov(field(offset_of!(PtRegs, orig_ax)), rax)?;
+        asm.lahf()?;
+        asm.seto(al)?;
+        asm.mov(qword_ptr(rsp + STATUS), rax)?;
+        for (register, offset) in general() {
+            asm.mov(qword_ptr(rsp + offset), register)?;
+        }
+        asm.mov(field(offset_of!(PtRegs, ip)), r11)?;
+        asm.mov(field(offset_of!(PtRegs, cx)), r11)?;
+        asm.lea(rax, qword_ptr(rsp + TO_CALLER))?;
+        asm.mov(field(offset_of!(PtRegs, sp)), rax)?;
+        // What the kernel has there: interrupts on, and the reserved bit.
+        asm.mov(field(offset_of!(PtRegs, flags)), 0x202)?;
+        asm.mov(field(offset_of!(PtRegs, r11)), 0x202)?;
+        asm.mov(field(offset_of!(PtRegs, cs)), 0x33)?;
+        asm.mov(field(offset_of!(PtRegs, ss)), 0x2b)?;
+        if !self.is_exit {
+            // `-ENOSYS`, until somebody knows better (arch/x86/entry/entry_64.S).
+            asm.mov(field(offset_of!(PtRegs, ax)), -38)?;
+        }
+        Ok(())
+    }
+
+    /// From rcx = slot; gives rax = what the agent says, rcx = slot.
+    fn call_agent(&self, asm: &mut CodeAssembler, missed: CodeLabel) -> Result<(), IcedError> {
+        let mut ready = asm.create_label();
+        asm.mov(qword_ptr(rcx + RUN_REGS), rsp)?;
+        asm.mov(qword_ptr(rsp + SLOT), rcx)?;
+        asm.mov(rbx, rsp)?;
+        asm.mov(rdi, rsp)?;
+        if self.environment.small_stacks {
+            asm.mov(rax, slot_field(offset_of!(ThreadSlot, stack_top)))?;
+            asm.test(rax, rax)?;
+            asm.jne(ready)?;
+            asm.mov(rbx, qword_ptr(rsp + offset_of!(PtRegs, bx) as i32))?;
+            asm.mov(slot_field(offset_of!(ThreadSlot, guard)), 0)?;
+            asm.jmp(missed)?;
+            asm.set_label(&mut ready)?;
+            asm.mov(rsp, rax)?;
+        }
+        asm.and(rsp, -16i32)?;
+        asm.mov(rsi, rcx)?;
+        asm.mov(rdx, self.target.calls)?;
+        asm.mov(rcx, r8)?;
+        call(asm, self.at, if self.is_exit { self.target.exit } else { self.target.enter })?;
+        asm.mov(rsp, rbx)?;
+        asm.mov(rcx, qword_ptr(rsp + SLOT))?;
+        asm.mov(rbx, qword_ptr(rsp + offset_of!(PtRegs, bx) as i32))?;
+        // Skipped or not, until the registers are back.
+        if self.is_exit { Ok(()) } else { asm.mov(qword_ptr(rsp + SLOT), rax) }
+    }
+
+    /// Back to the stub. A hit that was missed comes with rcx = 0.
+    fn restore(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        let mut plain = asm.create_label();
+        for (register, offset) in general().into_iter().take(CHANGED) {
+            asm.mov(register, qword_ptr(rsp + offset))?;
+        }
+        asm.mov(rax, qword_ptr(rsp + STATUS))?;
+        if !self.is_exit {
+            // rcx = slot: somebody decided.
+            asm.jrcxz(plain)?;
+            asm.mov(rcx, qword_ptr(rsp + SLOT))?;
+            asm.set_label(&mut plain)?;
+        }
+        asm.add(al, 0x7f)?; // 1 overflows, 0 does not
+        asm.sahf()?;
+        if self.is_exit {
+            asm.mov(rax, qword_ptr(rsp + offset_of!(PtRegs, ax) as i32))?;
+        } else {
+            let mut call = asm.create_label();
+            let mut done = asm.create_label();
+            asm.jrcxz(call)?;
+            asm.mov(rax, qword_ptr(rsp + offset_of!(PtRegs, ax) as i32))?;
+            asm.jmp(done)?;
+            asm.set_label(&mut call)?;
+            asm.mov(rax, qword_ptr(rsp + offset_of!(PtRegs, orig_ax) as i32))?;
+            asm.set_label(&mut done)?;
+        }
+        asm.lea(rsp, qword_ptr(rsp + FRAME_LEN))?;
+        asm.ret()
+    }
+}
+
+/// The windows at a call, while they are written.
+struct Windows<'a> {
+    code: &'a SystemCallCode<'a>,
+    target: &'a SystemCallTarget,
+    gates: CallGates,
+    /// Index of what is behind the displaced call.
+    behind: Option<usize>,
+}
+
+impl Windows<'_> {
+    fn number(&self) -> u32 {
+        self.code.number.unwrap_or(UNKNOWN)
+    }
+
+    /// rcx = a byte of a table of [`SystemCalls`], by the number in eax unless that is a constant.
+    fn wanted(&self, asm: &mut CodeAssembler, table: usize) -> Result<(), IcedError> {
+        match self.code.number {
+            Some(number) => {
+                asm.mov(rcx, self.target.calls + table as u64 + u64::from(number & 0xffff))?;
+                asm.movzx(ecx, byte_ptr(rcx))
+            }
+            None => {
+                asm.mov(rcx, self.target.calls + table as u64)?;
+                asm.movzx(r11d, ax)?;
+                asm.movzx(ecx, byte_ptr(rcx + r11))
+            }
+        }
+    }
+
+    fn through(&self, asm: &mut CodeAssembler, gate: u64) -> Result<(), IcedError> {
+        asm.lea(rsp, qword_ptr(rsp - BELOW))?;
+        asm.mov(ecx, self.number())?;
+        asm.mov(r11, self.code.behind())?;
+        asm.call(gate)?;
+        asm.lea(rsp, qword_ptr(rsp + BELOW))
+    }
+
+    /// Runs the programs of the beginning; to `skipped` when the call is not to be made.
+    fn enter(&self, asm: &mut CodeAssembler, skipped: CodeLabel) -> Result<(), IcedError> {
+        let mut plain = asm.create_label();
+        // Without a constant the call has to be remembered, too.
+        let table = match self.code.number {
+            Some(_) => offset_of!(SystemCalls, enter),
+            None => offset_of!(SystemCalls, either),
+        };
+        self.wanted(asm, table)?;
+        asm.jrcxz(plain)?;
+        self.through(asm, self.gates.enter)?;
+        asm.jrcxz(plain)?;
+        asm.jmp(skipped)?;
+        asm.set_label(&mut plain)?;
+        asm.zero_bytes()
+    }
+
+    /// Runs the programs of the end.
+    fn exit(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        let mut plain = asm.create_label();
+        match self.code.number {
+            Some(_) => self.wanted(asm, offset_of!(SystemCalls, exit))?,
+            None => {
+                asm.mov(rcx, self.target.calls + offset_of!(SystemCalls, any_exit) as u64)?;
+                asm.mov(rcx, qword_ptr(rcx))?;
+            }
+        }
+        asm.jrcxz(plain)?;
+        self.through(asm, self.gates.exit)?;
+        asm.set_label(&mut plain)?;
+        asm.zero_bytes()
+    }
+}
+
+impl Around for Windows<'_> {
+    fn first(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        if self.code.address == self.code.behind() { self.exit(asm) } else { Ok(()) }
+    }
+
+    fn instead(
+        &mut self,
+        asm: &mut CodeAssembler,
+        instruction: &Instruction,
+        moved: &mut Vec<Moved>,
+    ) -> Result<bool, IcedError> {
+        if instruction.mnemonic() != Mnemonic::Syscall || instruction.ip() != self.code.call {
+            return Ok(false);
+        }
+        let mut skipped = asm.create_label();
+        self.enter(asm, skipped)?;
+        asm.syscall()?;
+        let behind = asm.instructions().len();
+        moved.push(Moved { original: self.code.behind(), index: behind });
+        self.behind = Some(behind);
+        asm.set_label(&mut skipped)?;
+        self.exit(asm)?;
+        Ok(true)
+    }
+
+    fn last(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        if self.code.address + u64::from(self.code.plan.code_len) != self.code.call {
+            return Ok(());
+        }
+        let (mut skipped, mut plain) = (asm.create_label(), asm.create_label());
+        self.enter(asm, skipped)?;
+        asm.jmp(plain)?;
+        asm.set_label(&mut skipped)?;
+        asm.jmp(self.code.behind())?;
+        asm.set_label(&mut plain)?;
+        asm.zero_bytes()
+    }
+}
+
+/// A stub, and where in it the copy of the call ends.
+pub(crate) struct CallStub {
+    pub(crate) stub: Stub,
+    pub(crate) behind: u32,
+}
+
+/// Makes the code of a window for address `at`.
+///
+/// # Errors
+/// [`StubError`] when a displaced instruction or the site is out of reach of `at`.
+pub(crate) fn build_call_stub(
+    code: &SystemCallCode<'_>,
+    target: &SystemCallTarget,
+    gates: CallGates,
+    at: u64,
+) -> Result<CallStub, StubError> {
+    let wrap = |e: IcedError| StubError::Assembler { at, reason: e.to_string() };
+    for place in [code.address, code.call] {
+        if !reaches(at, place) {
+            return Err(StubError::OutOfRange { at, target: place });
+        }
+    }
+    let mut asm = CodeAssembler::new(64).map_err(wrap)?;
+    let mut windows = Windows { code, target, gates, behind: None };
+    let mut displaced = displace_around(&mut asm, code.plan, code.address, at, &mut windows)?;
+    // Found before the place of the same address that is behind the programs.
+    displaced.sort_by_key(|moved| moved.index);
+    let cold = asm.instructions().len();
+    asm.int3().map_err(wrap)?;
+    let stub = crate::assemble::finish_copy(&mut asm, displaced, cold, at)?;
+    let found = windows.behind.filter(|_| code.is_over()).and(stub.pc_in_stub(code.behind()));
+    let behind = found.map_or(0, |address| (address - at) as u32);
+    Ok(CallStub { stub, behind })
+}

@@ -1,0 +1,93 @@
+//! The system calls of a process that programs want: what stubs at calls test, and whom the agent runs.
+//!
+//! ```text
+//! ProcessBlock::system_calls ─▶ SystemCalls:   enter │ exit │ either     a byte for each number, not 0 = somebody wants it
+//!                                              any_exit                  not 0 = somebody wants the end of some call
+//!                                              entered │ left            a list for each number
+//!                                              links ─▶ [address of a LinkRuntime], the lists one behind the other
+//! ```
+//!
+//! It stays where it is while the agent is in the process; the injector writes it while every thread is stopped.
+
+/// Numbers that have a list of their own; the last list is that of all others.
+pub const NUMBERS: usize = 512;
+
+/// Bytes of each of the tables that stubs look at: the lower half of a number's word finds its byte.
+pub const WANTED_LEN: usize = 1 << 16;
+
+/// Some of the addresses at [`SystemCalls::links`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct List {
+    /// Index of the first.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// Which programs run at which calls.
+#[repr(C)]
+#[derive(Debug)]
+pub struct SystemCalls {
+    /// Programs run before the call with this number.
+    pub enter: [u8; WANTED_LEN],
+    /// Programs run behind the call with this number.
+    pub exit: [u8; WANTED_LEN],
+    /// One or the other.
+    pub either: [u8; WANTED_LEN],
+    /// Not 0: programs run behind some call.
+    pub any_exit: u64,
+    /// Address of the addresses of [`LinkRuntime`](crate::link::LinkRuntime)s.
+    pub links: u64,
+    /// Who runs before a call, by its number.
+    pub entered: [List; NUMBERS + 1],
+    /// Who runs behind a call, by its number.
+    pub left: [List; NUMBERS + 1],
+}
+
+const _: () = assert!(size_of::<List>() == 8);
+const _: () = assert!(core::mem::offset_of!(SystemCalls, any_exit) == 3 * WANTED_LEN);
+const _: () = assert!(size_of::<SystemCalls>() == 3 * WANTED_LEN + 16 + 16 * (NUMBERS + 1));
+
+/// A call whose number only the stub before it knew: it stands in its thread's slot until it returns.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PendingCall {
+    /// The stack pointer at the call.
+    pub sp: u64,
+    /// Its number.
+    pub number: u64,
+}
+
+/// Calls that a thread can have pending: one, and those of signal handlers that interrupted it. The oldest is forgotten.
+pub const PENDING: usize = 8;
+
+/// What a program sees before a call: `struct trace_event_raw_sys_enter` of the kernel's `raw_syscalls:sys_enter`. The records of
+/// `syscalls:sys_enter_*` lie the same.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct EnterRecord {
+    /// `struct trace_entry`, which no program may read.
+    pub common: u64,
+    /// The number.
+    pub id: u64,
+    /// The arguments.
+    pub arguments: [u64; 6],
+}
+
+/// What a program sees behind a call: `struct trace_event_raw_sys_exit`; `syscalls:sys_exit_*` the same.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ExitRecord {
+    /// `struct trace_entry`, which no program may read.
+    pub common: u64,
+    /// The number.
+    pub id: u64,
+    /// The result, negative for an error.
+    pub result: i64,
+}
+
+/// What a raw tracepoint's program sees: the address of the `pt_regs`, and the number before the call, the result behind it.
+pub type RawArguments = [u64; 2];
+
+const _: () = assert!(size_of::<EnterRecord>() == 64 && size_of::<ExitRecord>() == 24);
