@@ -71,14 +71,18 @@ pub unsafe extern "sysv64" fn room(slot: *mut ThreadSlot, sp: u64) -> u64 {
             return 1;
         }
         let sweeps = sweeps(slot);
+        let top = (*entry(slot, RETURN_SLOTS - 1)).sp;
+        if (*sweeps).top != top {
+            (*sweeps).top = top;
+            (*sweeps).lowest = (0..RETURN_SLOTS).map(|index| (*entry(slot, index)).sp).min().unwrap_or(0);
+        }
         if !(*sweeps).is_due(sp) {
             return 0;
         }
         drop_dead(slot);
-        let found = RETURN_SLOTS - count(slot);
-        let lowest = (0..count(slot)).map(|index| (*entry(slot, index)).sp).min();
-        (*sweeps).made(found != 0, lowest.unwrap_or(0));
-        u64::from(found != 0)
+        let is_useful = count(slot) < RETURN_SLOTS;
+        (*sweeps).made(is_useful);
+        u64::from(is_useful)
     }
 }
 
@@ -89,12 +93,14 @@ pub unsafe extern "sysv64" fn room(slot: *mut ThreadSlot, sp: u64) -> u64 {
 /// entries, leave entries that are all alive: the more sweeps were in vain, the fewer are made.
 #[repr(C)]
 struct Sweeps {
-    /// The lowest stack word of an entry at the last sweep.
+    /// The lowest stack word of an entry, as long as the last entry is that for `top`.
     lowest: u64,
+    /// The stack word of the last entry when `lowest` was found.
+    top: u64,
     /// Calls to go without a sweep.
     pause: u32,
-    /// Length of the last pause.
-    paused: u32,
+    /// Sweeps that found nothing, since the last that did and the last call from below every entry.
+    vain: u32,
     /// Calls from below every entry since the last sweep.
     below: u64,
 }
@@ -104,12 +110,16 @@ const _: () = assert!(size_of::<Sweeps>() as u64 <= memory::RETURNS_LEN - (RETUR
 /// Calls without a sweep at most: what a sweep takes is not much in so many calls.
 const PAUSE_MAX: u32 = 1024;
 
+/// Sweeps in vain before there are pauses: what `longjmp` has left looks alive until its words are overwritten, call by call.
+const VAIN_MAX: u32 = 64;
+
 impl Sweeps {
     /// A call with stack pointer `sp` finds the stack full.
     fn is_due(&mut self, sp: u64) -> bool {
         if sp < self.lowest {
             // Unless this is another stack, and the entries are left over.
             self.below += 1;
+            self.vain = 0;
             return self.below > u64::from(PAUSE_MAX);
         }
         let is_due = self.pause == 0;
@@ -117,12 +127,13 @@ impl Sweeps {
         is_due
     }
 
-    /// A sweep found dead entries or did not, and left this as the lowest word.
-    fn made(&mut self, useful: bool, lowest: u64) {
-        self.lowest = lowest;
+    /// A sweep found dead entries or did not.
+    fn made(&mut self, useful: bool) {
+        self.top = 0;
         self.below = 0;
-        self.paused = if useful { 0 } else { (2 * self.paused + 1).min(PAUSE_MAX) };
-        self.pause = self.paused;
+        self.vain = if useful { 0 } else { (self.vain + 1).min(2 * VAIN_MAX) };
+        let doublings = self.vain.saturating_sub(VAIN_MAX).min(PAUSE_MAX.ilog2());
+        self.pause = (1 << doublings) - 1;
     }
 }
 

@@ -223,7 +223,7 @@ fn sweeps_in_vain_become_few() {
     tail_calls(&stack, slot, 900, RETURN_SLOTS / 2);
     tail_calls(&stack, slot, 800, RETURN_SLOTS / 2);
     // Each time that a call finds all of them alive, more of the next ones do not look.
-    for _ in 0..3000 {
+    for _ in 0..5000 {
         assert!(!stack.enter(slot, 801, 7));
     }
     assert_eq!(depth(slot), RETURN_SLOTS);
