@@ -218,6 +218,8 @@ pub(crate) struct Placement {
     pub(crate) already: usize,
     /// Files that the process has not mapped.
     pub(crate) not_mapped: Vec<PathBuf>,
+    /// Those in the place of which it has mapped another file.
+    pub(crate) others: Vec<PathBuf>,
     /// Links that were refused: name and reason.
     pub(crate) refused: Vec<(String, String)>,
 }
@@ -230,8 +232,11 @@ impl Placement {
             match &outcome.state {
                 ProbeState::Placed { .. } => placement.placed += 1,
                 ProbeState::AlreadyInForce => placement.already += 1,
-                ProbeState::NotMapped { file } if placement.not_mapped.contains(file) => {}
-                ProbeState::NotMapped { file } => placement.not_mapped.push(file.clone()),
+                ProbeState::NotMapped { file, .. } if placement.not_mapped.contains(file) => {}
+                ProbeState::NotMapped { file, other } => {
+                    placement.not_mapped.push(file.clone());
+                    placement.others.extend(other.then(|| file.clone()));
+                }
                 ProbeState::Refused { reason } => {
                     placement.refused.push((bridged.name(outcome.link_id), reason.clone()));
                 }

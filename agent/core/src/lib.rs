@@ -8,6 +8,7 @@
 //! | [`slot`] | the slots of the threads, the guard word |
 //! | [`cpu`] | owning a CPU of the store, by a restartable sequence ([`rseq`]) |
 //! | [`returns`] | a thread's outstanding return probes |
+//! | [`libraries`] | libraries that come and go while the process is followed |
 //! | [`memory`] | where threads' return stacks, scratch and private stacks come from |
 //! | [`seccomp`] | filters that the process installs while the agent is in it |
 //! | [`system_calls`] | the programs of a system call |
@@ -21,6 +22,7 @@
 extern crate std;
 
 pub mod cpu;
+pub mod libraries;
 pub mod memory;
 pub mod process;
 pub mod returns;

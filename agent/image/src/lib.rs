@@ -18,7 +18,7 @@ use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
 use beeline_abi::system_call::SystemCalls;
 use beeline_abi::thread::{ReturnSlot, ThreadSlot};
-use beeline_agent_core::{cpu, process, returns, seccomp, slot, system_calls};
+use beeline_agent_core::{cpu, libraries, process, returns, seccomp, slot, system_calls};
 use beeline_helpers::table::BY_ID;
 use beeline_helpers::{HELPERS_LEN, HelperFn};
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -62,6 +62,7 @@ export!(beeline_seccomp_go(context: *mut u8, run: *mut RunContext) -> u64, secco
 
 export!(beeline_system_call_enter(registers: *mut PtRegs, slot: *mut ThreadSlot, calls: *const SystemCalls, number: u64) -> u64, system_calls::enter);
 export!(beeline_system_call_exit(registers: *mut PtRegs, slot: *mut ThreadSlot, calls: *const SystemCalls, number: u64), system_calls::exit);
+export!(beeline_libraries_changed(context: *mut u8, run: *mut RunContext) -> u64, libraries::changed);
 
 /// The address of the gate of system calls.
 #[unsafe(no_mangle)]

@@ -11,13 +11,14 @@ use anyhow::{Context as _, Error, Result, anyhow, bail};
 use beeline_engine::{Engine, PlanFilter};
 use beeline_inject::AttachReport;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 
 pub(crate) fn run(context: &mut Context, args: &Attach) -> Result<()> {
     let engine = context.existing()?.ok_or_else(|| context.nothing_loaded())?;
     let mut reports = Vec::new();
     let mut failed = Vec::new();
     for &pid in args.pids.iter().chain(&args.pid_option) {
-        match attach(context, &engine, pid, &args.object) {
+        match attach(context, &engine, pid, args) {
             Ok(report) => reports.push(report),
             Err(error) => failed.push(error),
         }
@@ -61,13 +62,13 @@ fn follow(context: &mut Context, engine: &Engine, args: &Attach) -> Vec<Error> {
     failed.into_iter().filter_map(Result::err).collect()
 }
 
-fn attach(context: &mut Context, engine: &Engine, pid: u32, objects: &[String]) -> Result<Value> {
+fn attach(context: &mut Context, engine: &Engine, pid: u32, args: &Attach) -> Result<Value> {
     let cannot = |error: Error| error.context(format!("cannot attach to process {pid}"));
     let target = i32::try_from(pid)
         .ok()
         .filter(|&pid| pid > 0)
         .ok_or_else(|| cannot(anyhow!("{pid} is no process id")))?;
-    let filter = PlanFilter { pid: Some(pid), objects: objects.to_vec(), links: None };
+    let filter = PlanFilter { pid: Some(pid), objects: args.object.clone(), links: None };
     let bridged = Bridged::plan(context, engine, &filter).map_err(cannot)?;
     let progress = Progress::begin(format!("looking at the files of process {pid}"));
     let result = beeline_inject::attach(target, &bridged.request);
@@ -82,7 +83,7 @@ fn attach(context: &mut Context, engine: &Engine, pid: u32, objects: &[String]) 
     keep(engine, target, &bridged.request, &report.probes);
     let placement = Placement::of(&bridged, &report.probes);
     if !context.json {
-        show(context, &report, &placement)?;
+        show(context, &report, &placement, args.follow)?;
         context.out.flush()?;
     }
     for (link, reason) in &placement.refused {
@@ -98,16 +99,24 @@ fn attach(context: &mut Context, engine: &Engine, pid: u32, objects: &[String]) 
     Ok(to_json(&report, &placement))
 }
 
+/// A file that the process has not mapped.
+fn absent(placement: &Placement, file: &PathBuf) -> String {
+    let other = placement.others.contains(file);
+    let why =
+        if other { " (it has another file of that name: replaced since, or in another mount)" } else { "" };
+    format!("{}{why}", file.display())
+}
+
 /// Why a process carries no probe now.
 pub(crate) fn nothing_placed(placement: &Placement) -> String {
     if !placement.refused.is_empty() {
         return "every probe was refused".into();
     }
-    let files: Vec<String> = placement.not_mapped.iter().map(|file| file.display().to_string()).collect();
+    let files: Vec<String> = placement.not_mapped.iter().map(|file| absent(placement, file)).collect();
     format!("it uses none of the probed files: {}", files.join(", "))
 }
 
-fn show(context: &mut Context, report: &AttachReport, placement: &Placement) -> Result<()> {
+fn show(context: &mut Context, report: &AttachReport, placement: &Placement, follows: bool) -> Result<()> {
     let AttachReport { pid, threads, stopped, .. } = report;
     let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     let mut parts = vec![plural(placement.placed, "probe")];
@@ -116,6 +125,9 @@ fn show(context: &mut Context, report: &AttachReport, placement: &Placement) -> 
     }
     if !placement.not_mapped.is_empty() {
         parts.push(plural(placement.not_mapped.len(), "probed file") + " not mapped");
+        if !follows {
+            parts.push("what it loads later gets its probes with --follow".to_owned());
+        }
     }
     let time = nanoseconds(u64::try_from(stopped.as_nanos()).unwrap_or(u64::MAX));
     context.out.line(format_args!(
@@ -125,7 +137,7 @@ fn show(context: &mut Context, report: &AttachReport, placement: &Placement) -> 
     ))?;
     if context.verbose > 0 {
         for file in &placement.not_mapped {
-            output::say(&format!("  not mapped: {}", file.display()));
+            output::say(&format!("  not mapped: {}", absent(placement, file)));
         }
     }
     Ok(())

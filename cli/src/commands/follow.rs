@@ -28,13 +28,21 @@ impl<'a> Told<'a> {
     /// Says what matters of an event.
     pub(crate) fn tell(&self, event: &Followed<'_>) {
         match event {
-            Followed::Placed(report) => keep(self.engine, report.pid, &self.bridged.request, &report.probes),
+            Followed::Placed(report) | Followed::Loaded(report) => {
+                keep(self.engine, report.pid, &self.bridged.request, &report.probes)
+            }
             Followed::Refused { pid, reason } => {
                 keep_refusal(self.engine, *pid, &self.bridged.request, reason);
             }
+            Followed::NotLoaded { .. } => {}
         }
         match event {
             Followed::Placed(report) => self.placed(report),
+            Followed::Loaded(report) => self.loaded(report),
+            Followed::NotLoaded { pid, reason } if self.is_new(&reason.to_string()) => {
+                warn(format_args!("libraries that process {pid} loads get no probes: {reason}"));
+            }
+            Followed::NotLoaded { .. } => {}
             Followed::Refused { pid, reason } if self.is_new(&reason.to_string()) => {
                 warn(format_args!("process {pid} runs without probes: {reason}"));
             }
@@ -53,9 +61,22 @@ impl<'a> Told<'a> {
         }
         if first && placement.in_force() == 0 {
             // What it executes later may be another matter.
-            warn(format_args!("{name} runs without probes: {}", nothing_placed(&placement)));
+            warn(format_args!("{name} runs without probes so far: {}", nothing_placed(&placement)));
         } else if self.verbose > 0 {
             say(&format!("{name} runs as process {} with {} probes", report.pid, placement.in_force()));
+        }
+    }
+
+    fn loaded(&self, report: &AttachReport) {
+        let name = self.name;
+        let placement = Placement::of(self.bridged, &report.probes);
+        for (link, reason) in &placement.refused {
+            if self.is_new(&format!("{link} {reason}")) {
+                warn(format_args!("{link} is refused in {name}: {reason}"));
+            }
+        }
+        if self.verbose > 1 && placement.placed > 0 {
+            say(&format!("process {} has loaded libraries with {} probes", report.pid, placement.placed));
         }
     }
 

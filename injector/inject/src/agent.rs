@@ -36,13 +36,22 @@ pub(crate) enum Own {
     Syscall,
     /// At the entry of Go's `Syscall6`.
     GoSyscall,
+    /// At the loader's hook: tells our follower that libraries came or went.
+    Libraries,
+}
+
+impl Own {
+    /// It looks for seccomp filters that are being installed.
+    pub(crate) fn sees_seccomp(self) -> bool {
+        matches!(self, Own::Prctl | Own::Syscall | Own::GoSyscall)
+    }
 }
 
 /// Addresses for links of the agent's own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct OwnLinks {
     /// Of the programs, in the order of [`Own`].
-    entries: [u64; 4],
+    entries: [u64; 5],
     /// Of the shared words.
     shared: u64,
 }
@@ -55,7 +64,7 @@ impl OwnLinks {
             func_ip: address,
             entry: self.entries[own as usize],
             link_id: LinkRuntime::OWN,
-            flags: if own == Own::Returns { 0 } else { LinkRuntime::SEES_SECCOMP },
+            flags: if own.sees_seccomp() { LinkRuntime::SEES_SECCOMP } else { 0 },
             ..LinkRuntime::default()
         }
     }
@@ -146,6 +155,7 @@ impl AgentImage {
                     symbol("beeline_seccomp_prctl")?.0,
                     symbol("beeline_seccomp_syscall")?.0,
                     symbol("beeline_seccomp_go")?.0,
+                    symbol("beeline_libraries_changed")?.0,
                 ],
                 shared: symbol("beeline_own_link")?.0,
             },

@@ -11,6 +11,7 @@
 //! and the block names what stood there before that.
 
 use crate::agent::AgentImage;
+use crate::bell::FollowerBell;
 use crate::detach;
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, find, is_ours};
@@ -29,7 +30,7 @@ use crate::tracer;
 use crate::wire::{BlockHead, HEAD_LEN, Wire, region_offset};
 use beeline_abi::calls::CallGate;
 use beeline_abi::link::LinkRuntime;
-use beeline_abi::process::{ForkPage, ProcessBlock};
+use beeline_abi::process::{ForkPage, ProcessBlock, Region};
 use beeline_ptrace::{Registers, StopOptions, StoppedProcess};
 use beeline_remote::{Borrowed, FileMapping, Mappings, Process, RemoteError};
 use beeline_site::Binary;
@@ -52,11 +53,20 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// # Errors
 /// [`TargetRefused`]; the process is then as it was before.
 pub fn attach(pid: i32, request: &Request) -> Result<AttachReport, TargetRefused> {
+    attach_with(pid, request, None)
+}
+
+/// The same for a process that is going to be followed.
+pub(crate) fn attach_with(
+    pid: i32,
+    request: &Request,
+    bell: Option<&FollowerBell>,
+) -> Result<AttachReport, TargetRefused> {
     tracer::run(|| {
         let mut key = None;
         for _ in 0..ATTEMPTS_MAX {
             let process = clean(pid)?;
-            let prepared = Prepared::new(&process, request, key)?;
+            let prepared = Prepared::new(&process, request, key)?.followed_by(bell);
             let mut planned = prepared.plan();
             if prepared.is_empty(&planned) {
                 return Ok(prepared.report(&planned, 0, Duration::ZERO));
@@ -129,6 +139,8 @@ pub(crate) struct Prepared<'a> {
     image: AgentImage,
     key: ThreadKey,
     small_stacks: bool,
+    /// Of the follower that the process gets.
+    bell: Option<&'a FollowerBell>,
 }
 
 impl<'a> Prepared<'a> {
@@ -142,7 +154,7 @@ impl<'a> Prepared<'a> {
         let maps = process.maps().map_err(|error| remote(pid, error))?;
         let image = AgentImage::parse(AGENT_IMAGE).map_err(|what| TargetRefused::BadRequest { what })?;
         let existing = match find(process, &maps)? {
-            Found::Agent(existing) => Some(existing),
+            Found::Agent(existing) => Some(Box::new(existing.without_gone(process, &maps))),
             Found::Nothing | Found::Remains => None,
         };
         if let Some(existing) = &existing {
@@ -164,7 +176,23 @@ impl<'a> Prepared<'a> {
             None => executable.is_some_and(Binary::is_go),
         };
         let surroundings = Surroundings::of(process, &maps, &files)?;
-        Ok(Prepared { process, request, maps, files, existing, surroundings, image, key, small_stacks })
+        Ok(Prepared {
+            process,
+            request,
+            maps,
+            files,
+            existing,
+            surroundings,
+            image,
+            key,
+            small_stacks,
+            bell: None,
+        })
+    }
+
+    /// The process is followed: it is to tell when libraries come or go.
+    pub(crate) fn followed_by(self, bell: Option<&'a FollowerBell>) -> Prepared<'a> {
+        Prepared { bell, ..self }
     }
 
     /// What a generation is made from.
@@ -178,13 +206,15 @@ impl<'a> Prepared<'a> {
             image: &self.image,
             thread_key: self.key,
             small_stacks: self.small_stacks,
+            bell: self.bell,
         }
     }
 
     /// Decides where each probe goes.
     pub(crate) fn plan(&self) -> PlannedSites {
         let given = self.ingredients();
-        PlannedSites::plan(self.process, &self.files, self.request, given.existing, |id| given.unusable(id))
+        let (process, files, request) = (self.process, &self.files, self.request);
+        PlannedSites::plan(process, files, request, given.existing, self.bell, |id| given.unusable(id))
     }
 
     /// There is nothing to be put into the process.
@@ -314,7 +344,7 @@ impl<'a> Prepared<'a> {
             Some(fresh) => BlockHead {
                 pool: fresh.pool,
                 reserve: fresh.reserve,
-                region_count: fresh.region_count + generation.regions.len() as u32,
+                region_count: self.region_places(fresh, generation.regions.len()).1,
                 ..head
             },
             None => BlockHead {
@@ -354,7 +384,7 @@ impl<'a> Prepared<'a> {
         }
         let ended = borrowed.end(stopped).map_err(|error| self.failed(error));
         if let (Err(_), Some(fresh)) = (&result, fresh) {
-            self.write_head(fresh)?;
+            self.withdraw(generation, fresh)?;
         }
         result?;
         Ok(ended?)
@@ -362,12 +392,34 @@ impl<'a> Prepared<'a> {
 
     /// Enters the regions of a later attach before they are mapped.
     fn announce(&self, generation: &Generation<'_>, fresh: &BlockHead) -> Result<(), TargetRefused> {
-        let bytes: Vec<u8> = generation.regions.iter().flat_map(Wire::to_bytes).collect();
-        let at = generation.block + region_offset(fresh.region_count as usize);
-        self.process.memory().write(at, &bytes).map_err(|error| self.failed(error))?;
-        let region_count = fresh.region_count + generation.regions.len() as u32;
+        let (places, region_count) = self.region_places(fresh, generation.regions.len());
+        for (region, index) in generation.regions.iter().zip(places) {
+            self.write_region(generation.block, index, region)?;
+        }
         let flags = fresh.flags | ProcessBlock::FLAG_UNFINISHED;
         self.write_head_at(generation.block, &BlockHead { region_count, flags, ..fresh.clone() })
+    }
+
+    /// Which entries of the list of regions a later attach uses, empty ones first; how many the list has then.
+    fn region_places(&self, fresh: &BlockHead, count: usize) -> (Vec<usize>, u32) {
+        let known = fresh.region_count as usize;
+        let free = self.existing.iter().flat_map(|existing| existing.free_regions());
+        let places: Vec<usize> = free.chain(known..).take(count).collect();
+        let behind = places.last().map_or(known, |last| known.max(last + 1));
+        (places, behind as u32)
+    }
+
+    fn write_region(&self, block: u64, index: usize, region: &Region) -> Result<(), TargetRefused> {
+        let written = self.process.memory().write(block + region_offset(index), &region.to_bytes());
+        written.map_err(|error| self.failed(error))
+    }
+
+    /// Takes the regions of an attempt that failed out of the list again.
+    fn withdraw(&self, generation: &Generation<'_>, fresh: &BlockHead) -> Result<(), TargetRefused> {
+        for index in self.region_places(fresh, generation.regions.len()).0 {
+            self.write_region(generation.block, index, &Region::default())?;
+        }
+        self.write_head(fresh)
     }
 
     fn fill(

@@ -12,6 +12,7 @@
 
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, carries_probes, find, is_ours};
+use crate::gone::Standing;
 use crate::report::DetachReport;
 use crate::seccomp::Filters;
 use crate::semaphore;
@@ -19,7 +20,8 @@ use crate::stack::Stack;
 use crate::target::{self, remote};
 use crate::tracer;
 use crate::wire::{BlockHead, Wire, region_offset};
-use beeline_abi::process::{ProcessBlock, Region, SiteRuntime};
+use beeline_abi::process::{ProcessBlock, Region};
+use beeline_abi::run::RunContext;
 use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
 use beeline_ptrace::{Registers, StopError, StopOptions, Stopped, StoppedProcess};
 use beeline_remote::{Borrowed, Mapping, Mappings, Process, RemoteError};
@@ -136,7 +138,7 @@ impl<'a> Round<'a> {
             (Found::Agent(existing), _) => existing,
         };
         self.mark(&existing)?;
-        self.restore_sites(&existing, report)?;
+        self.restore_sites(&existing, &maps, report)?;
         self.leave_calls(&existing)?;
         let slots = Slots::read(self.process, &existing)?;
         report.returns += self.restore_returns(&existing, &slots);
@@ -145,7 +147,7 @@ impl<'a> Round<'a> {
                 return Ok(State::Busy(format!("thread {} {why}", thread.tid())));
             }
         }
-        self.restore_holes(&existing, report)?;
+        self.restore_holes(&existing, &maps, report)?;
         if let Some(address) = report.foreign.first() {
             let reason = format!("somebody else has changed the code at {address:#x} on top of a probe");
             return Ok(State::Kept(reason));
@@ -168,20 +170,27 @@ impl<'a> Round<'a> {
     }
 
     /// Puts original bytes back where a jump of ours stands.
-    fn restore_sites(&self, existing: &Existing, report: &mut DetachReport) -> Result<(), TargetRefused> {
+    fn restore_sites(
+        &self,
+        existing: &Existing,
+        maps: &Mappings,
+        report: &mut DetachReport,
+    ) -> Result<(), TargetRefused> {
         report.foreign.clear();
         let sites = existing.sites.iter().zip(&existing.links);
         for (site, links) in sites.filter(|(site, _)| site.link_count != 0) {
             let len = site.len as usize;
-            if existing.is_in_place(self.process, site) {
-                // Where our jump stands, the library with the semaphore is still mapped.
-                semaphore::leave(self.process, site.links, links, |_| true)
-                    .map_err(|error| self.failed(error))?;
-                let write = self.process.memory().write(site.address, &site.original[..len]);
-                write.map_err(|error| self.failed(error))?;
-                report.restored += usize::from(carries_probes(links));
-            } else if self.is_hooked(site) {
-                report.foreign.push(site.address);
+            match existing.standing(self.process, maps, site) {
+                Standing::InPlace => {
+                    // Where our jump stands, the library with the semaphore is still mapped.
+                    semaphore::leave(self.process, site.links, links, |_| true)
+                        .map_err(|error| self.failed(error))?;
+                    let write = self.process.memory().write(site.address, &site.original[..len]);
+                    write.map_err(|error| self.failed(error))?;
+                    report.restored += usize::from(carries_probes(links));
+                }
+                Standing::Changed => report.foreign.push(site.address),
+                Standing::Gone => {}
             }
         }
         Ok(())
@@ -201,24 +210,24 @@ impl<'a> Round<'a> {
     }
 
     /// Puts back what stood in the holes of short sites, when no thread is on its way through one any more.
-    fn restore_holes(&self, existing: &Existing, report: &mut DetachReport) -> Result<(), TargetRefused> {
+    fn restore_holes(
+        &self,
+        existing: &Existing,
+        maps: &Mappings,
+        report: &mut DetachReport,
+    ) -> Result<(), TargetRefused> {
         for hole in existing.holes() {
             let len = hole.len as usize;
-            if existing.is_in_place(self.process, hole) {
-                let write = self.process.memory().write(hole.address, &hole.original[..len]);
-                write.map_err(|error| self.failed(error))?;
-            } else if self.is_hooked(hole) {
-                report.foreign.push(hole.address);
+            match existing.standing(self.process, maps, hole) {
+                Standing::InPlace => {
+                    let write = self.process.memory().write(hole.address, &hole.original[..len]);
+                    write.map_err(|error| self.failed(error))?;
+                }
+                Standing::Changed => report.foreign.push(hole.address),
+                Standing::Gone => {}
             }
         }
         Ok(())
-    }
-
-    /// Something jumps away from where our jump was. A library that was unloaded since shows other code, or nothing.
-    fn is_hooked(&self, site: &SiteRuntime) -> bool {
-        const JUMPS: [u8; 5] = [0xe9, 0xcc, 0xeb, 0xff, 0xe8];
-        let bytes = self.process.memory().read_vec(site.address, site.len as usize);
-        bytes.is_ok_and(|bytes| bytes != site.original[..bytes.len()] && JUMPS.contains(&bytes[0]))
     }
 
     /// Puts return addresses back on the stacks; tells how many.
@@ -371,6 +380,8 @@ fn is_chunk(mapping: &Mapping, region: &Region) -> bool {
 struct Slot {
     key: u64,
     guard: u64,
+    /// Address of the link whose program runs, or ran last.
+    link: u64,
     returns_base: u64,
     returns_top: u64,
 }
@@ -381,6 +392,7 @@ impl Slot {
         Slot {
             key: word(offset_of!(ThreadSlot, key)),
             guard: word(offset_of!(ThreadSlot, guard)),
+            link: word(offset_of!(ThreadSlot, run) + offset_of!(RunContext, link)),
             returns_base: word(offset_of!(ThreadSlot, returns_base)),
             returns_top: word(offset_of!(ThreadSlot, returns_top)),
         }
@@ -399,16 +411,27 @@ impl Slot {
 
 /// The slots that were ever used.
 #[derive(Debug)]
-struct Slots(Vec<Slot>);
+pub(crate) struct Slots(Vec<Slot>);
 
 impl Slots {
-    fn read(process: &Process, existing: &Existing) -> Result<Slots, TargetRefused> {
+    pub(crate) fn read(process: &Process, existing: &Existing) -> Result<Slots, TargetRefused> {
         let len = size_of::<ThreadSlot>();
         let bytes = process
             .memory()
             .read_vec(existing.head.threads, THREAD_SLOTS as usize * len)
             .map_err(|error| remote(process.pid(), error))?;
         Ok(Slots(bytes.chunks_exact(len).map(Slot::read).filter(|slot| slot.key != 0).collect()))
+    }
+
+    /// The outstanding returns of all threads.
+    pub(crate) fn returns(&self, process: &Process) -> impl Iterator<Item = ReturnSlot> {
+        self.0.iter().flat_map(|slot| slot.returns(process))
+    }
+
+    /// The link whose program the thread runs, as far as its guard word tells.
+    pub(crate) fn link_that_runs(&self, registers: &Registers) -> Option<u64> {
+        let slot = self.0.iter().find(|slot| slot.key & !1 == registers.fs_base)?;
+        (slot.guard != 0).then_some(slot.link)
     }
 
     /// The thread is below the frame of a program that has not ended. A guard word below the stack pointer, on the same

@@ -118,6 +118,11 @@ impl Existing {
         sites.flat_map(|(site, links)| links.iter().map(|link| (link.link_id, site.address, link.prog_id)))
     }
 
+    /// Indexes of entries of the list of regions that are not in use.
+    pub(crate) fn free_regions(&self) -> impl Iterator<Item = usize> {
+        self.regions.iter().enumerate().filter(|(_, region)| region.len == 0).map(|(index, _)| index)
+    }
+
     /// The address lies in a region of ours, or is that of a long jump in a hole.
     pub(crate) fn owns(&self, address: u64) -> bool {
         self.regions.iter().any(|region| address.wrapping_sub(region.start) < region.len)

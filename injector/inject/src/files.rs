@@ -14,6 +14,8 @@ use std::rc::Rc;
 pub(crate) struct MappedFile {
     pub(crate) mappings: Vec<Mapping>,
     binary: OnceCell<Result<Rc<Binary>, String>>,
+    /// Files of other inodes whose code was compared with this one's, and whether it is the same.
+    compared: RefCell<HashMap<(u64, u64), bool>>,
 }
 
 impl MappedFile {
@@ -47,18 +49,59 @@ impl MappedFile {
         self.mappings.iter().filter_map(address).collect()
     }
 
-    fn is(&self, identity: &FileIdentity, process: &Process) -> bool {
+    /// It is the inode that is meant.
+    fn is_inode(&self, identity: &FileIdentity) -> bool {
         let mapping = &self.mappings[0];
-        if mapping.inode == identity.inode {
-            // Some file systems show another device in the list of mappings than in `stat`.
-            if mapping.device == identity.device || Path::new(self.name()) == identity.path {
-                return true;
-            }
+        // Some file systems show another device in the list of mappings than in `stat`.
+        mapping.inode == identity.inode
+            && (mapping.device == identity.device || Path::new(self.name()) == identity.path)
+    }
+
+    /// A file that is meant holds what it held when the link was made; else what is different.
+    pub(crate) fn check(&self, identity: &FileIdentity, process: &Process) -> Result<(), String> {
+        let binary = self.binary(process)?;
+        if let Some(wanted) = &identity.build_id
+            && binary.build_id() != Some(wanted)
+        {
+            return Err(format!("{} has changed since the link was made", identity.path.display()));
+        }
+        if !self.is_inode(identity) && !self.has_code_of(identity, binary) {
+            let path = identity.path.display();
+            return Err(format!("it runs other code than {path}, with the same name and build id"));
+        }
+        Ok(())
+    }
+
+    /// The code is that of the file that is meant, as far as that can still be read.
+    fn has_code_of(&self, identity: &FileIdentity, binary: &Binary) -> bool {
+        let compare = || {
+            let data = identity.path.metadata().ok()?;
+            let is_it = (data.dev(), data.ino()) == (identity.device, identity.inode);
+            let meant = is_it.then(|| opened(identity.path.clone()).ok())??;
+            Some(code(binary).eq(code(&meant)))
+        };
+        let key = (identity.device, identity.inode);
+        *self.compared.borrow_mut().entry(key).or_insert_with(|| compare().unwrap_or(true))
+    }
+
+    fn is(&self, identity: &FileIdentity, process: &Process) -> bool {
+        if self.is_inode(identity) {
+            return true;
         }
         let Some(wanted) = &identity.build_id else { return false };
         let same_name = Path::new(self.name()).file_name() == identity.path.file_name();
         same_name && self.binary(process).is_ok_and(|binary| binary.build_id() == Some(wanted))
     }
+}
+
+/// The bytes of a file that are executed, with their places in it.
+fn code(binary: &Binary) -> impl Iterator<Item = (u64, &[u8])> {
+    let segments = binary.segments().iter().filter(|segment| segment.executable);
+    segments.map(|segment| {
+        let start = (segment.file_offset as usize).min(binary.data().len());
+        let end = start.saturating_add(segment.file_size as usize).min(binary.data().len());
+        (segment.file_offset, &binary.data()[start..end])
+    })
 }
 
 /// What tells files apart, and states of the same file: device, inode, bytes, time of the last change.
@@ -73,7 +116,7 @@ thread_local! {
 const OPENED_MAX: usize = 64;
 
 /// Reads a file, unless it was read before and has not changed since.
-fn opened(path: PathBuf) -> Result<Rc<Binary>, String> {
+pub(crate) fn opened(path: PathBuf) -> Result<Rc<Binary>, String> {
     let data = path.metadata().map_err(|error| format!("{}: {error}", path.display()))?;
     let key = (data.dev(), data.ino(), data.len(), data.ctime(), data.ctime_nsec());
     if let Some(known) = OPENED.with_borrow(|files| files.get(&key).cloned()) {
@@ -102,7 +145,11 @@ impl MappedFiles {
             };
             match files.iter_mut().find(same) {
                 Some(file) => file.mappings.push(mapping.clone()),
-                None => files.push(MappedFile { mappings: vec![mapping.clone()], binary: OnceCell::new() }),
+                None => files.push(MappedFile {
+                    mappings: vec![mapping.clone()],
+                    binary: OnceCell::new(),
+                    compared: RefCell::default(),
+                }),
             }
         }
         MappedFiles(files)
@@ -111,6 +158,11 @@ impl MappedFiles {
     /// The files that a probe means: mostly one.
     pub(crate) fn matching(&self, identity: &FileIdentity, process: &Process) -> Vec<&MappedFile> {
         self.0.iter().filter(|file| file.is(identity, process)).collect()
+    }
+
+    /// One of them has this path, in the process's view.
+    pub(crate) fn has_name(&self, path: &Path) -> bool {
+        self.0.iter().any(|file| Path::new(file.name()) == path)
     }
 
     /// The file of which the mapping that holds `address` is a part.

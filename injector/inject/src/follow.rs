@@ -9,20 +9,23 @@
 //! ends, or gets a signal. When the injector ends, also by `kill -9`, the kernel lets all of them go: they run on as they are.
 //! A stop by a signal stays one, a signal is delivered.
 
-use crate::attach::attach;
+use crate::attach::attach_with;
+use crate::bell::{FollowerBell, with_bell};
 use crate::error::TargetRefused;
+use crate::libraries::Libraries;
 use crate::report::AttachReport;
 use crate::request::Request;
 use crate::start::{Ended, StartCommand, begin, load, pass_on, put_in};
 use crate::target;
 use beeline_ptrace::{
-    Death, PtraceError, Resume, Running, Stop, StopError, Stopped, StoppedProcess, Waited, next_event,
+    Death, Event, PtraceError, Resume, Running, Stop, StopError, Stopped, StoppedProcess, Waited, Wakened,
     read_status, thread_ids,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -39,6 +42,15 @@ const LOOKS_MAX: usize = 100;
 pub enum Followed<'a> {
     /// It executes a program, and this was put into it.
     Placed(&'a AttachReport),
+    /// It has loaded libraries, and this was put into them.
+    Loaded(&'a AttachReport),
+    /// It loads libraries that get no probes.
+    NotLoaded {
+        /// The process.
+        pid: i32,
+        /// Why.
+        reason: &'a TargetRefused,
+    },
     /// It executes a program, without probes and without being followed any further.
     Refused {
         /// The process.
@@ -63,9 +75,18 @@ pub fn start_followed(
     request: &Request,
     tell: Tell<'_>,
 ) -> Result<Ended, TargetRefused> {
+    with_bell(|bell| start_with(command, request, bell, tell))
+}
+
+fn start_with(
+    command: &StartCommand,
+    request: &Request,
+    bell: &FollowerBell,
+    tell: Tell<'_>,
+) -> Result<Ended, TargetRefused> {
     let pid = AtomicI32::new(0);
     passing_signals_on(&pid, || {
-        let (mut stopped, report) = begin(command, request)?;
+        let (mut stopped, report) = begin(command, request, Some(bell))?;
         // The program has our mask as it was; from now on the signals are for whoever passes them on.
         let signals: SigSet = PASSED_ON.into_iter().collect();
         let _ = signals.thread_block();
@@ -74,7 +95,7 @@ pub fn start_followed(
         tell(Followed::Placed(&report));
         stopped.follow().map_err(StopError::from)?;
         stopped.resume(Resume::Continue).map_err(StopError::from)?;
-        let ended = Follower { request, tell }.run(Some(root))?;
+        let ended = Follower::new(request, bell, tell).run(Some(root))?;
         ended.ok_or(TargetRefused::Stop(StopError::Died { pid: root, how: None }))
     })
 }
@@ -85,11 +106,13 @@ pub fn start_followed(
 /// # Errors
 /// [`TargetRefused`] when the process cannot be attached to.
 pub fn attach_followed(pid: i32, request: &Request, tell: Tell<'_>) -> Result<(), TargetRefused> {
-    let report = attach(pid, request)?;
-    crate::tracer::run(|| {
-        seize_all(report.pid)?;
-        tell(Followed::Placed(&report));
-        Follower { request, tell }.run(None).map(drop)
+    with_bell(|bell| {
+        let report = attach_with(pid, request, Some(bell))?;
+        crate::tracer::run(|| {
+            seize_all(report.pid)?;
+            tell(Followed::Placed(&report));
+            Follower::new(request, bell, tell).run(None).map(drop)
+        })
     })
 }
 
@@ -119,22 +142,48 @@ fn seize_all(pid: i32) -> Result<(), TargetRefused> {
 /// The tracer of everything that is followed.
 struct Follower<'a> {
     request: &'a Request,
+    bell: &'a FollowerBell,
+    libraries: RefCell<Libraries<'a>>,
     tell: Tell<'a>,
 }
 
-impl Follower<'_> {
+impl<'a> Follower<'a> {
+    fn new(request: &'a Request, bell: &'a FollowerBell, tell: Tell<'a>) -> Follower<'a> {
+        Follower { request, bell, libraries: RefCell::new(Libraries::new(request, bell)), tell }
+    }
+
     /// Handles events until `root` has ended, or nobody is left.
     fn run(&self, root: Option<i32>) -> Result<Option<Ended>, TargetRefused> {
         let failed = |source| TargetRefused::System { what: "wait for what is followed", source };
-        while let Some(tid) = next_event().map_err(failed)? {
+        let (wakened, waker) = Wakened::new().map_err(failed)?;
+        self.bell.served_by(waker);
+        // Somebody may have called before.
+        self.answer();
+        loop {
+            let tid = match wakened.next_event().map_err(failed)? {
+                Event::Of(tid) => tid,
+                Event::Wakened => {
+                    self.answer();
+                    continue;
+                }
+                Event::Nobody => return Ok(None),
+            };
             match Running::with_event(tid).wait(Duration::ZERO) {
                 Ok(Waited::Dead(how)) if Some(tid) == root => return Ok(Some(how.into())),
-                Ok(Waited::Dead(_)) | Err(_) => {}
+                Ok(Waited::Dead(_)) => self.libraries.borrow_mut().forget(tid),
                 // Who was killed meanwhile reports that next.
+                Err(_) => {}
                 Ok(Waited::Stopped(thread, stop)) => drop(self.handle(thread, stop)),
             }
         }
-        Ok(None)
+    }
+
+    /// Serves those who have loaded libraries.
+    fn answer(&self) {
+        self.libraries.borrow_mut().answer(&|pid, result| match result {
+            Ok(report) => (self.tell)(Followed::Loaded(&report)),
+            Err(reason) => (self.tell)(Followed::NotLoaded { pid, reason: &reason }),
+        });
     }
 
     /// Lets a thread go on, with probes if it executes a new program.
@@ -150,6 +199,7 @@ impl Follower<'_> {
     /// A new program, before its first instruction.
     fn executes(&self, mut thread: Stopped) -> Result<(), PtraceError> {
         let pid = thread.tid();
+        self.libraries.borrow_mut().forget(pid);
         thread.follow()?;
         match self.put_into(thread) {
             Ok((report, mut threads)) => {
@@ -170,7 +220,7 @@ impl Follower<'_> {
         let pid = thread.tid();
         let path =
             target::open_traced(pid)?.exe().unwrap_or_else(|_| PathBuf::from(format!("process {pid}")));
-        let (mut report, stopped) = put_in(self.request, load(&path, thread)?)?;
+        let (mut report, stopped) = put_in(self.request, load(&path, thread)?, Some(self.bell))?;
         let (threads, time) = stopped.into_threads();
         report.stopped = time;
         Ok((report, threads))

@@ -178,6 +178,8 @@ struct Builder<'a> {
     /// Where the links of system calls are, and how many.
     call_links: (u64, u32),
     texts: Texts,
+    /// Address of the follower's bell, where there is a new one.
+    bell: u64,
 }
 
 impl<'a> Builder<'a> {
@@ -239,6 +241,7 @@ impl<'a> Builder<'a> {
             system_calls: given.existing.map_or(0, |existing| existing.head.system_calls),
             call_links: (0, 0),
             texts: Texts::default(),
+            bell: 0,
         };
         let start = match given.existing {
             None => builder.place_home(&mut space, near, tables_len)?,
@@ -338,6 +341,10 @@ impl<'a> Builder<'a> {
             add(SharedFile::cpu_slots(request)?);
             add(SharedFile::trace(request)?);
         }
+        let bell = self.given.bell.filter(|_| planned.sites.iter().any(|it| it.own == Some(Own::Libraries)));
+        if let Some(bell) = bell {
+            add(bell.file());
+        }
         for map in self.given.new_maps() {
             add(SharedFile::map(map)?);
         }
@@ -364,6 +371,9 @@ impl<'a> Builder<'a> {
         if first {
             self.cpu_slots = addresses.next().unwrap_or(0);
             self.trace = addresses.next().unwrap_or(0);
+        }
+        if bell.is_some() {
+            self.bell = addresses.next().unwrap_or(0);
         }
         let handle = |map| map_handle(map, addresses.next().unwrap_or(0));
         let mut handles: Vec<MapHandle> = self.given.new_maps().map(handle).collect::<Result<_, _>>()?;
@@ -570,7 +580,7 @@ impl<'a> Builder<'a> {
             // Nothing goes there before the site's own jump is written.
             writes.insert(0, hole.write);
         }
-        let sees_seccomp = site.own.is_some_and(|own| own != Own::Returns);
+        let sees_seccomp = site.own.is_some_and(Own::sees_seccomp);
         let at = |index: usize| runtime.links + (index * LinkRuntime::LEN) as u64;
         let waiting = |link: &LinkRuntime| link.semaphore != 0 && link.flags & LinkRuntime::IN_SEMAPHORE == 0;
         let waiting = links.iter().enumerate().filter(|(_, link)| waiting(link));
@@ -606,7 +616,13 @@ impl<'a> Builder<'a> {
         };
         links.retain(|link| !given.request.is_over(link));
         if let Some(own) = site.own {
-            links.push(self.agent.own.link(own, site.address));
+            let mut link = self.agent.own.link(own, site.address);
+            if own == Own::Libraries {
+                link.shared = self.bell;
+            }
+            // That of an earlier follower.
+            links.retain(|known| known.link_id != LinkRuntime::OWN || known.entry != link.entry);
+            links.push(link);
         }
         let fork_page = self.fork_page.unwrap_or_else(|| given.existing.map_or(0, |it| it.head.fork_page));
         for probe in site.probes.iter().map(|&index| &given.request.probes[index]) {
@@ -722,7 +738,8 @@ impl<'a> Builder<'a> {
             (self.system_calls != 0).then(|| lists.tables(self.system_calls, tables.call_lists));
         let regions: Vec<Region> = self.areas.iter().map(|area| area.region).collect();
         let known = self.given.existing.map_or(0, |existing| existing.regions.len());
-        if known + regions.len() > REGIONS_MAX {
+        let free = self.given.existing.map_or(0, |existing| existing.free_regions().count());
+        if known - free + regions.len() > REGIONS_MAX {
             let what = "more mappings of ours; detach and attach again".to_owned();
             return Err(TargetRefused::NoRoom { pid: self.given.process.pid(), what });
         }

@@ -1,6 +1,7 @@
 //! What the parts of an attach are made from: the process as it is, the request, and what earlier attaches left.
 
 use crate::agent::AgentImage;
+use crate::bell::FollowerBell;
 use crate::error::TargetRefused;
 use crate::existing::Existing;
 use crate::files::MappedFiles;
@@ -28,6 +29,7 @@ pub(crate) struct Ingredients<'a> {
     pub(crate) image: &'a AgentImage,
     pub(crate) thread_key: ThreadKey,
     pub(crate) small_stacks: bool,
+    pub(crate) bell: Option<&'a FollowerBell>,
 }
 
 impl<'a> Ingredients<'a> {

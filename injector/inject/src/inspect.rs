@@ -3,9 +3,11 @@
 use crate::detach::threads_seen;
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, carries_probes, find, is_ours};
+use crate::gone::Standing;
 use crate::report::{Attached, AttachedLink, AttachedSite};
 use crate::target::remote;
 use beeline_abi::link::LinkRuntime;
+use beeline_abi::process::SiteRuntime;
 use beeline_ptrace::{StopError, StoppedProcess};
 use beeline_remote::{Mappings, Process};
 use std::fs;
@@ -43,14 +45,15 @@ fn describe(process: &Process, maps: &Mappings, existing: &Existing) -> Attached
         .sites
         .iter()
         .zip(&existing.links)
-        .filter(|(site, links)| site.link_count != 0 && carries_probes(links));
-    let site = |(site, links): (&beeline_abi::process::SiteRuntime, &Vec<beeline_abi::link::LinkRuntime>)| {
-        AttachedSite {
-            address: site.address,
-            links: links.iter().map(|link| link.link_id).filter(|&id| id != LinkRuntime::OWN).collect(),
-            counts: links.iter().filter(|link| link.link_id != LinkRuntime::OWN).map(counts).collect(),
-            in_place: existing.is_in_place(process, site),
-        }
+        .filter(|(site, links)| site.link_count != 0 && carries_probes(links))
+        .map(|(site, links)| (site, links, existing.standing(process, maps, site)))
+        // A site that went with its library is none.
+        .filter(|(_, _, standing)| *standing != Standing::Gone);
+    let site = |(site, links, standing): (&SiteRuntime, &Vec<LinkRuntime>, Standing)| AttachedSite {
+        address: site.address,
+        links: links.iter().map(|link| link.link_id).filter(|&id| id != LinkRuntime::OWN).collect(),
+        counts: links.iter().filter(|link| link.link_id != LinkRuntime::OWN).map(counts).collect(),
+        in_place: standing == Standing::InPlace,
     };
     let mapped: u64 =
         maps.iter().filter(|mapping| existing.owns(mapping.start)).map(|mapping| mapping.len()).sum();

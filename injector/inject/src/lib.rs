@@ -17,6 +17,7 @@
 
 mod agent;
 mod attach;
+mod bell;
 mod detach;
 mod error;
 mod existing;
@@ -24,10 +25,12 @@ mod files;
 mod fit;
 mod follow;
 mod generation;
+mod gone;
 mod group;
 mod image;
 mod ingredients;
 mod inspect;
+mod libraries;
 mod maps;
 mod patch;
 mod report;
@@ -38,6 +41,7 @@ mod sites;
 mod space;
 mod stack;
 mod start;
+mod sweep;
 mod system_calls;
 mod target;
 mod texts;

@@ -51,6 +51,8 @@ pub enum ProbeState {
     NotMapped {
         /// The file.
         file: PathBuf,
+        /// It has mapped another file of that path: the file was replaced, or lies in another mount namespace.
+        other: bool,
     },
     /// The place cannot take the probe.
     Refused {

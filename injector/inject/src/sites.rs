@@ -1,16 +1,22 @@
 //! Where the probes of a request go in one process: decided before it is stopped.
 
 use crate::agent::Own;
+use crate::bell::FollowerBell;
 use crate::existing::{Existing, is_call_site};
-use crate::files::{MappedFile, MappedFiles};
+use crate::files::{MappedFile, MappedFiles, opened};
 use crate::fit::fit;
 use crate::report::{ProbeOutcome, ProbeState};
 use crate::request::{ProbeKind, ProbeRequest, Request};
+use crate::start::loader_hook;
 use crate::system_calls::{PlannedCall, PlannedCalls};
 use beeline_abi::link::LinkRuntime;
 use beeline_remote::Process;
-use beeline_site::{SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_return, resolve, unwinder_entries};
-use std::collections::{BTreeMap, HashSet};
+use beeline_site::{
+    Binary, Refusal, SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_hook, plan_return, resolve,
+    unwinder_entries,
+};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::Path;
 
 /// A place, and the probes that go there.
 #[derive(Debug)]
@@ -71,6 +77,7 @@ impl PlannedSites {
         files: &MappedFiles,
         request: &Request,
         existing: Option<&Existing>,
+        bell: Option<&FollowerBell>,
         unusable: impl Fn(u32) -> Option<String>,
     ) -> PlannedSites {
         let in_force: HashSet<(u32, u64, u32)> =
@@ -92,11 +99,19 @@ impl PlannedSites {
         let is_return = |site: &PlannedSite| {
             site.probes.iter().any(|&index| request.probes[index].kind == ProbeKind::Return)
         };
-        if sites.values().any(is_return) {
+        // An unwinder can be loaded when return probes are in force already.
+        let has_returns =
+            |it: &Existing| it.links.iter().flatten().any(|it| it.flags & LinkRuntime::RETURN != 0);
+        if sites.values().any(is_return) || existing.is_some_and(has_returns) {
             enter_unwinders(&mut sites, process, files, existing);
         }
         if !sites.is_empty() {
             enter_seccomp(&mut sites, process, files, existing);
+        }
+        if let Some(bell) = bell
+            && (existing.is_some() || !sites.is_empty() || may_load(&states))
+        {
+            enter_hook(&mut sites, process, files, existing, bell);
         }
         let restored =
             existing.map_or_else(Vec::new, |it| leave_ended(&mut sites, process, files, request, it));
@@ -197,6 +212,37 @@ fn enter_seccomp(
     }
 }
 
+/// One of the probed files is not mapped and can be loaded later: it is no program.
+fn may_load(states: &[ProbeState]) -> bool {
+    let is_program = |file: &Path| opened(file.to_owned()).is_ok_and(|binary| binary.is_program());
+    let absent = states.iter().filter_map(|state| match state {
+        ProbeState::NotMapped { file, .. } => Some(file.as_path()),
+        _ => None,
+    });
+    let files: BTreeSet<&Path> = absent.collect();
+    !files.into_iter().all(is_program)
+}
+
+/// Enters the function that the loader calls when libraries come and go, unless it rings this bell already.
+fn enter_hook(
+    sites: &mut BTreeMap<u64, PlannedSite>,
+    process: &Process,
+    files: &MappedFiles,
+    existing: Option<&Existing>,
+    bell: &FollowerBell,
+) {
+    let Some(hook) = loader_hook(process, files) else { return };
+    let known = existing.iter().flat_map(|it| it.sites.iter().zip(&it.links));
+    let mut links = known.filter(|(site, _)| site.address == hook.address).flat_map(|(_, links)| links);
+    if links.any(|link| link.link_id == LinkRuntime::OWN && bell.is_at(process, link.shared)) {
+        return;
+    }
+    if let Some(plan) = planned_at(process, files, hook.address, plan_hook) {
+        let site = sites.entry(hook.address).or_insert_with(|| PlannedSite::new(hook.address, plan));
+        site.own = Some(Own::Libraries);
+    }
+}
+
 /// Enters the unwinders of all mapped files that the agent does not stand at yet.
 fn enter_unwinders(
     sites: &mut BTreeMap<u64, PlannedSite>,
@@ -263,6 +309,15 @@ fn leave_ended(
 
 /// The plan of the window at an address.
 fn plan_at(process: &Process, files: &MappedFiles, address: u64) -> Option<SitePlan> {
+    planned_at(process, files, address, plan)
+}
+
+fn planned_at(
+    process: &Process,
+    files: &MappedFiles,
+    address: u64,
+    plan: fn(&Binary, u64) -> Result<SitePlan, Refusal>,
+) -> Option<SitePlan> {
     let file = files.at(address)?;
     let mapping = file.mappings.iter().find(|mapping| mapping.holds(address))?;
     let binary = file.binary(process).ok()?;
@@ -284,11 +339,13 @@ fn places(
 ) -> Result<Vec<(u64, SitePlan)>, ProbeState> {
     let matching = files.matching(&probe.file, process);
     if matching.is_empty() {
-        return Err(ProbeState::NotMapped { file: probe.file.path.clone() });
+        let file = probe.file.path.clone();
+        return Err(ProbeState::NotMapped { other: files.has_name(&file), file });
     }
     let (mut all, mut in_force) = (Vec::new(), false);
     for file in matching {
         let refused = |reason| ProbeState::Refused { reason };
+        file.check(&probe.file, process).map_err(refused)?;
         let (resolved, addresses) = addresses_in(process, file, probe).map_err(refused)?;
         let known = addresses.len();
         let new: Vec<u64> = addresses.into_iter().filter(|&address| !is_in_force(address)).collect();

@@ -8,6 +8,7 @@
 //! ```
 
 use crate::attach::{Failure, Prepared};
+use crate::bell::FollowerBell;
 use crate::error::TargetRefused;
 use crate::files::MappedFiles;
 use crate::follow::PASSED_ON;
@@ -87,7 +88,7 @@ impl Ended {
 /// [`TargetRefused`]; nothing is left running then.
 pub fn start(command: &StartCommand, request: &Request) -> Result<Started, TargetRefused> {
     tracer::run(|| {
-        let (stopped, report) = begin(command, request)?;
+        let (stopped, report) = begin(command, request, None)?;
         let pid = stopped.tid();
         // Killed meanwhile: whoever waits for it finds out.
         let _ = stopped.detach();
@@ -100,6 +101,7 @@ pub fn start(command: &StartCommand, request: &Request) -> Result<Started, Targe
 pub(crate) fn begin(
     command: &StartCommand,
     request: &Request,
+    bell: Option<&FollowerBell>,
 ) -> Result<(Stopped, AttachReport), TargetRefused> {
     let path = find_program(command)?;
     refuse_set_id(&path)?;
@@ -109,7 +111,7 @@ pub(crate) fn begin(
     let command = Command { path, arguments, environment };
     let stopped = spawn(&command).map_err(|error| not_started(&command.path, error))?;
     let pid = stopped.tid();
-    let result = load(&command.path, stopped).and_then(|stopped| put_in(request, stopped));
+    let result = load(&command.path, stopped).and_then(|stopped| put_in(request, stopped, bell));
     let result = result.and_then(|(mut report, stopped)| {
         let (mut threads, time) = stopped.into_threads();
         report.stopped = time;
@@ -180,12 +182,13 @@ pub(crate) fn pass_on(pid: Pid, signal: u32, code: i32) {
 pub(crate) fn put_in(
     request: &Request,
     stopped: Stopped,
+    bell: Option<&FollowerBell>,
 ) -> Result<(AttachReport, StoppedProcess), TargetRefused> {
     let mut stopped = StoppedProcess::around(stopped, StopOptions::default())?;
     let process = target::open_traced(stopped.pid())?;
     let mut key = None;
     for _ in 0..ATTEMPTS_MAX {
-        let prepared = Prepared::new(&process, request, key)?;
+        let prepared = Prepared::new(&process, request, key)?.followed_by(bell);
         let mut planned = prepared.plan();
         let threads = stopped.threads().len();
         if prepared.is_empty(&planned) {
@@ -256,8 +259,9 @@ const AT_BASE: u64 = 7;
 const AT_ENTRY: u64 = 9;
 
 /// A function that the loader calls when the list of libraries changes.
-struct LoaderHook {
-    address: u64,
+#[derive(Debug)]
+pub(crate) struct LoaderHook {
+    pub(crate) address: u64,
     /// `struct r_debug`, where its address is known.
     state: Option<u64>,
 }
@@ -290,7 +294,7 @@ impl LoaderHook {
     }
 
     /// All libraries are there (`RT_CONSISTENT`). musl calls the hook only then.
-    fn is_consistent(&self, process: &Process) -> bool {
+    pub(crate) fn is_consistent(&self, process: &Process) -> bool {
         // r_version, r_map, r_brk, r_state.
         const R_STATE: u64 = 24;
         self.state
@@ -298,7 +302,8 @@ impl LoaderHook {
     }
 }
 
-fn loader_hook(process: &Process, files: &MappedFiles) -> Option<LoaderHook> {
+/// The loader's hook of a process that has a loader.
+pub(crate) fn loader_hook(process: &Process, files: &MappedFiles) -> Option<LoaderHook> {
     let base = process.auxiliary(AT_BASE).ok()?.filter(|&base| base != 0)?;
     let file = files
         .iter()

@@ -15,13 +15,14 @@ struct Aligned<T: ?Sized>(T);
 static IMAGE: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/agent.so")));
 
 /// The table in ARCHITECTURE.md.
-const EXPORTS: [&str; 15] = [
+const EXPORTS: [&str; 16] = [
     "beeline_call_gate",
     "beeline_claim_cpu",
     "beeline_claim_slot",
     "beeline_guard",
     "beeline_helpers",
     "beeline_init",
+    "beeline_libraries_changed",
     "beeline_missed",
     "beeline_own_link",
     "beeline_release_cpu",

@@ -20,17 +20,20 @@
 //! Nothing here knows of eBPF.
 
 mod arch;
+mod followed;
 mod request;
 mod spawn;
 mod status;
 mod stop;
 mod thread;
+mod wake;
 
 pub use arch::Registers;
 pub use spawn::{Command, SpawnError, spawn};
 pub use status::{RunState, Status, read_status, thread_ids};
 pub use stop::{Denial, StopError, StopOptions, StoppedProcess};
 pub use thread::{Death, PtraceError, Resume, Rseq, Running, Stop, Stopped, Waited, next_event};
+pub use wake::{Event, Wakened, Waker};
 
 /// A thread or process id as the kernel knows it.
 pub type Tid = i32;

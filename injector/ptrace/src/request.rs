@@ -157,3 +157,46 @@ pub(crate) fn kill(pid: Tid) {
         libc::kill(pid, libc::SIGKILL);
     }
 }
+
+/// Ends waits of an OS thread; it is ignored unless somebody handles it.
+const WAKE_SIGNAL: c_int = libc::SIGURG;
+
+/// The calling OS thread's id.
+pub(crate) fn own_tid() -> Tid {
+    // SAFETY: it has no preconditions.
+    unsafe { libc::gettid() }
+}
+
+/// Lets [`WAKE_SIGNAL`] interrupt this OS thread. A handler that is there already does so, too.
+pub(crate) fn receive_wake_signal() -> Result<(), io::Error> {
+    extern "C" fn nothing(_: c_int) {}
+    // SAFETY: zero is a valid `sigaction` and an empty set on Linux; the handler does nothing; every pointer is to a local.
+    unsafe {
+        let mut known: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(WAKE_SIGNAL, std::ptr::null(), &raw mut known) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if [libc::SIG_DFL, libc::SIG_IGN].contains(&known.sa_sigaction) {
+            let mut handled: libc::sigaction = std::mem::zeroed();
+            // Without SA_RESTART: waits end.
+            handled.sa_sigaction = nothing as extern "C" fn(c_int) as usize;
+            if libc::sigaction(WAKE_SIGNAL, &raw const handled, std::ptr::null_mut()) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&raw mut set, WAKE_SIGNAL);
+        match libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+/// Sends [`WAKE_SIGNAL`] to an OS thread of ours.
+pub(crate) fn send_wake_signal(tid: Tid) {
+    // SAFETY: a plain system call; it fails only when the thread is gone.
+    unsafe {
+        libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, WAKE_SIGNAL);
+    }
+}

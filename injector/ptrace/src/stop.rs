@@ -213,6 +213,11 @@ impl StoppedProcess {
         process.stop_others(HashSet::from([tid]), options)
     }
 
+    /// Threads that stand still already.
+    pub(crate) fn of(pid: Tid, threads: Vec<Stopped>, begin: Instant) -> StoppedProcess {
+        StoppedProcess { pid, threads, begin }
+    }
+
     fn stop_others(
         mut self,
         mut seen: HashSet<Tid>,

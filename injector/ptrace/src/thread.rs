@@ -1,5 +1,6 @@
 //! One thread under trace: [`Running`] or [`Stopped`], or dead.
 
+use crate::arch;
 use crate::request;
 use crate::{Registers, Tid};
 use std::cell::RefCell;
@@ -89,6 +90,17 @@ const FOLLOW: c_int = libc::PTRACE_O_TRACESYSGOOD
     | libc::PTRACE_O_TRACEVFORK
     | libc::PTRACE_O_TRACECLONE
     | libc::PTRACE_O_TRACEEXEC;
+
+/// What came of stopping a followed thread.
+#[derive(Debug)]
+pub(crate) enum Settled {
+    /// It stands still.
+    Stopped(Stopped),
+    /// It is dead.
+    Ended,
+    /// It has executed a program.
+    Executes,
+}
 
 /// How a stopped thread goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -180,12 +192,39 @@ impl Running {
         if libc::WIFSIGNALED(status) {
             return Ok(Waited::Dead(Death::Killed(libc::WTERMSIG(status))));
         }
+        let (thread, stop) = self.stopped(status);
+        Ok(Waited::Stopped(thread, stop))
+    }
+
+    /// The thread of a wait status that tells of a stop.
+    fn stopped(&self, status: c_int) -> (Stopped, Stop) {
         let stop = classify(status);
         let pending = if let Stop::Signal(signal) = stop { signal } else { 0 };
-        Ok(Waited::Stopped(
-            Stopped { tid: self.tid, doomed: self.doomed, pending, attached: true, _not_send: PhantomData },
-            stop,
-        ))
+        let group_stop = matches!(stop, Stop::Interrupted { group: Some(_) });
+        let tid = self.tid;
+        let doomed = self.doomed;
+        (Stopped { tid, doomed, pending, group_stop, attached: true, _not_send: PhantomData }, stop)
+    }
+
+    /// Waits until a followed thread that was interrupted stands still with nothing pending. That it has executed a program, or
+    /// is dead, is left for [`next_event`].
+    pub(crate) fn settle_followed(self, timeout: Duration) -> Result<Settled, PtraceError> {
+        let mut thread = self;
+        loop {
+            let status = wait_status(thread.tid, timeout)?;
+            let dead = !libc::WIFSTOPPED(status);
+            if dead || classify(status) == Stop::Exec {
+                EVENTS.with_borrow_mut(|events| events.insert(thread.tid, status));
+                return Ok(if dead { Settled::Ended } else { Settled::Executes });
+            }
+            match thread.stopped(status) {
+                (stopped, Stop::Interrupted { .. }) => {
+                    arch::restart_interrupted_call(&stopped)?;
+                    return Ok(Settled::Stopped(stopped));
+                }
+                (stopped, _) => thread = stopped.resume(Resume::Continue)?,
+            }
+        }
     }
 }
 
@@ -244,6 +283,24 @@ pub fn next_event() -> io::Result<Option<Tid>> {
     }
 }
 
+/// A tracee with an event that was seen and that nobody has asked for.
+pub(crate) fn next_known_event() -> Option<Tid> {
+    EVENTS.with_borrow(|events| events.keys().next().copied())
+}
+
+/// Waits for an event; whether there will ever be one, none when a signal came.
+pub(crate) fn wait_interruptibly() -> io::Result<Option<bool>> {
+    match request::wait_for_any() {
+        Ok((tid, status)) => {
+            EVENTS.with_borrow_mut(|events| events.insert(tid, status));
+            Ok(Some(true))
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EINTR) => Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => Ok(Some(false)),
+        Err(error) => Err(error),
+    }
+}
+
 /// A tracee on another CPU mostly stops within microseconds. One that wants ours gets it when we sleep; yielding would
 /// put us behind everybody else on a busy machine.
 fn relax(waited: Duration) {
@@ -262,6 +319,8 @@ pub struct Stopped {
     doomed: bool,
     /// Signal that is delivered when the thread goes on, 0 = none.
     pending: i32,
+    /// The whole process is stopped by a signal.
+    group_stop: bool,
     attached: bool,
     _not_send: PhantomData<*const ()>,
 }
@@ -270,6 +329,11 @@ impl Stopped {
     /// The thread's id.
     pub fn tid(&self) -> Tid {
         self.tid
+    }
+
+    /// The whole process was stopped by a signal when the thread stopped.
+    pub fn is_in_group_stop(&self) -> bool {
+        self.group_stop
     }
 
     /// Its general registers.

@@ -130,6 +130,11 @@ impl<'p> Borrowed<'p> {
         self.process
     }
 
+    /// The thread that works for us.
+    pub(crate) fn tid(&self) -> Tid {
+        self.tid
+    }
+
     /// Memory in the process that calls may use: [`SCRATCH_LEN`] bytes, zero at first. The upper half is a stack.
     pub fn scratch(&self) -> u64 {
         self.scratch.start

@@ -85,7 +85,7 @@ impl Borrowed<'_> {
         received: &mut Vec<u64>,
     ) -> Result<(), RemoteError> {
         self.announce(files, record)?;
-        let socket = copy_of(self.process().pid(), sockets[0])?;
+        let socket = copy_of([self.process().pid(), self.tid()], sockets[0])?;
         let raw: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(b"f")], &rights, MsgFlags::empty(), None).map_err(
@@ -182,19 +182,29 @@ impl Borrowed<'_> {
     }
 }
 
-/// Our own copy of a descriptor of the process.
-fn copy_of(pid: i32, descriptor: u64) -> Result<OwnedFd, RemoteError> {
-    let local = |what| RemoteError::Local { what, source: io::Error::last_os_error() };
+/// Our own copy of a descriptor of the process, by the id of the process or of one of its living threads: a leader that has
+/// exited has no descriptors any more.
+fn copy_of([pid, tid]: [i32; 2], descriptor: u64) -> Result<OwnedFd, RemoteError> {
+    /// `PIDFD_THREAD`, since Linux 6.9.
+    const THREAD: i32 = libc::O_EXCL;
+    let copied = copy_by(pid, 0, descriptor);
+    let gone = |(_, error): &(&str, io::Error)| error.raw_os_error() == Some(libc::ESRCH);
+    let copied = if copied.as_ref().is_err_and(gone) { copy_by(tid, THREAD, descriptor) } else { copied };
+    copied.map_err(|(what, source)| RemoteError::Local { what, source })
+}
+
+fn copy_by(id: i32, flags: i32, descriptor: u64) -> Result<OwnedFd, (&'static str, io::Error)> {
+    let failed = |what| (what, io::Error::last_os_error());
     // SAFETY: plain system calls; each result is checked, and a new descriptor is owned by nobody else.
     unsafe {
-        let process = libc::syscall(libc::SYS_pidfd_open, pid, 0);
+        let process = libc::syscall(libc::SYS_pidfd_open, id, flags);
         if process < 0 {
-            return Err(local("open the process (pidfd_open)"));
+            return Err(failed("open the process (pidfd_open)"));
         }
         let process = OwnedFd::from_raw_fd(process as i32);
         let copy = libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), descriptor, 0);
         if copy < 0 {
-            return Err(local("copy a descriptor of the process (pidfd_getfd)"));
+            return Err(failed("copy a descriptor of the process (pidfd_getfd)"));
         }
         Ok(OwnedFd::from_raw_fd(copy as i32))
     }

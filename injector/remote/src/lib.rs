@@ -2,6 +2,7 @@
 //!
 //! - [`Process`], [`Mappings`], [`Memory`]: looking. All of it is the process's word.
 //! - [`Borrowed`]: a stopped thread makes system calls and function calls for us.
+//! - [`SharedPage`]: words by which it and we tell each other something.
 //! - [`thread_pointer`], [`vdso`]: facts about its threads and about the kernel's code in it.
 //!
 //! **Invariant.** If we are killed at any instruction, each thread of the process goes on as if nothing had happened.
@@ -15,6 +16,7 @@ mod maps;
 mod memory;
 mod process;
 pub mod reach;
+mod shared_page;
 pub mod thread_pointer;
 mod trampoline;
 pub mod vdso;
@@ -25,3 +27,4 @@ pub use files::FILES_MAX;
 pub use maps::{Mapping, Mappings};
 pub use memory::Memory;
 pub use process::Process;
+pub use shared_page::{Held, SharedPage};

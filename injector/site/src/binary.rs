@@ -234,6 +234,11 @@ impl Binary {
         }
     }
 
+    /// It is executed, never loaded as a library: at fixed addresses, or marked as a position-independent program (`DF_1_PIE`).
+    pub fn is_program(&self) -> bool {
+        self.is_fixed() || self.dynamic().is_pie
+    }
+
     /// It was made by the Go tool chain.
     pub fn is_go(&self) -> bool {
         self.section(".go.buildinfo").is_some()

@@ -145,14 +145,26 @@ pub(crate) fn crosses_page(vaddr: u64, len: u64) -> bool {
     vaddr % PAGE + len > PAGE
 }
 
-/// Plans a window of at least `least` bytes.
+/// Plans a window of at least `least` bytes, where probes may go.
 pub(crate) fn plan_window(binary: &Binary, vaddr: u64, least: usize) -> Result<SitePlan, Refusal> {
+    refuse_fixed_points(binary, vaddr)?;
+    plan_anywhere(binary, vaddr, least)
+}
+
+/// Plans the window of the loader's hook for debuggers, which no probe may have: a debugger's breakpoint there still works.
+///
+/// # Errors
+/// [`Refusal`] says why nothing can be put there.
+pub fn plan_hook(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
+    plan_anywhere(binary, vaddr, WINDOW_MIN)
+}
+
+fn plan_anywhere(binary: &Binary, vaddr: u64, least: usize) -> Result<SitePlan, Refusal> {
     let file_offset = binary.file_offset_of(vaddr).ok_or(Refusal::NotCode { vaddr })?;
     let section = binary.section_at(vaddr).filter(|s| s.executable).ok_or(Refusal::NotCode { vaddr })?;
     if section.is_linkage_table() {
         return Err(Refusal::LinkageTable { vaddr });
     }
-    refuse_fixed_points(binary, vaddr)?;
     refuse_signal_return(binary, vaddr..vaddr + 1)?;
     let bytes = binary.bytes_from(vaddr).ok_or(Refusal::NotCode { vaddr })?;
     check_boundary(binary, vaddr)?;

@@ -9,6 +9,7 @@
 //! |---|---|---|---|
 //! | [`map`] | a map file's header; a process's private handle to it | store, map operations | everybody |
 //! | [`code`] | what compiled code needs patched when it is linked | compiler | linker in the injector |
+//! | [`bell`] | how a process tells its follower of libraries | agent, injector | injector, agent |
 //! | [`link`] | the shared words of a link | CLI, owner | stubs |
 //! | [`run`] | what a program run knows: thread, CPU, link | stubs, agent | helpers, compiled code |
 //! | [`thread`] | a thread's slot and return stack | agent, stubs | agent, stubs, injector at detach |
@@ -21,6 +22,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod bell;
 pub mod calls;
 pub mod code;
 pub mod errno;

@@ -25,6 +25,7 @@ pub mod nr {
     pub const GETPPID: u64 = 110;
     pub const PRCTL: u64 = 157;
     pub const GETTID: u64 = 186;
+    pub const FUTEX: u64 = 202;
     pub const CLOCK_GETTIME: u64 = 228;
     pub const CLOCK_GETRES: u64 = 229;
     pub const TGKILL: u64 = 234;
