@@ -336,6 +336,115 @@ fn config() {
     assert_eq!(store.global("threshold"), 64);
 }
 
+/// What every CPU has counted for a system call, in a per-CPU array whose index is its number.
+fn of_call(store: &Store, map: &str, number: i64, name: &str) -> u64 {
+    let dump = store.json(&["map", "dump", map]);
+    let entries = dump.as_array().expect("an array");
+    let entry = entries.iter().find(|entry| entry["formatted"]["key"].as_i64() == Some(number));
+    let values = entry.expect("every index is there")["formatted"]["values"].as_array().expect("CPUs").iter();
+    values.map(|value| value["value"][name].as_u64().expect("a counter")).sum()
+}
+
+/// A file of this test run.
+fn scratch(name: &str) -> std::path::PathBuf {
+    std::env::temp_dir().join(format!("beeline-{name}-{}", std::process::id()))
+}
+
+#[test]
+fn opensnoop() {
+    let store = Store::new();
+    load(&store, "examples/opensnoop/opensnoop.bpf.c", &[]);
+    let (there, missing) = (scratch("opened"), scratch("missing"));
+    std::fs::write(&there, "text").expect("writable");
+    let output =
+        store.output(&["start", "--", "/bin/cat", &there.to_string_lossy(), &missing.to_string_lossy()]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("text"));
+    std::fs::remove_file(&there).expect("ours");
+    let opens = events(&store, "opens", "event");
+    let result = |path: &std::path::Path| {
+        let found: Vec<_> = opens.iter().filter(|it| *field(it, "path") == *path.to_string_lossy()).collect();
+        assert_eq!(found.len(), 1, "{}: {opens:?}", path.display());
+        field(found[0], "ret").as_i64().expect("a number")
+    };
+    assert!(result(&there) >= 3);
+    assert_eq!(result(&missing), -i64::from(libc::ENOENT));
+    assert!(opens.iter().all(|it| field(it, "comm") == "cat"));
+    assert_eq!(store.global("lost"), 0);
+    assert!(store.entries("begun").is_empty(), "every call that began has ended");
+}
+
+#[test]
+fn syscount() {
+    let store = Store::new();
+    load(&store, "examples/syscount/syscount.bpf.c", &[]);
+    let file = scratch("counted");
+    let of = format!("of={}", file.display());
+    store.ok(&["start", "--", "/bin/dd", "if=/dev/zero", &of, "bs=1", "count=1000", "status=none"]);
+    assert_eq!(std::fs::metadata(&file).expect("written").len(), 1000);
+    std::fs::remove_file(&file).expect("ours");
+    assert_eq!(of_call(&store, "usage", libc::SYS_write, "calls"), 1000);
+    assert_eq!(of_call(&store, "usage", libc::SYS_write, "errors"), 0);
+    assert!(of_call(&store, "usage", libc::SYS_read, "calls") >= 1000);
+    assert_eq!(of_call(&store, "usage", libc::SYS_exit_group, "calls"), 1);
+    assert_eq!(of_call(&store, "usage", libc::SYS_getppid, "calls"), 0);
+}
+
+#[test]
+fn syscall_latency() {
+    let store = Store::new();
+    load(&store, "examples/syscall-latency/calls.bpf.c", &[]);
+    store.ok(&["start", "--", "/bin/sleep", "0.1"]);
+    let dump = store.json(&["map", "dump", "durations"]);
+    let number = libc::SYS_clock_nanosleep;
+    let entry =
+        dump.as_array().expect("an array").iter().find(|it| it["formatted"]["key"].as_i64() == Some(number));
+    let mut slots = [0; 32];
+    for value in entry.expect("every index is there")["formatted"]["values"].as_array().expect("CPUs") {
+        for (slot, count) in slots.iter_mut().zip(value["value"]["slots"].as_array().expect("slots")) {
+            *slot += count.as_u64().expect("a number");
+        }
+    }
+    // 0.1 s lie in slot 26 (67 to 134 ms); on a busy machine it may take longer, but never less.
+    assert_eq!(slots.iter().sum::<u64>(), 1, "one sleep");
+    assert_eq!(slots[..26].iter().sum::<u64>(), 0, "{slots:?}");
+}
+
+#[test]
+fn full_disk() {
+    let store = Store::new();
+    load(&store, "examples/full-disk/full.bpf.c", &[]);
+    let file = scratch("full");
+    let script = format!(
+        "import errno, os\nfd = os.open('{}', os.O_WRONLY | os.O_CREAT)\nfor i in range(9):\n  try:\n    print(os.write(fd, b'x'))\n  \
+         except OSError as error:\n    print(errno.errorcode[error.errno])",
+        file.display()
+    );
+    if !have(&["python3"]) {
+        return;
+    }
+    let printed = store.ok(&["start", "--", "python3", "-IBc", &script]);
+    assert_eq!(printed, "1\n1\nENOSPC\n".repeat(3));
+    assert_eq!(std::fs::read(&file).expect("written"), b"xxxxxx");
+    std::fs::remove_file(&file).expect("ours");
+    assert_eq!((store.global("seen"), store.global("failed")), (9, 3));
+}
+
+#[test]
+fn file_policy() {
+    let store = Store::new();
+    load(&store, "examples/file-policy/policy.bpf.c", &[]);
+    // The folder needs no file in it: the answer is another one without the guard.
+    let output = store.output(&["start", "--", "/bin/cat", "/etc/ssl/nothing-there", "/proc/self/comm"]);
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("Permission denied"), "{said}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "cat\n", "other files are open to it");
+    assert_eq!(store.global("refused"), 1);
+    store.ok(&["unload", "policy"]);
+    let output = Command::new("/bin/cat").arg("/etc/ssl/nothing-there").output().expect("cat runs");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("No such file"));
+}
+
 /// A program that is loaded is only run, never changed: the example's README shows the same names.
 #[test]
 fn every_example_has_a_readme_that_names_its_files() {
