@@ -284,8 +284,8 @@ pub(crate) enum Map {
     List(Which),
     /// Show maps
     Show(Which),
-    /// Print all entries of a map
-    Dump(MapOne),
+    /// Print all entries of a map; stacks with the names of their functions, folded for flame graphs
+    Dump(MapDump),
     /// Print the value of a key: MAP key DATA
     ///
     /// DATA is bytes (`key 0x01 0 0 0`, `key hex 01 00 00 00`), an integer (`key 1`) or JSON of the map's type.
@@ -302,12 +302,24 @@ pub(crate) enum Map {
     Unpin(MapUnpin),
 }
 
-/// One map.
+/// Arguments of `map dump`.
 #[derive(Args, Debug)]
-pub(crate) struct MapOne {
+pub(crate) struct MapDump {
     /// The map
     #[arg(required = true, value_name = "MAP")]
     pub(crate) map: Vec<String>,
+    /// Print the stacks that the map holds, or that its keys name, with the functions' names
+    #[arg(long)]
+    pub(crate) symbols: bool,
+    /// The same as one line for each stack: outermost function first, divided by ';', and how often it was counted
+    #[arg(long)]
+    pub(crate) folded: bool,
+    /// Map that holds the stacks which the keys name [default: the only one of the object]
+    #[arg(long, value_name = "MAP")]
+    pub(crate) stacks: Option<String>,
+    /// Process whose stacks they are, where the keys have no pid [default: the only one that carries probes]
+    #[arg(long, value_name = "PID")]
+    pub(crate) pid: Option<u32>,
 }
 
 /// A map, then words that say what.

@@ -15,6 +15,7 @@ mod commands;
 mod context;
 mod output;
 mod resolve;
+mod symbols;
 
 use args::Cli;
 use clap::Parser;

@@ -203,3 +203,55 @@ fn beeline_build_id(program: &Path) -> String {
     let id = text.lines().find_map(|line| line.trim().strip_prefix("Build ID: ").map(str::to_owned));
     id.expect("it has a build id")
 }
+
+/// The names of a line of `--folded`, and its count.
+fn folded_line(line: &str) -> (Vec<&str>, u64) {
+    let (names, count) = line.rsplit_once(' ').expect("a count");
+    (names.split(';').collect(), count.parse().expect("a number"))
+}
+
+/// Stacks by their functions' names: counted by keys, and a map of stacks by itself.
+#[test]
+fn names_and_folded_lines() {
+    let program = gcc("tests/targets/stacks.c");
+    let store = Store::new();
+    load(&store, &[format!("count=uprobe:{}:leaf", program.display())]);
+    let visited = visit(&store, &program);
+    let text = store.ok(&["map", "dump", "counts", "--folded"]);
+    let lines: Vec<_> = text.lines().map(folded_line).collect();
+    assert_eq!(lines.iter().map(|(_, count)| count).sum::<u64>(), visited.stacks.len() as u64, "{text}");
+    for (names, _) in &lines {
+        assert_eq!((names[0], names.last()), ("stacks-glibc", Some(&"leaf")), "{text}");
+        assert!(names.contains(&"main") && names.contains(&"_start"), "{text}");
+        assert!(!names.iter().any(|name| name.starts_with("0x")), "{text}");
+    }
+    let has = |wanted: &[&str]| {
+        let found = |names: &Vec<&str>| names.windows(wanted.len()).any(|some| some == wanted);
+        lines.iter().any(|(names, _)| found(names))
+    };
+    let deep = ["deep"; 6];
+    assert!(has(&[&["work"], &deep[..], &["leaf"]].concat()), "{text}");
+    assert!(has(&["wide", "deep", "deep", "deep", "leaf"]) && has(&["aligned", "leaf"]), "{text}");
+    // From `raise`, through the signal's frame in libc, to its handler.
+    let raised = |names: &[&str]| names.contains(&"raise") || names.contains(&"gsignal");
+    assert!(
+        lines.iter().any(|(names, _)| raised(names) && names.ends_with(&["deep", "deep", "leaf"])),
+        "{text}"
+    );
+    // The map of stacks holds each once; its process is the only one that carries probes.
+    let own = store.ok(&["map", "dump", "stacks", "--folded"]);
+    assert_eq!(own.lines().count(), lines.len(), "{own}");
+    let stacks = store.json(&["map", "dump", "counts", "--symbols"]);
+    let first = &stacks[0];
+    assert_eq!(first["pid"].to_string(), visited.process.pid());
+    assert_eq!((&first["frames"][0]["symbol"], &first["frames"][0]["offset"]), (&"leaf".into(), &0.into()));
+    assert_eq!(first["frames"][0]["file"], "stacks-glibc");
+    let shown = store.ok(&["map", "dump", "counts", "--symbols"]);
+    assert!(shown.contains(" leaf+0x0 (stacks-glibc)") && shown.contains("(libc.so.6)"), "{shown}");
+    let refused = store.fails(&["map", "dump", "at_entry", "--folded", "--stacks", "counts"]);
+    assert!(refused.contains("no map of stacks"), "{refused}");
+    visited.end(&store);
+    // Whoever has ended has no names any more.
+    let gone = store.ok(&["map", "dump", "counts", "--folded"]);
+    assert!(gone.lines().all(|line| folded_line(line).0[1].starts_with("0x")), "{gone}");
+}

@@ -1,6 +1,7 @@
 //! `beeline map`: list, show and dump maps; look up, update, delete elements; pins.
 
-use crate::args::{Map, MapOne, MapPin, MapUnpin, MapWords};
+use super::stacks;
+use crate::args::{Map, MapDump, MapPin, MapUnpin, MapWords};
 use crate::context::Context;
 use crate::output::table::Table;
 use crate::output::{dump, hex, value};
@@ -115,13 +116,13 @@ fn to_json(entry: &MapEntry) -> Value {
 }
 
 /// A map with its types.
-struct Typed {
-    entry: MapEntry,
+pub(super) struct Typed {
+    pub(super) entry: MapEntry,
     types: MapTypes,
 }
 
 impl Typed {
-    fn new(engine: &Engine, entry: MapEntry) -> Result<Typed> {
+    pub(super) fn new(engine: &Engine, entry: MapEntry) -> Result<Typed> {
         let types = engine.map_types(&entry)?;
         Ok(Typed { entry, types })
     }
@@ -138,7 +139,7 @@ impl Typed {
     }
 
     /// `{"key":..,"value":..}` by type; `None` without types.
-    fn formatted(&self, key: &[u8], data: &[u8]) -> Option<Value> {
+    pub(super) fn formatted(&self, key: &[u8], data: &[u8]) -> Option<Value> {
         let mut object = Object::new();
         object.insert("key".into(), value::json(&self.types.format_key(key)?));
         let copies: Option<Vec<Value>> = self
@@ -190,9 +191,12 @@ impl Typed {
     }
 }
 
-fn dump_all(context: &mut Context, one: &MapOne) -> Result<()> {
+fn dump_all(context: &mut Context, args: &MapDump) -> Result<()> {
     let engine = context.existing()?.ok_or_else(|| context.nothing_loaded())?;
-    let map = Typed::new(&engine, resolve::only_map(&engine, &one.map)?)?;
+    let map = Typed::new(&engine, resolve::only_map(&engine, &args.map)?)?;
+    if args.symbols || args.folded || args.stacks.is_some() || args.pid.is_some() {
+        return stacks::dump(context, &engine, &map, args);
+    }
     let entries = map.entry.file.entries().map_err(|errno| cannot("dump", &map.entry, errno.into()))?;
     if context.json {
         let entries = entries.iter().map(|(key, data)| map.json(key, data)).collect();
@@ -213,7 +217,7 @@ fn dump_all(context: &mut Context, one: &MapOne) -> Result<()> {
 }
 
 /// The error of a map operation, with what the kernel's error number means for it.
-fn cannot(action: &str, entry: &MapEntry, error: std::io::Error) -> anyhow::Error {
+pub(super) fn cannot(action: &str, entry: &MapEntry, error: std::io::Error) -> anyhow::Error {
     let shape = entry.file.shape();
     let kind = map_type_name(shape.map_type);
     let meaning = match error.raw_os_error().unwrap_or(0) {

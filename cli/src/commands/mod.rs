@@ -11,6 +11,7 @@ mod man;
 mod map;
 mod prog;
 mod ps;
+mod stacks;
 mod start;
 mod trace;
 mod unload;
