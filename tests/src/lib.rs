@@ -1,6 +1,9 @@
 //! What the end-to-end tests share: a store of their own, the `beeline` command, targets and eBPF programs compiled on
 //! the spot, processes that are ended with the test.
 
+pub mod servers;
+pub mod watchdog;
+
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -60,7 +63,9 @@ fn once(source: &Path, output: PathBuf, make: impl FnOnce(&Path)) -> PathBuf {
     let _made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
     let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
     if changed(&output).is_none_or(|made| changed(source).is_none_or(|written| made <= written)) {
-        let aside = output.with_extension(format!("{}.tmp", std::process::id()));
+        // Compilers put what they make in between beside it, and rustc names that by all but the last extension.
+        let name = output.file_name().unwrap_or_default().to_string_lossy().replace('.', "-");
+        let aside = output.with_file_name(format!("{name}-{}.tmp", std::process::id()));
         make(&aside);
         std::fs::rename(&aside, &output).expect("one folder");
     }
@@ -95,7 +100,7 @@ pub fn copy(from: &Path, to: &Path) {
     assert!(status.success(), "{} is not copied to {}", from.display(), to.display());
 }
 
-/// Compiles a C target given by its path under the root. `variant` names the result apart, `flags` go to `compiler`.
+/// Compiles a target given by its path under the root, optimised. `variant` names the result apart, `flags` go to `compiler`.
 pub fn target(source: &str, variant: &str, compiler: &str, flags: &[&str]) -> PathBuf {
     let source = root().join(source);
     let text = std::fs::read_to_string(&source).expect("readable");
@@ -105,7 +110,7 @@ pub fn target(source: &str, variant: &str, compiler: &str, flags: &[&str]) -> Pa
     once(&source, output, |output| {
         must_succeed(
             Command::new(compiler)
-                .args(["-O2", "-g", "-o"])
+                .args(if compiler == "rustc" { ["-O", "-g", "-o"] } else { ["-O2", "-g", "-o"] })
                 .arg(output)
                 .arg(&source)
                 .args(flags)
@@ -318,6 +323,17 @@ impl Drop for Target {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Entry and return probes of the programs in `tests/programs/counts.bpf.c` at these places.
+pub fn load_counts(store: &Store, places: &[&str]) {
+    let object = object("tests/programs/counts.bpf.c");
+    let mut arguments = vec!["load".to_owned(), object.to_string_lossy().into_owned()];
+    for place in places {
+        arguments.extend(["--attach".into(), format!("on_entry=uprobe:{place}")]);
+        arguments.extend(["--attach".into(), format!("on_return=uretprobe:{place}")]);
+    }
+    store.ok(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
 /// Executable mappings of a process that are ours, and the bytes of a function in it, for "as it was" checks.

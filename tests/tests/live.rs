@@ -1,146 +1,16 @@
 //! Attach and detach on real servers under load, and on processes with many blocked threads.
 
-use beeline_tests::{Store, Target, gcc, have, object, our_mappings, rounds, target, text_of};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use beeline_tests::servers::{self, Server, assert_clean, redis_benchmark, redis_cli};
+use beeline_tests::{Store, Target, gcc, have, load_counts, object, rounds, target, text_of};
+use std::process::Command;
 use std::time::Duration;
-use tempfile::TempDir;
-
-/// A server of ours in a folder of its own.
-struct Server {
-    child: Child,
-    folder: TempDir,
-}
-
-impl Server {
-    fn start(name: &str, command: impl FnOnce(&Path) -> Command, is_up: impl Fn(&Path) -> bool) -> Server {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let child = command(folder.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the server starts");
-        let server = Server { child, folder };
-        for _ in 0..200 {
-            if is_up(server.folder.path()) {
-                return server;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        panic!("{name} does not answer");
-    }
-
-    fn pid(&self) -> String {
-        self.child.id().to_string()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // SAFETY: a signal to a child that has not been waited for.
-        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
-        let _ = self.child.wait();
-    }
-}
-
-fn redis() -> Server {
-    Server::start(
-        "redis",
-        |folder| {
-            let mut command = Command::new("redis-server");
-            command.args([
-                "--port",
-                "0",
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-                "--io-threads",
-                "4",
-                "--unixsocket",
-            ]);
-            command.arg(folder.join("redis.sock"));
-            command
-        },
-        |folder| {
-            let mut ping = Command::new("redis-cli");
-            ping.arg("-s").arg(folder.join("redis.sock")).arg("ping");
-            ping.output().is_ok_and(|output| output.stdout.starts_with(b"PONG"))
-        },
-    )
-}
-
-fn redis_benchmark(server: &Server, requests: u64) -> Command {
-    let mut command = Command::new("redis-benchmark");
-    command.arg("-s").arg(server.folder.path().join("redis.sock"));
-    // Not -q: its progress lines fill a pipe that is read only at the end.
-    command.args(["--csv", "-c", "20", "-t", "set,get,lpush", "-n", &requests.to_string()]);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn assert_clean(output: &std::process::Output) {
-    let text =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{text}");
-    assert!(!text.to_lowercase().contains("error"), "{text}");
-}
-
-/// Entry and return probes on `counts`' programs.
-fn load_counts(store: &Store, places: &[&str]) {
-    let object = object("tests/programs/counts.bpf.c");
-    let mut arguments = vec!["load".to_owned(), object.to_string_lossy().into_owned()];
-    for place in places {
-        arguments.extend(["--attach".into(), format!("on_entry=uprobe:{place}")]);
-        arguments.extend(["--attach".into(), format!("on_return=uretprobe:{place}")]);
-    }
-    store.ok(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-}
-
-#[test]
-fn cycles_on_redis_under_load() {
-    if !have(&["redis-server", "redis-cli", "redis-benchmark"]) {
-        return;
-    }
-    let server = redis();
-    let store = Store::new();
-    load_counts(&store, &["libc.so.6:malloc", "libc.so.6:read"]);
-    let before = text_of(&server.pid());
-
-    let total = rounds(100);
-    let mut benchmark: Option<Child> = None;
-    let mut finished = 0;
-    for _ in 0..total {
-        // There is always a benchmark under way; each one that ends must have seen no error.
-        let over = match benchmark.as_mut() {
-            Some(child) => child.try_wait().expect("a child of ours").is_some(),
-            None => true,
-        };
-        if over {
-            if let Some(child) = benchmark.take() {
-                assert_clean(&child.wait_with_output().expect("a child of ours"));
-                finished += 1;
-            }
-            benchmark = Some(redis_benchmark(&server, 20_000).spawn().expect("redis-benchmark runs"));
-        }
-        store.ok(&["attach", &server.pid()]);
-        store.ok(&["detach", &server.pid()]);
-        assert_eq!(our_mappings(&server.pid()), Vec::<String>::new(), "mappings of ours after detach");
-    }
-    if let Some(child) = benchmark {
-        assert_clean(&child.wait_with_output().expect("a child of ours"));
-        finished += 1;
-    }
-    assert!(text_of(&server.pid()) == before, "text is as it was");
-    println!("{total} cycles, {finished} benchmarks without an error");
-}
 
 #[test]
 fn counts_on_redis_are_those_of_its_commands() {
     if !have(&["redis-server", "redis-cli", "redis-benchmark"]) {
         return;
     }
-    let server = redis();
+    let server = servers::redis(1);
     let store = Store::new();
     // Redis has an allocator of its own, so libc's malloc() would count nothing; every command goes through call().
     let program = std::fs::read_link(format!("/proc/{}/exe", server.pid())).expect("it runs");
@@ -160,9 +30,9 @@ fn counts_on_redis_are_those_of_its_commands() {
 
 /// What redis itself says: commands processed since it started, without the one that asks.
 fn commands_processed(server: &Server) -> u64 {
-    let mut ask = Command::new("redis-cli");
-    ask.arg("-s").arg(server.folder.path().join("redis.sock")).args(["info", "stats"]);
-    let text = String::from_utf8(ask.output().expect("redis-cli runs").stdout).expect("text");
+    let mut ask = redis_cli(server);
+    let text = String::from_utf8(ask.args(["info", "stats"]).output().expect("redis-cli runs").stdout)
+        .expect("text");
     let line = text.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
     line.and_then(|number| number.trim().parse().ok()).unwrap_or_else(|| panic!("no count in: {text}"))
 }
@@ -172,47 +42,18 @@ fn nginx_under_load_counts_each_connection() {
     if !have(&["nginx", "wrk"]) {
         return;
     }
-    // Other runs of this test have servers of their own.
-    let port = 20_000 + std::process::id() % 20_000;
-    let server = Server::start(
-        "nginx",
-        |folder| {
-            let configuration = format!(
-                "daemon off; worker_processes 2; pid {0}/pid; error_log {0}/error.log;\n\
-                 events {{ worker_connections 256; }}\n\
-                 http {{ access_log {0}/access.log; server {{ listen 127.0.0.1:{port}; location / {{ return 200 ok; }} }} }}\n",
-                folder.display()
-            );
-            std::fs::write(folder.join("nginx.conf"), configuration).expect("writable");
-            let mut command = Command::new("nginx");
-            command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").arg("-c").arg(folder.join("nginx.conf"));
-            command
-        },
-        |folder| {
-            let pid = std::fs::read_to_string(folder.join("pid")).unwrap_or_default();
-            let answers = std::net::TcpStream::connect(("127.0.0.1", port as u16)).is_ok();
-            answers && children_of(pid.trim()).len() == 2
-        },
-    );
-    let workers = children_of(&server.pid());
+    let (server, port) = servers::nginx(2);
+    let workers = server.pids();
     let store = Store::new();
     // nginx writes one line to its access log for each request, by write(2).
     load_counts(&store, &["libc.so.6:write"]);
-    for worker in &workers {
+    for worker in workers {
         store.ok(&["attach", worker]);
     }
-    let log = server.folder.path().join("access.log");
+    let log = server.folder().join("access.log");
     let lines = || std::fs::read_to_string(&log).map_or(0, |text| text.lines().count() as u64);
     let before = lines();
-    let output = Command::new("wrk")
-        .args(["-t1", "-c8", "-d2s", &format!("http://127.0.0.1:{port}/")])
-        .output()
-        .expect("wrk runs");
-    let report = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success() && !report.contains("Non-2xx") && !report.contains("Socket errors"),
-        "{report}"
-    );
+    assert_clean(&servers::wrk(port, 2).output().expect("wrk runs"));
     // Connections that were cut off at the end are logged when the server notices.
     for _ in 0..100 {
         if store.number("shared", 0) == lines() - before {
@@ -220,19 +61,13 @@ fn nginx_under_load_counts_each_connection() {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    for worker in &workers {
+    for worker in workers {
         store.ok(&["detach", worker]);
     }
     let requests = lines() - before;
     assert!(requests > 0);
     assert_eq!(store.number("shared", 0), requests, "write() calls against lines in the access log");
     assert_eq!(store.number("shared", 1), requests, "returns of write()");
-}
-
-/// The processes that this one has started.
-fn children_of(pid: &str) -> Vec<String> {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    children.split_whitespace().map(str::to_owned).collect()
 }
 
 #[test]

@@ -13,14 +13,50 @@ pub(crate) struct Options {
     /// How many rounds
     #[arg(default_value_t = 1000)]
     rounds: u64,
+    /// `cycles`: on this alone
+    #[arg(long, value_enum)]
+    target: Option<Target>,
+}
+
+/// What attach/detach cycles are made on.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Target {
+    /// Four worker processes
+    Nginx,
+    /// Four threads for input and output
+    Redis,
+    /// Five hundred threads, most of them blocked
+    Threads,
+    /// A server of the JavaScript runtime
+    Node,
+    /// A server of the Java virtual machine
+    Java,
+    /// A server written in Go
+    Go,
+}
+
+impl Target {
+    /// The test that does it.
+    fn test(self) -> &'static str {
+        match self {
+            Target::Nginx => "cycles_on_nginx",
+            Target::Redis => "cycles_on_redis",
+            Target::Threads => "cycles_on_threads",
+            Target::Node => "cycles_on_node",
+            Target::Java => "cycles_on_java",
+            Target::Go => "cycles_on_go",
+        }
+    }
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum What {
-    /// kill -9 of the command at random moments of load, attach, detach and unload
+    /// kill -9 of the command at random moments of load, attach, detach and unload, of owners of links, of targets
     Kill,
-    /// attach and detach on a server under load
+    /// attach and detach on servers under load
     Cycles,
+    /// Exceptions, jumps, coroutines, signals, cancelled threads, tail calls, deep recursion under return probes
+    Exceptions,
     /// kill -9 of the injector alone, at random moments of attach and detach
     Inject,
     /// kill -9 of processes that use a map
@@ -40,7 +76,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     objects::build_all()?;
     let (package, filter, count) = match options.what {
         What::Kill => ("beeline-tests", "kill", "BEELINE_SOAK"),
-        What::Cycles => ("beeline-tests", "cycles", "BEELINE_SOAK"),
+        What::Cycles => ("beeline-tests", options.target.map_or("cycles", Target::test), "BEELINE_SOAK"),
+        What::Exceptions => ("beeline-tests", "exceptions", "BEELINE_SOAK"),
         What::Inject => ("beeline-inject", "kill", "BEELINE_SOAK"),
         What::Maps => ("beeline-maps", "survive_kills", "BEELINE_KILL_ROUNDS"),
         What::Everything => ("beeline-inject", "everything", "BEELINE_SOAK"),
