@@ -14,9 +14,10 @@ use beeline_abi::process::{ForkPage, ProcessBlock};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
 use beeline_abi::system_call::{
-    EnterRecord, ExitRecord, List, NUMBERS, PENDING, PendingCall, RawArguments, SystemCalls,
+    CLONES, EnterRecord, ExitRecord, List, NUMBERS, PENDING, PendingCall, RawArguments, SystemCalls,
 };
 use beeline_abi::thread::ThreadSlot;
+use beeline_helpers::identity;
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -79,12 +80,15 @@ pub unsafe extern "sysv64" fn exit(
         } else {
             number
         };
+        let run = &raw mut (*slot).run;
+        if CLONES.contains(&number) {
+            identity::enter_child(run, (*registers).ax as i64);
+        }
         let list = list(&(*calls).left, list_index(number));
         if list.count == 0 {
             return;
         }
         (*registers).orig_ax = number;
-        let run = &raw mut (*slot).run;
         (*run).flags = 0;
         let record = ExitRecord { common: 0, id: u64::from(number as u32), result: (*registers).ax as i64 };
         let raw: RawArguments = [registers as u64, (*registers).ax];

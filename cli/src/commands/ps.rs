@@ -3,14 +3,16 @@
 use crate::context::Context;
 use crate::output::table::Table;
 use anyhow::Result;
-use beeline_inject::Attached;
+use beeline_inject::{Attached, CallCoverage, call_coverage};
 use serde_json::{Value, json};
 
 pub(crate) fn run(context: &mut Context) -> Result<()> {
     let ours = context.existing()?.map(|engine| engine.store().uuid());
     let attached = beeline_inject::attached_processes();
     if context.json {
-        return Ok(context.out.json(&attached.iter().map(|it| to_json(it, ours)).collect())?);
+        return Ok(context.out.json(
+            &attached.iter().map(|it| to_json(it, ours, coverage(context.verbose, it).as_ref())).collect(),
+        )?);
     }
     if attached.is_empty() {
         return context.nothing_to_list("attached processes");
@@ -42,7 +44,51 @@ pub(crate) fn run(context: &mut Context) -> Result<()> {
             if it.incomplete { "interrupted: attach or detach again" } else { "" }.into(),
         ]);
     }
-    Ok(context.out.text(&table.text())?)
+    context.out.text(&table.text())?;
+    for it in &attached {
+        if let Some(coverage) = coverage(context.verbose, it) {
+            show_calls(context, it.pid, &coverage)?;
+        }
+    }
+    Ok(())
+}
+
+/// What of the process's system calls is traced; none when nothing is, or nobody wants to know.
+fn coverage(verbose: u8, it: &Attached) -> Option<CallCoverage> {
+    // It is found out from the files of the process, which takes a moment.
+    let found = if verbose > 0 { call_coverage(it.pid).ok() } else { None };
+    found.filter(|found| found.patched > 0)
+}
+
+fn show_calls(context: &mut Context, pid: i32, coverage: &CallCoverage) -> Result<()> {
+    let CallCoverage { found, patched, unwanted, refused, unread } = coverage;
+    let out = &mut context.out;
+    let unwanted = if *unwanted > 0 { format!(", {unwanted} wanted by nobody") } else { String::new() };
+    out.line(format_args!(
+        "process {pid}: {found} system calls found, {patched} traced, {} refused{unwanted}",
+        refused.len()
+    ))?;
+    for (address, reason) in refused {
+        out.line(format_args!("  {address:#x}  {reason}"))?;
+    }
+    for (file, reason) in unread {
+        out.line(format_args!("  {file}: {reason}"))?;
+    }
+    Ok(())
+}
+
+fn calls_json(coverage: &CallCoverage) -> Value {
+    let CallCoverage { found, patched, unwanted, refused, unread } = coverage;
+    json!({
+        "found": found,
+        "patched": patched,
+        "unwanted": unwanted,
+        "refused": refused.iter().map(|(address, reason)| json!({
+            "address": format!("{address:#x}"),
+            "reason": reason,
+        })).collect::<Vec<_>>(),
+        "unread": unread.iter().map(|(file, reason)| json!({"file": file, "reason": reason})).collect::<Vec<_>>(),
+    })
 }
 
 /// The name of a process, empty when it is gone.
@@ -50,8 +96,8 @@ fn command(pid: i32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
 }
 
-fn to_json(it: &Attached, ours: Option<[u64; 2]>) -> Value {
-    json!({
+fn to_json(it: &Attached, ours: Option<[u64; 2]>, calls: Option<&CallCoverage>) -> Value {
+    let mut value = json!({
         "pid": it.pid,
         "command": command(it.pid),
         "this_store": Some(it.store_uuid) == ours,
@@ -66,5 +112,9 @@ fn to_json(it: &Attached, ours: Option<[u64; 2]>) -> Value {
         "maps": it.maps,
         "threads": it.threads,
         "bytes_mapped": it.mapped_bytes,
-    })
+    });
+    if let Some(calls) = calls {
+        value["system_calls"] = calls_json(calls);
+    }
+    value
 }

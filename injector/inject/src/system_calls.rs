@@ -19,7 +19,8 @@ use crate::target;
 use crate::wire::Wire;
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::SiteRuntime;
-use beeline_abi::system_call::{List, NUMBERS, SystemCalls, WANTED_LEN};
+use beeline_abi::system_call::{CLONES, List, NUMBERS, SystemCalls, WANTED_LEN};
+use beeline_ptrace::StoppedProcess;
 use beeline_remote::{Process, RemoteError};
 use beeline_site::{SitePlan, SystemCallSite, Windows};
 use std::collections::BTreeMap;
@@ -292,7 +293,8 @@ impl CallLinks {
     /// A program wants calls with this number; `None`: with one that is not known.
     fn wants(&self, number: Option<u32>) -> bool {
         let mut calls = self.links.iter().filter(|link| is_call(link));
-        calls.any(|link| number.is_none() || number_of(link).is_none() || number_of(link) == number)
+        let always = number.is_none_or(|number| CLONES.contains(&number.into()));
+        calls.any(|link| always || number_of(link).is_none() || number_of(link) == number)
     }
 
     /// Entries in all lists together, at most.
@@ -369,7 +371,12 @@ impl CallLists {
             }
             bytes
         };
-        let (enter, exit) = (wanted(&self.entered), wanted(&self.left));
+        let (enter, mut exit) = (wanted(&self.entered), wanted(&self.left));
+        if enter.contains(&1) || exit.contains(&1) {
+            for number in CLONES {
+                exit[number as usize] = 1;
+            }
+        }
         let either: Vec<u8> = enter.iter().zip(&exit).map(|(enter, exit)| enter | exit).collect();
         let any_exit = u64::from(exit.contains(&1));
         let lists = |lists: &[List]| -> Vec<u8> { lists.iter().flat_map(Wire::to_bytes).collect() };
@@ -414,7 +421,7 @@ impl CallTables {
 /// # Errors
 /// When there is no such process, or we may not look into it.
 pub fn call_coverage(pid: i32) -> Result<CallCoverage, TargetRefused> {
-    let process = target::open(pid)?;
+    let process = Process::open(pid, false).map_err(|_| StoppedProcess::refusal(pid))?;
     let maps = process.maps().map_err(|error| target::remote(pid, error))?;
     let existing = match find(&process, &maps)? {
         Found::Agent(existing) => Some(existing),

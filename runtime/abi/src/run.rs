@@ -32,8 +32,8 @@ pub struct RunContext {
     pub rings: [u64; 4],
     /// What the probed function returns when it is skipped.
     pub override_value: u64,
-    /// Zero.
-    pub reserved: u64,
+    /// Process id (upper half) and thread id of a child of `vfork` that runs in this thread's place, on its memory; 0 = none does.
+    pub borrowed_by: u64,
 }
 
 impl RunContext {

@@ -7,7 +7,7 @@
 //! once in each thread when its owner word is asked for.
 //!
 //! *Differs*: ids are those of the process's own pid namespace. A child of `vfork` shares its parent's memory, thread
-//! control block included, and is taken for it until it executes.
+//! control block included, and is taken for it until it executes, except where system calls are traced ([`enter_child`]).
 
 use crate::sys::{self, nr};
 use crate::{error, owner, process, time};
@@ -79,10 +79,36 @@ pub unsafe fn is_known(run: *const RunContext) -> bool {
 pub unsafe fn ids(run: *mut RunContext) -> Ids {
     // SAFETY: the caller's contract.
     unsafe {
+        let borrowed = (*run).borrowed_by;
+        if borrowed != 0 {
+            return Ids { tid: borrowed as u32, tgid: (borrowed >> 32) as u32 };
+        }
         if !is_known(run) {
             refresh(run);
         }
         Ids { tid: (*run).tid, tgid: (*run).tgid }
+    }
+}
+
+/// A call that may have made a child has returned, in the parent or in the child. A child that shares its parent's memory is known by
+/// its own ids from here on, until the parent goes on.
+///
+/// # Safety
+///
+/// `run` is valid and used by the calling thread alone.
+pub unsafe fn enter_child(run: *mut RunContext, result: i64) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        (*run).borrowed_by = 0;
+        // In a child with memory of its own the page is empty.
+        let shares = fork_page(process(run)).is_some_and(|page| page.epoch.load(Acquire) != 0);
+        if result != 0 || !shares {
+            return;
+        }
+        let (tid, tgid) = (sys::thread_id(), sys::process_id());
+        if tid != 0 && tgid != 0 && tid != (*run).tid {
+            (*run).borrowed_by = u64::from(tgid) << 32 | u64::from(tid);
+        }
     }
 }
 
