@@ -99,6 +99,32 @@ pub unsafe extern "sysv64" fn exit(
     }
 }
 
+/// A call, or its end, at which no program could run: a program runs below, or the thread has no slot. Counts a miss on each link
+/// that it would have been for; nothing where the number is not known.
+///
+/// # Safety
+///
+/// `calls` is the process's.
+pub unsafe extern "sysv64" fn missed(calls: *const SystemCalls, number: u64, is_exit: u64) {
+    if number == UNKNOWN {
+        return;
+    }
+    // SAFETY: the injector wrote the lists, and the links that they name.
+    unsafe {
+        let lists = if is_exit != 0 { &(*calls).left } else { &(*calls).entered };
+        let list = list(lists, list_index(number));
+        let first = ((*calls).links as *const u64).add(list.first as usize);
+        let mut index = 0;
+        while index < list.count {
+            let link = (*first.add(index as usize)) as *const LinkRuntime;
+            if applies(link, process::block()) {
+                process::missed(link, 1);
+            }
+            index += 1;
+        }
+    }
+}
+
 /// Which list a call with this number has. The kernel looks at the lower half only (`do_syscall_64`).
 fn list_index(number: u64) -> usize {
     (number as u32 as usize).min(NUMBERS)
@@ -135,7 +161,7 @@ unsafe fn each(
         while index < list.count {
             let link = (*first.add(index as usize)) as *const LinkRuntime;
             index += 1;
-            if !applies(link, run) {
+            if !applies(link, (*run).process as *const ProcessBlock) {
                 continue;
             }
             let flags = (*link).flags;
@@ -161,8 +187,8 @@ unsafe fn outer(registers: *const PtRegs, flags: u32) -> PtRegs {
 }
 
 /// The link is on, and for this process.
-unsafe fn applies(link: *const LinkRuntime, run: *const RunContext) -> bool {
-    // SAFETY: a link of the injector's, and the calling thread's run.
+unsafe fn applies(link: *const LinkRuntime, block: *const ProcessBlock) -> bool {
+    // SAFETY: a link of the injector's, and the process's block.
     unsafe {
         let Some(shared) = ((*link).shared as *const LinkShared).as_ref() else { return false };
         if shared.enabled.load(Relaxed) & LinkShared::ON == 0 {
@@ -171,8 +197,8 @@ unsafe fn applies(link: *const LinkRuntime, run: *const RunContext) -> bool {
         if (*link).pid == 0 {
             return true;
         }
-        let block = (*run).process as *const ProcessBlock;
-        let page = (*block).fork_page as *const ForkPage;
+        let Some(block) = block.as_ref() else { return true };
+        let page = block.fork_page as *const ForkPage;
         page.as_ref().is_none_or(|page| AtomicU32::load(&page.attached, Relaxed) == (*link).pid)
     }
 }

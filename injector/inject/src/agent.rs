@@ -21,8 +21,8 @@ pub(crate) struct AgentImage {
     symbols: AgentSymbols,
     own: OwnLinks,
     call_gate: u64,
-    /// Before and behind a system call.
-    system_call: [u64; 2],
+    /// Before and behind a system call, and when no program can run there.
+    system_call: [u64; 3],
 }
 
 /// What the agent runs for itself.
@@ -90,8 +90,8 @@ pub(crate) struct LinkedAgent {
     pub(crate) own: OwnLinks,
     /// Address of the gate of system calls.
     pub(crate) call_gate: u64,
-    /// What runs before and behind a system call.
-    pub(crate) system_call: [u64; 2],
+    /// What runs before and behind a system call, and when no program can run there.
+    pub(crate) system_call: [u64; 3],
     /// Address of each helper by id, 0 = none.
     helpers: Vec<u64>,
 }
@@ -160,7 +160,11 @@ impl AgentImage {
                 shared: symbol("beeline_own_link")?.0,
             },
             call_gate,
-            system_call: [symbol("beeline_system_call_enter")?.0, symbol("beeline_system_call_exit")?.0],
+            system_call: [
+                symbol("beeline_system_call_enter")?.0,
+                symbol("beeline_system_call_exit")?.0,
+                symbol("beeline_system_call_missed")?.0,
+            ],
         })
     }
 

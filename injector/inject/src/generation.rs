@@ -467,11 +467,8 @@ impl<'a> Builder<'a> {
         site: &PlannedSite,
         planned: &PlannedCall,
     ) -> Result<Result<Patch, String>, TargetRefused> {
-        let target = SystemCallTarget {
-            calls: self.system_calls,
-            enter: self.agent.system_call[0],
-            exit: self.agent.system_call[1],
-        };
+        let [enter, exit, missed] = self.agent.system_call;
+        let target = SystemCallTarget { calls: self.system_calls, enter, exit, missed };
         let code = SystemCallCode {
             plan: &site.plan,
             address: site.address,

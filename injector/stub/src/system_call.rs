@@ -32,8 +32,8 @@ use beeline_abi::system_call::SystemCalls;
 use beeline_abi::thread::{HASH_MULTIPLIER, HASH_SHIFT, ThreadSlot};
 use beeline_site::SitePlan;
 use iced_x86::code_asm::{
-    AsmRegister64, CodeAssembler, CodeLabel, al, ax, byte_ptr, ecx, qword_ptr, r8, r9, r10, r11, r11d, r12,
-    r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp,
+    AsmRegister64, CodeAssembler, CodeLabel, al, ax, byte_ptr, ecx, edx, qword_ptr, r8, r9, r10, r11, r11d,
+    r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp,
 };
 use iced_x86::{BlockEncoderOptions, IcedError, Instruction, Mnemonic};
 use std::mem::offset_of;
@@ -47,6 +47,8 @@ pub struct SystemCallTarget {
     pub enter: u64,
     /// The agent's `beeline_system_call_exit`.
     pub exit: u64,
+    /// The agent's `beeline_system_call_missed`.
+    pub missed: u64,
 }
 
 /// A window at a system call.
@@ -190,8 +192,25 @@ impl Gate<'_> {
         asm.test(rax, rax)?;
         asm.jne(run)?;
         asm.set_label(&mut missed)?;
+        self.count_missed(asm)?;
         asm.xor(ecx, ecx)?;
         asm.jmp(restore)
+    }
+
+    /// From r8 = number or [`UNKNOWN`].
+    fn count_missed(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        asm.mov(rbx, rsp)?;
+        asm.and(rsp, -16i32)?;
+        asm.mov(rdi, self.target.calls)?;
+        if self.is_exit {
+            asm.mov(rsi, r8)?;
+        } else {
+            asm.mov(rsi, qword_ptr(rbx + offset_of!(PtRegs, orig_ax) as i32))?;
+        }
+        asm.mov(edx, u32::from(self.is_exit))?;
+        call(asm, self.at, self.target.missed)?;
+        asm.mov(rsp, rbx)?;
+        asm.mov(rbx, qword_ptr(rsp + offset_of!(PtRegs, bx) as i32))
     }
 
     /// Makes the frame.
