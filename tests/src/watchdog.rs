@@ -21,14 +21,19 @@ pub struct Watchdog {
 impl Watchdog {
     /// Begins to watch.
     pub fn new(name: &str) -> Watchdog {
+        Watchdog::with_limit(name, LIMIT)
+    }
+
+    /// The same, with another time that may pass without a sign of life.
+    pub fn with_limit(name: &str, limit: Duration) -> Watchdog {
         let (signs, received) = channel();
         let name = name.to_owned();
         std::thread::spawn(move || {
             loop {
-                match received.recv_timeout(LIMIT) {
+                match received.recv_timeout(limit) {
                     Ok(()) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
-                    Err(RecvTimeoutError::Timeout) => end(&name),
+                    Err(RecvTimeoutError::Timeout) => end(&name, limit),
                 }
             }
         });
@@ -43,9 +48,9 @@ impl Watchdog {
 }
 
 /// Says what this process and its descendants do, and ends them all.
-fn end(name: &str) -> ! {
+fn end(name: &str, limit: Duration) -> ! {
     let family = family(std::process::id());
-    eprintln!("\n== {name} hangs: no progress for {} s", LIMIT.as_secs());
+    eprintln!("\n== {name} hangs: no progress for {} s", limit.as_secs());
     family.iter().for_each(|&pid| describe(pid));
     let children = family[1..].iter().map(u32::to_string);
     // Those that ended by themselves since are reported by `kill`; that is of no interest.
@@ -78,7 +83,7 @@ fn parent_of(pid: u32) -> Option<u32> {
 }
 
 /// Prints where each thread of a process is: in the kernel, and in the program where gdb is there and can look.
-pub fn describe(pid: u32) {
+fn describe(pid: u32) {
     let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
     eprintln!("\n-- process {pid}: {}", read("cmdline").replace('\0', " ").trim_end());
     for entry in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {

@@ -299,9 +299,12 @@ impl<'a> Prepared<'a> {
         for patch in &generation.patches {
             for write in &patch.writes {
                 let now = self.process.memory().read_vec(write.address, write.expected.len());
-                if now.map_err(|error| self.failed(error))? != write.expected {
-                    let reason =
-                        format!("the bytes at {:#x} in memory are not those of the file", write.address);
+                let now = now.map_err(|error| self.failed(error))?;
+                if now != write.expected {
+                    let reason = format!(
+                        "the bytes at {:#x} in memory, {now:02x?}, are not those of the file, {:02x?}",
+                        write.address, write.expected
+                    );
                     unusable.push((patch.address, reason));
                 }
                 inner.extend(write.inner_addresses().map(|at| (at, patch.address)));

@@ -1,6 +1,9 @@
 //! Real servers under load: probes come and go, no client notices.
 
 mod support;
+#[path = "../../../tests/src/watchdog.rs"]
+#[allow(dead_code, unreachable_pub, reason = "a file of the end-to-end tests, of which others use a part")]
+mod watchdog;
 
 use beeline_inject::{DetachOptions, ProbeKind, ProbeState, attach, detach, inspect};
 use std::io::{Read, Write};
@@ -95,6 +98,7 @@ fn redis_under_benchmark() {
         .unwrap();
     let code = support::snapshot(pid);
     let mut cycles = 0;
+    let watchdog = watchdog::Watchdog::new("redis under benchmark");
     while benchmark.try_wait().unwrap().is_none() || cycles < rounds(20) {
         let report = attach(pid, &store.request).unwrap();
         assert!(report.in_force() >= 10, "{report:?}");
@@ -102,6 +106,7 @@ fn redis_under_benchmark() {
         assert_eq!(report.left, None, "cycle {cycles}");
         assert!(report.foreign.is_empty());
         cycles += 1;
+        watchdog.alive();
         // The server gets the machine in between.
         std::thread::sleep(Duration::from_millis(50));
         assert!(server.0.try_wait().unwrap().is_none(), "redis-server died in cycle {cycles}");

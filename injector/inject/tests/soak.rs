@@ -3,6 +3,9 @@
 //! `BEELINE_SOAK` is the number of rounds; CI runs a slice.
 
 mod support;
+#[path = "../../../tests/src/watchdog.rs"]
+#[allow(dead_code, unreachable_pub, reason = "a file of the end-to-end tests, of which others use a part")]
+mod watchdog;
 
 use beeline_inject::{DetachOptions, ProbeKind, TargetRefused, attach, detach, inspect};
 use std::io::{Read, Write};
@@ -11,6 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use support::targets::Target;
 use support::{Store, descriptors, snapshot};
+use watchdog::Watchdog;
 
 /// Threads that call probed functions, check every result, and are signalled and forked meanwhile.
 const BUSY: &str = r#"
@@ -151,7 +155,9 @@ fn injectors_killed_at_any_moment() {
     let pid = target.pid();
     let before = snapshot(pid);
     let files = descriptors(pid);
+    let watchdog = Watchdog::new("kill of injectors");
     for round in 0..rounds(100) {
+        watchdog.alive();
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "attaches_in_a_loop", "--nocapture"])
             .env(CHILD, pid.to_string())
@@ -192,6 +198,7 @@ fn injectors_killed_at_any_moment() {
     code_is_as_before(&before, &snapshot(pid));
     assert!(descriptors(pid) <= files + 1, "descriptors are left open");
     finish(target);
+    println!("{} injectors killed, the target is unharmed", rounds(100));
 }
 
 /// The code that was there before is the same.
@@ -208,7 +215,9 @@ fn cycles_under_load() {
     let pid = target.pid();
     let before = snapshot(pid);
     let (store, map) = probes(pid);
+    let watchdog = Watchdog::new("cycles under load");
     for round in 0..rounds(100) {
+        watchdog.alive();
         let report = attach(pid, &store.request).unwrap();
         assert_eq!(report.in_force(), 11, "round {round}: {report:?}");
         let report = detach(pid, &DetachOptions::default()).unwrap();

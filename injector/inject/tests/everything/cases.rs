@@ -1,9 +1,11 @@
 //! What is run, and how it is told that the probes have changed nothing.
 
 use crate::probed::{COMMAND, NOT_STARTED};
+use crate::watchdog::Watchdog;
 use crate::workloads;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 /// What is probed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +165,11 @@ impl Outcome {
     }
 }
 
+/// A test suite under probes that want the whole context takes half an hour on a busy machine.
+const LIMIT: Duration = Duration::from_secs(3 * 3600);
+
 fn execute(case: &Case, command: &[String], folder: &Path) -> Outcome {
+    let _watchdog = Watchdog::with_limit(case.name, LIMIT);
     let mut child = Command::new(&command[0]);
     child.args(&command[1..]).current_dir(folder).stdin(Stdio::null()).env("LC_ALL", "C.UTF-8");
     child.stdout(Stdio::piped()).stderr(Stdio::piped());
