@@ -174,7 +174,7 @@ pub(crate) struct Start {
 /// Arguments of `attach`.
 #[derive(Args, Debug)]
 pub(crate) struct Attach {
-    /// Stay, and put the probes into what the processes and their children execute, until all have ended
+    /// Stay, and put the probes into what the processes and their children execute and load, until all have ended
     #[arg(long)]
     pub(crate) follow: bool,
     /// Process ids

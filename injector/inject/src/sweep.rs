@@ -73,6 +73,9 @@ pub(crate) fn sweep(
     let maps = process.maps().map_err(failed)?;
     let Found::Agent(existing) = find(process, &maps)? else { return Ok(()) };
     let existing = existing.without_gone(process, &maps);
+    if units.iter().all(|unit| unit.is_referred_to(&existing)) {
+        return Ok(());
+    }
     let slots = Slots::read(process, &existing)?;
     let threads = Threads { process, maps: &maps, existing: &existing, slots: &slots, waiting };
     let mut free = Vec::new();

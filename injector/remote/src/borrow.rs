@@ -342,7 +342,9 @@ impl<'p> Borrowed<'p> {
         match thread.resume(how)?.wait(CALL_TIMEOUT)? {
             Waited::Dead(_) => Err(RemoteError::Died { tid }),
             Waited::Stopped(mut thread, stop) => {
-                let signal = thread.take_signal();
+                // A stop takes effect at once, and the thread works on in it: sent again later, it would come behind the
+                // continuation that somebody may have sent meanwhile.
+                let signal = if stop == Stop::Signal(libc::SIGSTOP) { None } else { thread.take_signal() };
                 self.in_system_call = stop == Stop::Syscall;
                 let registers = thread.registers();
                 self.thread = Some(thread);
