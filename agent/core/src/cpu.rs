@@ -12,7 +12,10 @@
 //!   debugger or `SIGSTOP`, hits are missed after that until the owner runs. One that sleeps, because a signal handler
 //!   interrupted its program, is waited for once, for 2 ms.
 //! - Where a seccomp filter forbids to look, an owner is waited for as if it were stopped.
-//! - A run that was abandoned (`longjmp` out of a signal handler) leaves its slot taken until the thread's next claim.
+//! - A run that was abandoned (`longjmp` out of a signal handler) leaves its slot taken until the thread's next hit.
+//!
+//! Where nothing of this is needed, the stub takes and gives back the slot without the agent (`stub`'s `cpu_gates`): a thread's
+//! first claim comes here, and every one that finds something changed.
 //!
 //! Threads without a `struct rseq` of their libc get one in their slot. If the kernel refuses, their hits are missed.
 
@@ -58,10 +61,7 @@ pub unsafe extern "sysv64" fn claim(run: *mut RunContext) -> u64 {
         if block.is_null() {
             return 0;
         }
-        if (*run).access.cpu != RunContext::NO_CPU {
-            // Left by a run that was abandoned.
-            release(run);
-        }
+        give_up(run);
         let owner = identity::access(run).owner;
         let area = area(run, block);
         if area.is_null() {
@@ -70,6 +70,10 @@ pub unsafe extern "sysv64" fn claim(run: *mut RunContext) -> u64 {
         match rseq::claim(area, slots(block), (*block).cpus, owner) {
             Claim::Taken(cpu) => {
                 (*run).access.cpu = cpu;
+                // From now on the stub does this by itself, for as long as it can see that nothing has changed.
+                let slot = slot_of(run);
+                (*slot).claim_rseq = area as u64;
+                (*slot).claim_owner = if identity::is_known(run) { owner } else { ThreadSlot::NOBODY };
                 1
             }
             Claim::Unregistered => 0,
@@ -99,6 +103,20 @@ pub unsafe extern "sysv64" fn release(run: *mut RunContext) {
         let slot = &(*slots(block).add(cpu as usize)).owner;
         if slot.load(Relaxed) == (*run).access.owner {
             slot.store(0, Release);
+        }
+    }
+}
+
+/// Gives back what a run that was abandoned still owns.
+///
+/// # Safety
+///
+/// As for [`claim`].
+pub(crate) unsafe fn give_up(run: *mut RunContext) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if (*run).access.cpu != RunContext::NO_CPU {
+            release(run);
         }
     }
 }

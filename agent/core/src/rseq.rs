@@ -1,6 +1,7 @@
 //! Restartable sequences: taking a CPU without a locked instruction.
 //!
 //! ```text
+//!                 rseq.rseq_cs = descriptor
 //!   start:        eax = rseq.cpu_id
 //!                 slot[eax].owner == 0, or our own?
 //!                 slot[eax].owner = owner           <- the commit
@@ -70,10 +71,10 @@ pub unsafe fn claim(area: *mut u64, slots: *const CpuSlot, cpus: u32, owner: u64
             "jmp 25f",
             ".popsection",
             "21:",
+            "mov {outcome:e}, {unregistered}",
             "lea {scratch}, [rip + 20b]",
             "mov [{area} + 8], {scratch}", // rseq_cs
-            "mov {outcome:e}, {unregistered}",
-            "22:",
+            "22:", // right behind the store: the kernel forgets a sequence in which it does not find the thread
             "mov {cpu:e}, [{area} + 4]", // cpu_id; above all CPUs while unregistered
             "cmp {cpu:e}, {cpus:e}",
             "jae 25f",

@@ -7,7 +7,7 @@
 //!
 //! While a thread sets its slot up, the key's lowest bit is set: a signal handler that interrupts it misses its hits.
 
-use crate::memory;
+use crate::{cpu, memory};
 use beeline_abi::process::ProcessBlock;
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::{THREAD_SLOTS, ThreadSlot, home_index};
@@ -69,6 +69,7 @@ unsafe fn set_up(slot: *mut ThreadSlot, key: u64, block: *mut ProcessBlock) -> *
         (*slot).rseq = 0;
         (*slot).rseq_tid = 0;
         (*slot).blocked_by = 0;
+        (*slot).claim_owner = ThreadSlot::NOBODY;
         let run = &raw mut (*slot).run;
         let scratch = (*run).scratch;
         run.write(RunContext { process: block as u64, scratch, tid, ..RunContext::default() });
@@ -140,7 +141,8 @@ unsafe fn is_gone(key: u64, block: *const ProcessBlock, run: *const RunContext) 
 /// Decides what a set guard word means at a hit with stack pointer `sp`: 1 = the run that set it was abandoned, 0 = it
 /// goes on below, in a frame that a signal interrupted, and this hit is missed.
 ///
-/// Stacks grow down: on one stack, a running program's frame lies above every nested hit.
+/// Stacks grow down: on one stack, a running program's frame lies above every nested hit. A CPU that an abandoned run owned is
+/// given back: the stub claims the next without a look at it.
 ///
 /// # Safety
 ///
@@ -148,29 +150,41 @@ unsafe fn is_gone(key: u64, block: *const ProcessBlock, run: *const RunContext) 
 pub unsafe extern "sysv64" fn guard(slot: *mut ThreadSlot, sp: u64) -> u64 {
     // SAFETY: the caller's contract.
     unsafe {
+        let abandoned = is_abandoned(slot, sp);
+        if abandoned {
+            cpu::give_up(&raw mut (*slot).run);
+        }
+        u64::from(abandoned)
+    }
+}
+
+/// The run that set the guard word does not go on.
+unsafe fn is_abandoned(slot: *mut ThreadSlot, sp: u64) -> bool {
+    // SAFETY: the caller's contract.
+    unsafe {
         let guard = (*slot).guard.load(Relaxed);
         if guard == 0 {
-            return 1;
+            return true;
         }
         let private = (*slot).memory..(*slot).stack_top;
         if private.contains(&sp) {
             // Only programs and what interrupts them run there.
-            return 0;
+            return false;
         }
         let run = &raw const (*slot).run;
         let block = ((*run).process as *const ProcessBlock).as_ref();
         if !identity::is_known(run) && ![0, (*run).tid].contains(&identity::thread_id(block)) {
             // Another thread with the same fs base left it.
-            return 1;
+            return true;
         }
         if let Some(alternate) = alternate_stack() {
             match (alternate.contains(&sp), alternate.contains(&guard)) {
-                (true, false) => return 0,
-                (false, true) => return 1,
+                (true, false) => return false,
+                (false, true) => return true,
                 _ => {}
             }
         }
-        u64::from(sp > guard)
+        sp > guard
     }
 }
 

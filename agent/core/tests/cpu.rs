@@ -138,6 +138,27 @@ fn an_abandoned_claim_is_given_back_by_the_next() {
     assert!(world.cpus.iter().all(|slot| slot.owner.load(Relaxed) == 0));
 }
 
+/// The stub claims by itself and does not look for what an earlier run has left: the guard word tells of it.
+#[test]
+fn an_abandoned_claim_is_given_back_when_the_guard_is_seen_through() {
+    let world = World::new();
+    // SAFETY: the slot is this thread's.
+    unsafe {
+        let slot = world.slot();
+        let run = &raw mut (*slot).run;
+        assert_eq!(cpu::claim(run), 1);
+        assert_eq!((*slot).claim_owner, (*run).access.owner, "the stub may claim the next by itself");
+        let owned = || world.cpus.iter().filter(|slot| slot.owner.load(Relaxed) != 0).count();
+        let here = 0u64;
+        let sp = &raw const here as u64;
+        (*slot).guard.store(sp, Relaxed);
+        assert_eq!(beeline_agent_core::slot::guard(slot, sp - 64), 0, "a nested hit");
+        assert_eq!((owned(), (*run).access.cpu == RunContext::NO_CPU), (1, false));
+        assert_eq!(beeline_agent_core::slot::guard(slot, sp + 64), 1, "abandoned");
+        assert_eq!((owned(), (*run).access.cpu == RunContext::NO_CPU), (0, true));
+    }
+}
+
 #[test]
 fn release_leaves_another_owner_alone() {
     let world = World::new();

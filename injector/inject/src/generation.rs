@@ -34,8 +34,8 @@ use beeline_abi::thread::{THREAD_SLOTS, ThreadSlot};
 use beeline_remote::reach;
 use beeline_site::SitePlan;
 use beeline_stub::{
-    Arena, Environment, LinkCode, OnlyIn, SYSTEM_CALL_GATES_MAX, SYSTEM_CALL_STUB_MAX, SiteCode,
-    SystemCallCode, SystemCallTarget, ThreadKey, stub_len_max,
+    ARENA_OVERHEAD, Arena, Environment, LinkCode, OnlyIn, ProgramUse, SYSTEM_CALL_GATES_MAX,
+    SYSTEM_CALL_STUB_MAX, SiteCode, SystemCallCode, SystemCallTarget, ThreadKey, stub_len_max,
 };
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -180,6 +180,8 @@ struct Builder<'a> {
     texts: Texts,
     /// Address of the follower's bell, where there is a new one.
     bell: u64,
+    /// What programs do, by id.
+    uses: HashMap<u32, ProgramUse>,
 }
 
 impl<'a> Builder<'a> {
@@ -203,7 +205,7 @@ impl<'a> Builder<'a> {
             let probed = || sites.iter().filter(|site| site.call.is_none());
             let stubs: u64 = probed().map(|site| stub_len_max(given.link_count(site))).sum();
             let copies = sites.iter().filter(|site| site.is_short()).count() as u64 * stub_len_max(0);
-            let len = given.programs_len() + stubs + copies + SLOTS_LEN + calls_len(sites);
+            let len = given.programs_len() + stubs + copies + ARENA_OVERHEAD + SLOTS_LEN + calls_len(sites);
             group.region = space.take(len, group.reach.clone(), "probe code")?;
             let offset = memory.add(group.region.len)?;
             areas.push(whole(group.region, offset, libc::PROT_READ | libc::PROT_EXEC));
@@ -242,6 +244,7 @@ impl<'a> Builder<'a> {
             call_links: (0, 0),
             texts: Texts::default(),
             bell: 0,
+            uses: HashMap::new(),
         };
         let start = match given.existing {
             None => builder.place_home(&mut space, near, tables_len)?,
@@ -621,7 +624,7 @@ impl<'a> Builder<'a> {
             links.retain(|known| known.link_id != LinkRuntime::OWN || known.entry != link.entry);
             links.push(link);
         }
-        let fork_page = self.fork_page.unwrap_or_else(|| given.existing.map_or(0, |it| it.head.fork_page));
+        let fork_page = self.fork_page();
         for probe in site.probes.iter().map(|&index| &given.request.probes[index]) {
             let program = given.program(probe.program_id)?;
             let entry = self.link_program(arena, program, entries)?;
@@ -651,8 +654,10 @@ impl<'a> Builder<'a> {
             });
         }
         let needs: Vec<ProgramNeeds> = links.iter().map(|link| given.needs_of(link)).collect();
+        let uses: Vec<ProgramUse> = links.iter().map(|link| self.use_of(link)).collect();
         let first = self.tables.links + (self.links_used * LinkRuntime::LEN) as u64;
         let code = |(index, (link, needs)): (usize, (&LinkRuntime, &ProgramNeeds))| LinkCode {
+            uses: uses[index],
             runtime: first + (index * LinkRuntime::LEN) as u64,
             enabled: link.shared + offset_of!(LinkShared, enabled) as u64,
             entry: link.entry,
@@ -713,7 +718,25 @@ impl<'a> Builder<'a> {
             thread_key: self.given.thread_key,
             agent: self.agent.symbols,
             small_stacks: self.given.small_stacks,
+            cpu_slots: self.given.existing.map_or(self.cpu_slots, |existing| existing.head.cpu_slots),
+            cpus: self.given.existing.map_or(self.given.request.cpus, |existing| existing.head.cpus),
+            fork_page: self.fork_page(),
         }
+    }
+
+    /// Where the fork page is.
+    fn fork_page(&self) -> u64 {
+        self.fork_page.unwrap_or_else(|| self.given.existing.map_or(0, |it| it.head.fork_page))
+    }
+
+    /// What a program's machine code does to registers; of one that is not in the request nothing is known.
+    fn use_of(&mut self, link: &LinkRuntime) -> ProgramUse {
+        let request = self.given.request;
+        let of = |id: u32| request.programs.iter().find(|program| program.id == id);
+        *self.uses.entry(link.prog_id).or_insert_with(|| match of(link.prog_id) {
+            Some(program) if link.link_id != LinkRuntime::OWN => ProgramUse::of(&program.code),
+            _ => ProgramUse::UNKNOWN,
+        })
     }
 
     /// Writes the tables and the block.

@@ -10,6 +10,8 @@
 use crate::assemble::{build_copy, build_stub};
 use crate::gates::{Gates, build_gates};
 use crate::link::{LinkError, link_code};
+use crate::phase::Shared;
+use crate::program_use::body;
 use crate::site_code::{Environment, SiteCode, Stub, StubError};
 use crate::system_call::{CallGates, SystemCallCode, SystemCallTarget, build_call_gates, build_call_stub};
 use beeline_abi::code::{Reloc, Symbol};
@@ -54,6 +56,8 @@ pub struct Arena {
     slots: HashMap<u64, u64>,
     gates: Option<(Environment, Gates)>,
     call_gates: Option<CallGates>,
+    /// Programs that are short enough to stand in stubs, by the address of their entry.
+    bodies: HashMap<u64, Vec<u8>>,
 }
 
 impl Arena {
@@ -67,6 +71,7 @@ impl Arena {
             slots: HashMap::new(),
             gates: None,
             call_gates: None,
+            bodies: HashMap::new(),
         }
     }
 
@@ -101,7 +106,13 @@ impl Arena {
         let reserved = self.used + image.len() as u64;
         let linked = link_code(image, relocs, at, resolve, |target| self.jump_slot(target, reserved));
         match linked {
-            Ok(code) => Ok(self.put(&code)),
+            Ok(code) => {
+                let entry = self.put(&code);
+                if let Some(body) = body(&code) {
+                    self.bodies.insert(entry, body.to_vec());
+                }
+                Ok(entry)
+            }
             Err(error) => {
                 (self.slots, self.slots_from) = before;
                 Err(error.into())
@@ -115,7 +126,8 @@ impl Arena {
     /// [`ArenaError`]; the arena is as before, but for the gates.
     pub fn add_stub(&mut self, environment: &Environment, site: &SiteCode<'_>) -> Result<Stub, ArenaError> {
         let gates = self.gates(environment)?;
-        let stub = build_stub((environment, &gates), site, self.base + self.used)?;
+        let shared = Shared { environment, gates: &gates, bodies: &self.bodies };
+        let stub = build_stub(shared, site, self.base + self.used)?;
         self.check_room(stub.bytes.len() as u64)?;
         self.put(&stub.bytes);
         Ok(stub)

@@ -14,12 +14,12 @@
 //! Why the return stack is only touched while the guard word is set: a signal handler that interrupts a push or a pop finds the guard
 //! set, misses its own hits, and so leaves the stack alone.
 
+use crate::cpu::Sequence;
 use crate::displaced::{Moved, displace, reaches};
-use crate::frame::{RED_ZONE, SAVE_LEN, SAVED_RAX, SaveArea};
-use crate::gates::Gates;
-use crate::phase::{Phase, test_enabled_word};
+use crate::frame::{Kept, RED_ZONE, SaveArea};
+use crate::phase::{Phase, Shared, changed, test_enabled_word};
 use crate::returns::{self, ReturnHalf};
-use crate::site_code::{Environment, LinkCode, PcMapping, SiteCode, Stub, StubError};
+use crate::site_code::{LinkCode, PcMapping, SiteCode, Stub, StubError};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::ThreadSlot;
@@ -36,11 +36,7 @@ const RUN_OVERRIDE_VALUE: i32 = (offset_of!(ThreadSlot, run) + offset_of!(RunCon
 ///
 /// # Errors
 /// [`StubError`] when a displaced instruction or the site is out of reach of `at`, or the links do not fit the site.
-pub(crate) fn build_stub(
-    shared: (&Environment, &Gates),
-    site: &SiteCode<'_>,
-    at: u64,
-) -> Result<Stub, StubError> {
+pub(crate) fn build_stub(shared: Shared<'_>, site: &SiteCode<'_>, at: u64) -> Result<Stub, StubError> {
     check(site, at)?;
     let mut asm = CodeAssembler::new(64).map_err(|e| assembler(at, &e))?;
     let marks = emit(&mut asm, shared, site, at)?;
@@ -60,7 +56,7 @@ pub(crate) fn build_copy(plan: &SitePlan, address: u64, at: u64) -> Result<Stub,
     // What assembles to nothing has no offset: this has one, and never runs.
     let cold = asm.instructions().len();
     asm.int3().map_err(|e| assembler(at, &e))?;
-    finish(&mut asm, &Marks { return_point: None, displaced, cold }, at)
+    finish(&mut asm, &Marks { return_point: None, displaced, cold, sequences: Vec::new() }, at)
 }
 
 /// Assembles code without programs of its own: `displaced` instructions, then what never runs.
@@ -70,7 +66,7 @@ pub(crate) fn finish_copy(
     cold: usize,
     at: u64,
 ) -> Result<Stub, StubError> {
-    finish(asm, &Marks { return_point: None, displaced, cold }, at)
+    finish(asm, &Marks { return_point: None, displaced, cold, sequences: Vec::new() }, at)
 }
 
 fn finish(asm: &mut CodeAssembler, marks: &Marks, at: u64) -> Result<Stub, StubError> {
@@ -85,13 +81,18 @@ fn finish(asm: &mut CodeAssembler, marks: &Marks, at: u64) -> Result<Stub, StubE
     let displaced = marks.displaced.iter();
     let displaced = displaced.map(|m| Ok(PcMapping { original: m.original, stub_offset: offset(m.index)? }));
     let cold = offset(marks.cold)?;
+    let mut bytes = result.code_buffer;
+    let code_len = bytes.len() as u32;
+    for sequence in &marks.sequences {
+        sequence.describe(&mut bytes, at, offset)?;
+    }
     Ok(Stub {
         address: at,
         entry: 0,
         return_point: marks.return_point.map(offset).transpose()?,
         displaced: displaced.collect::<Result<_, StubError>>()?,
-        cold: cold..result.code_buffer.len() as u32,
-        bytes: result.code_buffer,
+        cold: cold..code_len,
+        bytes,
     })
 }
 
@@ -100,6 +101,7 @@ struct Marks {
     return_point: Option<usize>,
     displaced: Vec<Moved>,
     cold: usize,
+    sequences: Vec<Sequence>,
 }
 
 fn check(site: &SiteCode<'_>, at: u64) -> Result<(), StubError> {
@@ -124,7 +126,7 @@ fn assembler(at: u64, error: &IcedError) -> StubError {
 
 fn emit(
     asm: &mut CodeAssembler,
-    shared: (&Environment, &Gates),
+    shared: Shared<'_>,
     site: &SiteCode<'_>,
     at: u64,
 ) -> Result<Marks, StubError> {
@@ -145,10 +147,12 @@ fn emit(
     let displaced = displace(asm, site.plan, site.address, at)?;
     let cold = asm.instructions().len();
     half.cold(asm).map_err(wrap)?;
+    let mut sequences = half.phase.sequences;
     if let Some(mut half) = return_half {
         half.cold(asm).map_err(wrap)?;
+        sequences.extend(half.into_sequences());
     }
-    Ok(Marks { return_point, displaced, cold })
+    Ok(Marks { return_point, displaced, cold, sequences })
 }
 
 /// The part that runs when the site is reached.
@@ -173,22 +177,18 @@ struct EntryHalf<'a> {
 }
 
 impl<'a> EntryHalf<'a> {
-    fn new(
-        asm: &mut CodeAssembler,
-        shared: (&'a Environment, &'a Gates),
-        site: &'a SiteCode<'a>,
-        at: u64,
-    ) -> EntryHalf<'a> {
+    fn new(asm: &mut CodeAssembler, shared: Shared<'a>, site: &'a SiteCode<'a>, at: u64) -> EntryHalf<'a> {
         let (returns, entries): (Vec<&LinkCode>, Vec<&LinkCode>) =
             site.links.iter().partition(|l| l.is_return);
         // Nothing of the caller's lies below the stack pointer at an entry, and a small stack has no room to waste.
-        let red_zone = if shared.0.small_stacks && site.plan.is_entry { 0 } else { RED_ZONE };
+        let red_zone = if shared.environment.small_stacks && site.plan.is_entry { 0 } else { RED_ZONE };
         let flags = offset_of!(PtRegs, flags) as u32;
         let save = SaveArea {
-            distance: red_zone + SAVE_LEN,
+            distance: red_zone + SaveArea::len(shared.environment.small_stacks),
             keep_status: !site.plan.is_entry,
             read_flags: entries.iter().any(|l| l.needs.context.reads(flags)),
-            own_stack: shared.0.small_stacks,
+            own_stack: shared.environment.small_stacks,
+            changed: changed(&entries),
         };
         EntryHalf {
             phase: Phase::new(asm, shared, at, save),
@@ -219,7 +219,7 @@ impl<'a> EntryHalf<'a> {
         let word = self.phase.save.distance;
         asm.set_label(&mut self.skipped)?;
         asm.mov(rax, qword_ptr(rcx + RUN_OVERRIDE_VALUE))?;
-        asm.mov(qword_ptr(rsp + SAVED_RAX), rax)?;
+        asm.mov(self.phase.save.at(Kept::Rax), rax)?;
         if self.pushes_returns() {
             let (mut room, mut no_room, mut off) =
                 (asm.create_label(), asm.create_label(), asm.create_label());

@@ -5,44 +5,43 @@
 //!   │ the probed code's stack       │ ◀ its stack pointer; at an entry, the word with the return address
 //!   │ red zone, 128 bytes           │   left alone, except at an entry of a target with small stacks
 //!   ├───────────────────────────────┤
-//!   │ save area: rax rcx rdx rbx …  │ ◀ S. In the return stub, the word with the return address lies on top
+//!   │ status flags, slot            │   In the return stub, the word with the return address lies on top
+//!   │ pt_regs: rax rcx rdx …        │ ◀ S; rsp while programs run
 //!   ├───────────────────────────────┤
-//!   │ (alignment)                   │
-//!   │ frame: pt_regs                │ ◀ rsp while programs run; or at the top of the slot's own stack
 //! ```
 //!
-//! The save area alone is enough to find the slot, to test the guard word, and to push or pop a return. The frame exists only
-//! while programs run, and rbx = S then: the way back to S through a register is shorter than through memory. Its `pt_regs` is the context *and* the place where the registers are saved: programs
-//! cannot write to it, the verifier sees to that.
+//! `pt_regs` is the context *and* the place where the registers are saved: programs cannot write to it, the verifier sees to that.
+//! Three registers are enough to find the slot, to test the guard word, and to push or pop a return; of the others those are
+//! saved that a program changes or reads. S is a multiple of 16 where the probed code keeps to the ABI, and nothing that runs here minds
+//! when it is not: there is no vector instruction.
+//!
+//! Where stacks are small, programs run on the slot's own. The save area holds single words then, rbx = S, and `pt_regs` lies at
+//! the top of the slot's stack.
 
+use crate::program_use::Registers;
 use beeline_abi::code::ContextUse;
 use beeline_abi::regs::PtRegs;
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    AsmRegister64, CodeAssembler, al, qword_ptr, r8, r9, r10, r11, r12, r13, r14, r15, rax, rbp, rbx, rcx,
-    rdi, rdx, rsi, rsp,
+    AsmMemoryOperand, AsmRegister64, CodeAssembler, al, qword_ptr, r8, r9, r10, r11, r12, r13, r14, r15, rax,
+    rbp, rbx, rcx, rdi, rdx, rsi, rsp,
 };
 use std::mem::offset_of;
 
 /// Bytes below the stack pointer that a leaf function may use without moving it (System V AMD64 ABI, 3.2.2).
 pub(crate) const RED_ZONE: i32 = 128;
 
-/// Offsets in the save area.
-pub(crate) const SAVED_RAX: i32 = 0;
-const SAVED_RCX: i32 = 8;
-const SAVED_RDX: i32 = 16;
-const SAVED_STATUS: i32 = 24;
-const SAVED_FLAGS: i32 = 32;
-const SAVED_RBX: i32 = 40;
-/// The thread's slot, while there is a frame.
-pub(crate) const SAVED_SLOT: i32 = 48;
-/// Bytes of the save area.
-pub(crate) const SAVE_LEN: i32 = 56;
+/// Bytes of `pt_regs`.
+const CONTEXT_LEN: i32 = size_of::<PtRegs>() as i32;
+/// Bytes of the save area; with the return address above an entry, and without one behind a return, S is a multiple of 16.
+const LEN: i32 = CONTEXT_LEN + 32;
+const _: () = assert!((LEN + RED_ZONE + 8) % 16 == 0);
+/// The same where programs run on the slot's own stack.
+const LEN_SMALL: i32 = 56;
+/// Bytes of `pt_regs` on the slot's own stack, whose top is a multiple of 16.
+const FRAME_LEN: i32 = (CONTEXT_LEN + 15) & !15;
 
-/// Bytes of the frame.
-const FRAME_LEN: i32 = (size_of::<PtRegs>() as i32 + 15) & !15;
-
-/// Registers that a callee may change and that the save area does not hold, with their place in `pt_regs`.
+/// Registers that a callee may change and that are not saved first thing, with their place in `pt_regs`.
 pub(crate) fn others() -> [(AsmRegister64, i32); 6] {
     [
         (rsi, offset_of!(PtRegs, si) as i32),
@@ -52,6 +51,21 @@ pub(crate) fn others() -> [(AsmRegister64, i32); 6] {
         (r10, offset_of!(PtRegs, r10) as i32),
         (r11, offset_of!(PtRegs, r11) as i32),
     ]
+}
+
+/// A word of the save area.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kept {
+    Rax,
+    Rcx,
+    Rdx,
+    Rbx,
+    /// All flags, where a program reads them.
+    Flags,
+    /// The status flags, where they are live: in the form of `lahf`, `seto`.
+    Status,
+    /// The thread's slot, while programs run.
+    Slot,
 }
 
 /// How a phase of a stub saves what it uses.
@@ -65,57 +79,95 @@ pub(crate) struct SaveArea {
     pub(crate) read_flags: bool,
     /// The slot's own stack is used.
     pub(crate) own_stack: bool,
+    /// What running the programs changes.
+    pub(crate) changed: Registers,
 }
 
 impl SaveArea {
-    /// Makes room and saves. `moved` is how far the stack pointer goes down; 'lea' leaves the flags alone.
+    /// Bytes from S to what lies above the save area.
+    pub(crate) fn len(own_stack: bool) -> i32 {
+        if own_stack { LEN_SMALL } else { LEN }
+    }
+
+    /// Offset of a word from S.
+    fn offset(&self, word: Kept) -> i32 {
+        let (small, large) = match word {
+            Kept::Rax => (0, offset_of!(PtRegs, ax)),
+            Kept::Rcx => (8, offset_of!(PtRegs, cx)),
+            Kept::Rdx => (16, offset_of!(PtRegs, dx)),
+            Kept::Status => (24, size_of::<PtRegs>()),
+            Kept::Flags => (32, offset_of!(PtRegs, flags)),
+            Kept::Rbx => (40, offset_of!(PtRegs, bx)),
+            Kept::Slot => (48, size_of::<PtRegs>() + 8),
+        };
+        if self.own_stack { small } else { large as i32 }
+    }
+
+    /// A word, from rsp = S.
+    pub(crate) fn at(&self, word: Kept) -> AsmMemoryOperand {
+        qword_ptr(rsp + self.offset(word))
+    }
+
+    /// A word, while programs run.
+    pub(crate) fn running(&self, word: Kept) -> AsmMemoryOperand {
+        self.running_at(self.offset(word))
+    }
+
+    /// The word so many bytes above S, while programs run.
+    pub(crate) fn running_at(&self, offset: i32) -> AsmMemoryOperand {
+        if self.own_stack { qword_ptr(rbx + offset) } else { qword_ptr(rsp + offset) }
+    }
+
+    /// Makes room and saves. 'lea' leaves the flags alone.
     pub(crate) fn enter(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         asm.lea(rsp, qword_ptr(rsp - self.distance))?;
-        asm.mov(qword_ptr(rsp + SAVED_RAX), rax)?;
+        asm.mov(self.at(Kept::Rax), rax)?;
         if self.read_flags {
             asm.pushfq()?;
-            asm.pop(qword_ptr(rsp + SAVED_FLAGS))?;
+            asm.pop(self.at(Kept::Flags))?;
         }
         if self.keep_status {
             // popfq costs more than the rest of the stub: the six status flags by hand.
             asm.lahf()?;
             asm.seto(al)?;
-            asm.mov(qword_ptr(rsp + SAVED_STATUS), rax)?;
+            asm.mov(self.at(Kept::Status), rax)?;
         }
-        asm.mov(qword_ptr(rsp + SAVED_RCX), rcx)?;
-        asm.mov(qword_ptr(rsp + SAVED_RDX), rdx)
+        asm.mov(self.at(Kept::Rcx), rcx)?;
+        asm.mov(self.at(Kept::Rdx), rdx)
     }
 
     /// Restores what [`enter`](SaveArea::enter) saved; the stack pointer stays at S.
     pub(crate) fn restore(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         if self.keep_status {
-            asm.mov(rax, qword_ptr(rsp + SAVED_STATUS))?;
+            asm.mov(rax, self.at(Kept::Status))?;
             asm.add(al, 0x7f)?; // 1 overflows, 0 does not
             asm.sahf()?;
         }
-        asm.mov(rdx, qword_ptr(rsp + SAVED_RDX))?;
-        asm.mov(rcx, qword_ptr(rsp + SAVED_RCX))?;
-        asm.mov(rax, qword_ptr(rsp + SAVED_RAX))
+        asm.mov(rdx, self.at(Kept::Rdx))?;
+        asm.mov(rcx, self.at(Kept::Rcx))?;
+        asm.mov(rax, self.at(Kept::Rax))
     }
 
-    /// Makes the frame: from rsp = S, rcx = slot, and rax = top of the slot's own stack where that is used.
-    pub(crate) fn enter_frame(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
-        asm.mov(qword_ptr(rsp + SAVED_RBX), rbx)?;
-        asm.mov(qword_ptr(rsp + SAVED_SLOT), rcx)?;
-        asm.mov(rbx, rsp)?;
-        if self.own_stack {
-            asm.lea(rsp, qword_ptr(rax - FRAME_LEN))?;
-        } else {
-            asm.lea(rsp, qword_ptr(rsp - FRAME_LEN))?;
+    /// Saves what programs change, and what they read of `used`: from rsp = S, rcx = slot, and rax = top of the slot's own stack
+    /// where that is used. rsp is the address of `pt_regs` afterwards.
+    pub(crate) fn enter_frame(&self, asm: &mut CodeAssembler, used: ContextUse) -> Result<(), IcedError> {
+        if self.changed.contains(rcx) {
+            asm.mov(self.at(Kept::Slot), rcx)?;
         }
-        asm.and(rsp, -16i32)?;
+        if self.own_stack {
+            asm.mov(self.at(Kept::Rbx), rbx)?;
+            asm.mov(rbx, rsp)?;
+            asm.lea(rsp, qword_ptr(rax - FRAME_LEN))?;
+        }
         for (register, offset) in others() {
-            asm.mov(qword_ptr(rsp + offset), register)?;
+            if self.changed.contains(register) || used.reads(offset as u32) {
+                asm.mov(qword_ptr(rsp + offset), register)?;
+            }
         }
         Ok(())
     }
 
-    /// Fills the words of `pt_regs` that are `used`. From rbx = S; uses rax. `ip` puts the instruction pointer into rax.
+    /// Fills the words of `pt_regs` that are `used` and not there yet; uses rax. `ip` puts the instruction pointer into rax.
     pub(crate) fn fill_context(
         &self,
         asm: &mut CodeAssembler,
@@ -134,19 +186,7 @@ impl SaveArea {
                 asm.mov(qword_ptr(rsp + offset as i32), register)?;
             }
         }
-        let saved = [
-            (SAVED_RBX, offset_of!(PtRegs, bx)),
-            (SAVED_RAX, offset_of!(PtRegs, ax)),
-            (SAVED_RCX, offset_of!(PtRegs, cx)),
-            (SAVED_RDX, offset_of!(PtRegs, dx)),
-            (SAVED_FLAGS, offset_of!(PtRegs, flags)),
-        ];
-        for (from, offset) in saved {
-            if used.reads(offset as u32) {
-                asm.mov(rax, qword_ptr(rbx + from))?;
-                asm.mov(qword_ptr(rsp + offset as i32), rax)?;
-            }
-        }
+        self.fill_saved(asm, used)?;
         // include/linux/ptrace.h: not in a system call; arch/x86: the user's code and stack segments.
         let constants = [
             (-1i32, offset_of!(PtRegs, orig_ax)),
@@ -159,7 +199,7 @@ impl SaveArea {
             }
         }
         if used.reads(offset_of!(PtRegs, sp) as u32) {
-            asm.lea(rax, qword_ptr(rbx + self.distance))?;
+            asm.lea(rax, self.running_at(self.distance))?;
             asm.mov(qword_ptr(rsp + offset_of!(PtRegs, sp) as i32), rax)?;
         }
         if used.reads(offset_of!(PtRegs, ip) as u32) {
@@ -169,13 +209,39 @@ impl SaveArea {
         Ok(())
     }
 
-    /// Back from the frame to rsp = S, rcx = slot.
+    /// The words that the save area holds.
+    fn fill_saved(&self, asm: &mut CodeAssembler, used: ContextUse) -> Result<(), IcedError> {
+        if !self.own_stack {
+            let offset = offset_of!(PtRegs, bx);
+            return if used.reads(offset as u32) { asm.mov(self.at(Kept::Rbx), rbx) } else { Ok(()) };
+        }
+        let saved = [
+            (Kept::Rbx, offset_of!(PtRegs, bx)),
+            (Kept::Rax, offset_of!(PtRegs, ax)),
+            (Kept::Rcx, offset_of!(PtRegs, cx)),
+            (Kept::Rdx, offset_of!(PtRegs, dx)),
+            (Kept::Flags, offset_of!(PtRegs, flags)),
+        ];
+        for (from, offset) in saved {
+            if used.reads(offset as u32) {
+                asm.mov(rax, self.running(from))?;
+                asm.mov(qword_ptr(rsp + offset as i32), rax)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Back to rsp = S; rcx = slot stays.
     pub(crate) fn leave_frame(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         for (register, offset) in others() {
-            asm.mov(register, qword_ptr(rsp + offset))?;
+            if self.changed.contains(register) {
+                asm.mov(register, qword_ptr(rsp + offset))?;
+            }
         }
-        asm.mov(rsp, rbx)?;
-        asm.mov(rcx, qword_ptr(rsp + SAVED_SLOT))?;
-        asm.mov(rbx, qword_ptr(rsp + SAVED_RBX))
+        if self.own_stack {
+            asm.mov(rsp, rbx)?;
+            asm.mov(rbx, self.at(Kept::Rbx))?;
+        }
+        Ok(())
     }
 }

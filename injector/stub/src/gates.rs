@@ -10,6 +10,8 @@
 //! | `missed` | rax = `LinkRuntime` | counts a miss if the link is on |
 //! | `room` | rax = address of the return address | rax = 1: room at the top |
 //! | `find` | rax = address of the return point's word, rcx may be 0 | the word holds the return address; its entry is popped |
+//! | `claim_cpu` | | rax = 1: a CPU is owned |
+//! | `release_cpu` | | |
 
 use crate::frame::others;
 use crate::phase::{call, slot_field};
@@ -28,6 +30,8 @@ pub(crate) struct Gates {
     pub(crate) missed: u64,
     pub(crate) room: u64,
     pub(crate) find: u64,
+    pub(crate) claim_cpu: u64,
+    pub(crate) release_cpu: u64,
 }
 
 /// Offsets in a gate's frame, behind the six saved registers.
@@ -40,8 +44,8 @@ const FRAME_LEN: i32 = 80;
 pub(crate) fn build_gates(environment: &Environment, at: u64) -> Result<(Vec<u8>, Gates), StubError> {
     let wrap = |e: IcedError| StubError::Assembler { at, reason: e.to_string() };
     let mut asm = CodeAssembler::new(64).map_err(wrap)?;
-    let mut starts = [0; 5];
-    let writers = [claim, guard, missed, room, find];
+    let mut starts = [0; 7];
+    let writers = [claim, guard, missed, room, find, claim_cpu, release_cpu];
     for (start, write) in starts.iter_mut().zip(writers) {
         *start = asm.instructions().len();
         write(&mut asm, environment, at).map_err(wrap)?;
@@ -50,8 +54,8 @@ pub(crate) fn build_gates(environment: &Environment, at: u64) -> Result<(Vec<u8>
         asm.assemble_options(at, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS).map_err(wrap)?.inner;
     let offsets = result.new_instruction_offsets;
     let address = |index: usize| at + u64::from(offsets.get(index).copied().unwrap_or_default());
-    let [claim, guard, missed, room, find] = starts.map(address);
-    Ok((result.code_buffer, Gates { claim, guard, missed, room, find }))
+    let [claim, guard, missed, room, find, claim_cpu, release_cpu] = starts.map(address);
+    Ok((result.code_buffer, Gates { claim, guard, missed, room, find, claim_cpu, release_cpu }))
 }
 
 fn claim(asm: &mut CodeAssembler, environment: &Environment, at: u64) -> Result<(), IcedError> {
@@ -117,6 +121,20 @@ fn find(asm: &mut CodeAssembler, environment: &Environment, at: u64) -> Result<(
     asm.jae(done)?;
     asm.mov(slot_field(offset_of!(ThreadSlot, returns_top)), rax)?;
     asm.set_label(&mut done)?;
+    leave(asm)
+}
+
+fn claim_cpu(asm: &mut CodeAssembler, environment: &Environment, at: u64) -> Result<(), IcedError> {
+    enter(asm)?;
+    asm.lea(rdi, slot_field(offset_of!(ThreadSlot, run)))?;
+    call(asm, at, environment.agent.claim_cpu)?;
+    leave(asm)
+}
+
+fn release_cpu(asm: &mut CodeAssembler, environment: &Environment, at: u64) -> Result<(), IcedError> {
+    enter(asm)?;
+    asm.lea(rdi, slot_field(offset_of!(ThreadSlot, run)))?;
+    call(asm, at, environment.agent.release_cpu)?;
     leave(asm)
 }
 

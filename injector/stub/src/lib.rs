@@ -13,12 +13,14 @@
 
 mod arena;
 mod assemble;
+mod cpu;
 mod displaced;
 mod frame;
 mod gates;
 mod link;
 mod patch;
 mod phase;
+mod program_use;
 mod returns;
 mod site_code;
 mod system_call;
@@ -27,16 +29,17 @@ pub use arena::{Arena, ArenaError};
 pub use displaced::DisplaceError;
 pub use link::{LinkError, link_code};
 pub use patch::{PatchError, jump, patch_bytes, short_jump};
+pub use program_use::{ProgramUse, Registers};
 pub use site_code::{
     AgentSymbols, Environment, LinkCode, OnlyIn, PcMapping, SiteCode, Stub, StubError, ThreadKey,
 };
 
 pub use system_call::{SYSTEM_CALL_GATES_MAX, SYSTEM_CALL_STUB_MAX, SystemCallCode, SystemCallTarget};
 
-/// What an arena needs besides its programs and stubs: the gates through which cold code calls the agent.
-pub const ARENA_OVERHEAD: u64 = 1024;
+/// What an arena needs besides its programs and stubs: the gates.
+pub const ARENA_OVERHEAD: u64 = 2048;
 
 /// What no stub with this many links is longer than, alignment included.
 pub const fn stub_len_max(links: usize) -> u64 {
-    (1280 + 320 * links) as u64
+    (1280 + 640 * links) as u64
 }

@@ -2,9 +2,11 @@
 //!
 //! Register use between the steps: rsp = S (see [`frame`](crate::frame)), rcx = the thread's slot, rax and rdx free.
 
+use crate::cpu::{Claim, Sequence};
 use crate::displaced::reaches;
-use crate::frame::{SAVED_SLOT, SaveArea};
+use crate::frame::{Kept, SaveArea};
 use crate::gates::Gates;
+use crate::program_use::Registers;
 use crate::site_code::{Environment, LinkCode, ThreadKey};
 use beeline_abi::code::ContextUse;
 use beeline_abi::link::{LinkRuntime, LinkShared};
@@ -12,9 +14,9 @@ use beeline_abi::run::RunContext;
 use beeline_abi::thread::{HASH_MULTIPLIER, HASH_SHIFT, ThreadSlot};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, CodeAssembler, CodeLabel, dword_ptr, ecx, esi, qword_ptr, rax, rbx, rcx, rdi, rdx, rsi,
-    rsp,
+    AsmMemoryOperand, CodeAssembler, CodeLabel, dword_ptr, ecx, qword_ptr, rax, rcx, rdi, rdx, rsi, rsp,
 };
+use std::collections::HashMap;
 use std::mem::offset_of;
 
 /// A field of the slot that rcx points to.
@@ -30,14 +32,29 @@ enum Cold {
     Claim { here: CodeLabel },
     /// The guard word is set.
     Guard { here: CodeLabel },
-    /// No CPU for the link with this index.
-    NoCpu { here: CodeLabel, back: CodeLabel, runtime: u64 },
+    /// The agent has to claim a CPU for the link with this runtime; without one it is left out.
+    ClaimCpu { claim: Claim, runtime: u64, next: CodeLabel },
+    /// The agent has to give it back.
+    ReleaseCpu { here: CodeLabel, back: CodeLabel },
     /// The slot has no stack of its own.
     NoStack { here: CodeLabel },
 }
 
+/// Bytes that are put in at once at most.
+const DATA_MAX: usize = 16;
+
+/// What all stubs of an arena have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<'a> {
+    pub(crate) environment: &'a Environment,
+    pub(crate) gates: &'a Gates,
+    /// Programs that are put in place of their call, by the address of their entry (see [`body`](crate::program_use::body)).
+    pub(crate) bodies: &'a HashMap<u64, Vec<u8>>,
+}
+
 /// One half of a stub while it is written.
 pub(crate) struct Phase<'a> {
+    shared: Shared<'a>,
     pub(crate) environment: &'a Environment,
     pub(crate) gates: &'a Gates,
     /// Where the stub will be.
@@ -51,21 +68,20 @@ pub(crate) struct Phase<'a> {
     pub(crate) missed: CodeLabel,
     /// No slot for this thread: from rsp = S, rcx = 0.
     pub(crate) no_slot: CodeLabel,
+    /// Restartable sequences so far.
+    pub(crate) sequences: Vec<Sequence>,
     /// Found out too late for `missed` that there is no stack to run on: from rsp = S, with the guard cleared.
     pub(crate) no_stack: CodeLabel,
     cold: Vec<Cold>,
 }
 
 impl<'a> Phase<'a> {
-    pub(crate) fn new(
-        asm: &mut CodeAssembler,
-        (environment, gates): (&'a Environment, &'a Gates),
-        at: u64,
-        save: SaveArea,
-    ) -> Phase<'a> {
+    pub(crate) fn new(asm: &mut CodeAssembler, shared: Shared<'a>, at: u64, save: SaveArea) -> Phase<'a> {
         Phase {
-            environment,
-            gates,
+            environment: shared.environment,
+            gates: shared.gates,
+            shared,
+            sequences: Vec::new(),
             at,
             save,
             slot_found: asm.create_label(),
@@ -81,21 +97,24 @@ impl<'a> Phase<'a> {
     pub(crate) fn find_slot(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         let (claim, guard) = (asm.create_label(), asm.create_label());
         match self.environment.thread_key {
-            ThreadKey::FsSelf => asm.mov(rax, qword_ptr(0u64).fs())?,
+            ThreadKey::FsSelf => {
+                // Into rdx: into rax, the address would take eight bytes.
+                asm.mov(rdx, qword_ptr(0u64).fs())?;
+            }
             ThreadKey::FsBase => {
-                asm.rdfsbase(rax)?;
+                asm.rdfsbase(rdx)?;
                 asm.xor(ecx, ecx)?;
-                asm.test(rax, rax)?;
+                asm.test(rdx, rdx)?;
                 asm.je(self.no_slot)?;
             }
         }
         asm.mov(rcx, HASH_MULTIPLIER)?;
-        asm.imul_2(rcx, rax)?;
+        asm.imul_2(rcx, rdx)?;
         asm.shr(rcx, HASH_SHIFT)?;
         asm.shl(rcx, size_of::<ThreadSlot>().trailing_zeros())?;
-        asm.mov(rdx, self.environment.threads)?;
-        asm.add(rcx, rdx)?;
-        asm.cmp(slot_field(offset_of!(ThreadSlot, key)), rax)?;
+        asm.mov(rax, self.environment.threads)?;
+        asm.add(rcx, rax)?;
+        asm.cmp(slot_field(offset_of!(ThreadSlot, key)), rdx)?;
         asm.jne(claim)?;
         asm.set_label(&mut self.slot_found)?;
         asm.cmp(slot_field(offset_of!(ThreadSlot, guard)), 0)?;
@@ -132,22 +151,22 @@ impl<'a> Phase<'a> {
             asm.je(here)?;
             self.cold.push(Cold::NoStack { here });
         }
-        self.save.enter_frame(asm)?;
         let used = links.iter().fold(ContextUse::NONE, |all, l| all.union(l.needs.context));
+        self.save.enter_frame(asm, used)?;
         self.save.fill_context(asm, used, ip)?;
-        asm.mov(qword_ptr(rcx + RUN + offset_of!(RunContext, regs) as i32), rsp)?;
+        if links.iter().any(|link| link.uses.calls) {
+            asm.mov(qword_ptr(rcx + RUN + offset_of!(RunContext, regs) as i32), rsp)?;
+        }
         if links.iter().any(|link| link.overrides) {
             asm.mov(dword_ptr(rcx + RUN + offset_of!(RunContext, flags) as i32), 0)?;
         }
-        for (i, link) in links.iter().enumerate() {
+        for link in links {
             self.call_program(asm, link, test_enabled)?;
-            if i + 1 < links.len() {
-                asm.mov(rcx, qword_ptr(rbx + SAVED_SLOT))?;
-            }
         }
         self.save.leave_frame(asm)
     }
 
+    /// From rcx = slot, which it is afterwards, too.
     fn call_program(
         &mut self,
         asm: &mut CodeAssembler,
@@ -160,17 +179,14 @@ impl<'a> Phase<'a> {
             asm.je(next)?;
         }
         leave_out_elsewhere(asm, link, next)?;
-        asm.mov(rax, link.runtime)?;
-        asm.mov(qword_ptr(rcx + RUN + offset_of!(RunContext, link) as i32), rax)?;
-        asm.mov(dword_ptr(rcx + RUN + offset_of!(RunContext, tail_calls) as i32), 0)?;
+        if link.uses.calls {
+            asm.mov(rax, link.runtime)?;
+            asm.mov(qword_ptr(rcx + RUN + offset_of!(RunContext, link) as i32), rax)?;
+            asm.mov(dword_ptr(rcx + RUN + offset_of!(RunContext, tail_calls) as i32), 0)?;
+        }
         if link.needs.cpu {
-            let here = asm.create_label();
-            asm.lea(rdi, qword_ptr(rcx + RUN))?;
-            self.call(asm, self.environment.agent.claim_cpu)?;
-            asm.mov(rcx, qword_ptr(rbx + SAVED_SLOT))?;
-            asm.test(rax, rax)?;
-            asm.je(here)?;
-            self.cold.push(Cold::NoCpu { here, back: next, runtime: link.runtime });
+            let claim = self.claim_cpu(asm)?;
+            self.cold.push(Cold::ClaimCpu { claim, runtime: link.runtime, next });
         }
         if link.counts_hits {
             const IN_SHARED: i32 = (offset_of!(LinkShared, hits) - offset_of!(LinkShared, enabled)) as i32;
@@ -179,15 +195,26 @@ impl<'a> Phase<'a> {
             asm.mov(rax, link.enabled)?;
             asm.lock().inc(qword_ptr(rax + IN_SHARED))?;
         }
-        asm.mov(rdi, rsp)?;
-        asm.lea(rsi, qword_ptr(rcx + RUN))?;
-        self.call(asm, link.entry)?;
-        if link.needs.cpu {
-            asm.mov(rdi, qword_ptr(rbx + SAVED_SLOT))?;
-            asm.add(rdi, RUN)?;
-            self.call(asm, self.environment.agent.release_cpu)?;
+        if link.uses.reads_context() {
+            asm.mov(rdi, rsp)?;
         }
-        asm.set_label(&mut next)
+        if link.uses.reads_run() {
+            asm.lea(rsi, qword_ptr(rcx + RUN))?;
+        }
+        match self.shared.bodies.get(&link.entry) {
+            Some(body) => body.chunks(DATA_MAX).try_for_each(|bytes| asm.db(bytes))?,
+            None => self.call(asm, link.entry)?,
+        }
+        if link.uses.changes.contains(rcx) {
+            asm.mov(rcx, self.save.running(Kept::Slot))?;
+        }
+        if link.needs.cpu {
+            let (here, back) = self.release_cpu(asm)?;
+            self.cold.push(Cold::ReleaseCpu { here, back });
+        }
+        asm.set_label(&mut next)?;
+        // Where nothing follows that has a label.
+        asm.zero_bytes()
     }
 
     fn call(&self, asm: &mut CodeAssembler, target: u64) -> Result<(), IcedError> {
@@ -213,11 +240,10 @@ impl<'a> Phase<'a> {
             match piece {
                 Cold::Claim { here } => self.claim(asm, here)?,
                 Cold::Guard { here } => self.guard(asm, here)?,
-                Cold::NoCpu { mut here, back, runtime } => {
+                Cold::ClaimCpu { claim, runtime, next } => self.claim_cpu_cold(asm, claim, runtime, next)?,
+                Cold::ReleaseCpu { mut here, back } => {
                     asm.set_label(&mut here)?;
-                    asm.mov(rdi, runtime)?;
-                    asm.mov(esi, 1)?;
-                    self.call(asm, self.environment.agent.missed)?;
+                    asm.call(self.gates.release_cpu)?;
                     asm.jmp(back)?;
                 }
                 Cold::NoStack { mut here } => {
@@ -230,9 +256,10 @@ impl<'a> Phase<'a> {
         Ok(())
     }
 
-    /// From rax = key.
+    /// From rdx = key.
     fn claim(&self, asm: &mut CodeAssembler, mut here: CodeLabel) -> Result<(), IcedError> {
         asm.set_label(&mut here)?;
+        asm.mov(rax, rdx)?;
         asm.call(self.gates.claim)?;
         asm.test(rcx, rcx)?;
         asm.jne(self.slot_found)?;
@@ -247,6 +274,16 @@ impl<'a> Phase<'a> {
         asm.jne(self.run)?;
         asm.jmp(self.missed)
     }
+}
+
+/// Registers that running these programs changes.
+pub(crate) fn changed(links: &[&LinkCode]) -> Registers {
+    links.iter().fold(Registers::NONE, |all, link| {
+        let (context, run) = (link.uses.reads_context(), link.uses.reads_run());
+        let passed = if context || link.needs.cpu { Registers::NONE.with(rdi) } else { Registers::NONE };
+        let passed = if run || link.needs.cpu { passed.with(rsi) } else { passed };
+        all.union(link.uses.changes).union(passed)
+    })
 }
 
 /// The zero flag is set when the link is off. Uses rax.

@@ -11,21 +11,18 @@
 //! `call displaced` overwrites the return address with the return point, so that the processor's own return stack holds both: the
 //! function's `ret` is predicted, and so is ours. On the stack only that one word differs.
 
-use crate::frame::{SAVE_LEN, SAVED_RAX, SaveArea};
-use crate::gates::Gates;
-use crate::phase::{Phase, slot_field};
-use crate::site_code::{Environment, LinkCode, SiteCode};
+use crate::cpu::Sequence;
+use crate::frame::SaveArea;
+use crate::phase::{Phase, Shared, changed, slot_field};
+use crate::site_code::{LinkCode, SiteCode};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::thread::{ReturnSlot, ThreadSlot};
 use iced_x86::IcedError;
-use iced_x86::code_asm::{AsmMemoryOperand, CodeAssembler, CodeLabel, qword_ptr, rax, rbx, rdx, rsp};
+use iced_x86::code_asm::{AsmMemoryOperand, CodeAssembler, CodeLabel, qword_ptr, rax, rdx, rsp};
 use std::mem::offset_of;
 
 /// Bytes of an entry.
 const ENTRY: i32 = size_of::<ReturnSlot>() as i32;
-/// The word with the return address, from S in the return half: on top of the save area.
-const WORD: i32 = SAVE_LEN;
-const _: () = assert!(SAVED_RAX < WORD);
 
 /// A field of the entry that rdx points to.
 fn entry_field(offset: usize) -> AsmMemoryOperand {
@@ -89,6 +86,8 @@ pub(crate) fn ask_for_room(
 
 /// The part that runs when the function returns.
 pub(crate) struct ReturnHalf<'a> {
+    /// Offset from S of the word with the return address: on top of the save area.
+    word: i32,
     phase: Phase<'a>,
     links: Vec<&'a LinkCode>,
     /// The top entry is not the one.
@@ -102,20 +101,23 @@ pub(crate) struct ReturnHalf<'a> {
 impl<'a> ReturnHalf<'a> {
     pub(crate) fn new(
         asm: &mut CodeAssembler,
-        shared: (&'a Environment, &'a Gates),
+        shared: Shared<'a>,
         site: &'a SiteCode<'a>,
         at: u64,
     ) -> ReturnHalf<'a> {
         let links: Vec<&LinkCode> = site.links.iter().filter(|l| l.is_return).collect();
         let flags = offset_of!(PtRegs, flags) as u32;
         // After a return the flags are dead and nothing of the caller's lies below its stack pointer.
+        let word = SaveArea::len(shared.environment.small_stacks);
         let save = SaveArea {
-            distance: WORD + 8,
+            distance: word + 8,
             keep_status: false,
             read_flags: links.iter().any(|l| l.needs.context.reads(flags)),
-            own_stack: shared.0.small_stacks,
+            own_stack: shared.environment.small_stacks,
+            changed: changed(&links),
         };
         ReturnHalf {
+            word,
             phase: Phase::new(asm, shared, at, save),
             links,
             search: asm.create_label(),
@@ -124,16 +126,22 @@ impl<'a> ReturnHalf<'a> {
         }
     }
 
+    /// The restartable sequences in it.
+    pub(crate) fn into_sequences(self) -> Vec<Sequence> {
+        self.phase.sequences
+    }
+
     pub(crate) fn hot(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         self.phase.save.enter(asm)?;
         self.phase.find_slot(asm)?;
         self.pop(asm)?;
         asm.set_label(&mut self.resolved)?;
-        self.phase.call_programs(asm, &self.links, true, |asm| asm.mov(rax, qword_ptr(rbx + WORD)))?;
+        let returned_to = self.phase.save.running_at(self.word);
+        self.phase.call_programs(asm, &self.links, true, |asm| asm.mov(rax, returned_to))?;
         self.phase.clear_guard(asm)?;
         asm.set_label(&mut self.finish)?;
         self.phase.save.restore(asm)?;
-        asm.lea(rsp, qword_ptr(rsp + WORD))?;
+        asm.lea(rsp, qword_ptr(rsp + self.word))?;
         asm.ret()
     }
 
@@ -141,11 +149,11 @@ impl<'a> ReturnHalf<'a> {
         asm.mov(rdx, slot_field(offset_of!(ThreadSlot, returns_top)))?;
         asm.cmp(rdx, slot_field(offset_of!(ThreadSlot, returns_base)))?;
         asm.je(self.search)?;
-        asm.lea(rax, qword_ptr(rsp + WORD))?;
+        asm.lea(rax, qword_ptr(rsp + self.word))?;
         asm.cmp(previous_field(offset_of!(ReturnSlot, sp)), rax)?;
         asm.jne(self.search)?;
         asm.mov(rax, previous_field(offset_of!(ReturnSlot, return_address)))?;
-        asm.mov(qword_ptr(rsp + WORD), rax)?;
+        asm.mov(qword_ptr(rsp + self.word), rax)?;
         asm.sub(rdx, ENTRY)?;
         asm.mov(slot_field(offset_of!(ThreadSlot, returns_top)), rdx)
     }
@@ -166,7 +174,7 @@ impl<'a> ReturnHalf<'a> {
 
     /// Puts the return address back into its word and pops its entry.
     fn find(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
-        asm.lea(rax, qword_ptr(rsp + WORD))?;
+        asm.lea(rax, qword_ptr(rsp + self.word))?;
         asm.call(self.phase.gates.find)
     }
 }

@@ -1,6 +1,7 @@
 //! What a stub is made from, and what comes out.
 
 use crate::displaced::DisplaceError;
+use crate::program_use::ProgramUse;
 use beeline_abi::code::ProgramNeeds;
 use beeline_site::SitePlan;
 use std::ops::Range;
@@ -55,6 +56,12 @@ pub struct Environment {
     pub agent: AgentSymbols,
     /// Stacks are small (`ProcessBlock::FLAG_SMALL_STACKS`): programs run on the slot's own stack.
     pub small_stacks: bool,
+    /// The store's [`CpuSlot`](beeline_abi::process::CpuSlot)s.
+    pub cpu_slots: u64,
+    /// How many.
+    pub cpus: u32,
+    /// The [`ForkPage`](beeline_abi::process::ForkPage); 0 = none.
+    pub fork_page: u64,
 }
 
 /// One link of a site.
@@ -68,6 +75,8 @@ pub struct LinkCode {
     pub entry: u64,
     /// What the program reads and claims.
     pub needs: ProgramNeeds,
+    /// What its machine code does to registers.
+    pub uses: ProgramUse,
     /// It runs when the function returns.
     pub is_return: bool,
     /// It runs in one process alone, not in its fork's children.

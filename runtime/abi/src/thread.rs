@@ -79,8 +79,18 @@ pub struct ThreadSlot {
     pub pending_top: u64,
     /// Those of them that may not have returned.
     pub pending: [PendingCall; PENDING],
+    /// Address of the thread's `struct rseq`, with which a stub claims a CPU by itself.
+    pub claim_rseq: u64,
+    /// Owner word for which `claim_rseq` holds. Not 0, so that it is not that of a run whose owner is not known:
+    /// [`ThreadSlot::NOBODY`] where the agent claims.
+    pub claim_owner: u64,
     /// Zero.
-    pub reserved2: [u64; 16],
+    pub reserved2: [u64; 14],
+}
+
+impl ThreadSlot {
+    /// In `claim_owner`: no thread's owner word.
+    pub const NOBODY: u64 = u64::MAX;
 }
 
 /// Signature before every abort handler of a restartable sequence (`RSEQ_SIG`, glibc's on x86).

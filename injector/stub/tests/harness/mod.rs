@@ -3,10 +3,13 @@
 
 use beeline_abi::code::{ContextUse, ProgramNeeds};
 use beeline_abi::link::{LinkRuntime, LinkShared};
+use beeline_abi::process::ProcessBlock;
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot, home_index};
 use beeline_site::{Binary, SitePlan, plan};
-use beeline_stub::{AgentSymbols, Arena, Environment, LinkCode, SiteCode, Stub, ThreadKey, patch_bytes};
+use beeline_stub::{
+    AgentSymbols, Arena, Environment, LinkCode, ProgramUse, SiteCode, Stub, ThreadKey, patch_bytes,
+};
 use iced_x86::code_asm::CodeAssembler;
 use std::cell::UnsafeCell;
 use std::ptr;
@@ -32,6 +35,7 @@ pub(crate) struct World {
 /// The agent's block: what `claim_slot` gets.
 #[repr(C)]
 pub(crate) struct Threads {
+    process: UnsafeCell<ProcessBlock>,
     slots: UnsafeCell<Vec<ThreadSlotBox>>,
 }
 
@@ -84,7 +88,9 @@ impl World {
             unsafe { std::mem::zeroed::<ThreadSlotBox>() }
         };
         let slots: Vec<_> = (0..THREAD_SLOTS).map(|_| empty()).collect();
-        let threads = Box::new(Threads { slots: UnsafeCell::new(slots) });
+        // SAFETY: a block of zeroes is valid.
+        let process = UnsafeCell::new(unsafe { std::mem::zeroed() });
+        let threads = Box::new(Threads { process, slots: UnsafeCell::new(slots) });
         // SAFETY: nobody else looks at the slots yet.
         let first = unsafe { (*threads.slots.get()).as_mut_ptr() } as u64;
         let agent = AgentSymbols {
@@ -101,7 +107,16 @@ impl World {
             base,
             code_used: 0,
             arena: Arena::new(base + ARENA_AT as u64, (DATA_AT - ARENA_AT) as u64),
-            environment: Environment { block, threads: first, thread_key, agent, small_stacks },
+            environment: Environment {
+                block,
+                threads: first,
+                thread_key,
+                agent,
+                small_stacks,
+                cpu_slots: 0,
+                cpus: 0,
+                fork_page: 0,
+            },
             threads,
             links: Vec::new(),
             data_used: 0,
@@ -160,6 +175,7 @@ impl World {
             enabled: ptr::from_ref(&link.shared.enabled) as u64,
             entry,
             needs,
+            uses: ProgramUse::UNKNOWN,
             is_return,
             only_in: None,
             counts_hits: false,
@@ -216,12 +232,22 @@ impl World {
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), at as *mut u8, bytes.len()) }
     }
 
+    /// The process block, before any stub runs.
+    pub(crate) fn process(&mut self) -> &mut ProcessBlock {
+        self.threads.process.get_mut()
+    }
+
     /// The calling thread's slot.
     pub(crate) fn slot(&mut self) -> &mut ThreadSlot {
         let key = fs_base();
         let at = claim_slot(key, &self.threads, 0);
         // SAFETY: the calling thread's own slot.
         unsafe { &mut *at }
+    }
+
+    /// The calling thread's slot, while other threads use theirs.
+    pub(crate) fn shared_slot(&self) -> *mut ThreadSlot {
+        claim_slot(fs_base(), &self.threads, 0)
     }
 
     /// Calls the code at `at` as a function.
