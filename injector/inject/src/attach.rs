@@ -327,13 +327,12 @@ impl<'a> Prepared<'a> {
         stopped: &StoppedProcess,
     ) -> Result<Vec<u64>, TargetRefused> {
         let mut found = Vec::new();
-        if inner.is_empty() {
-            return Ok(found);
-        }
+        let (Some(first), Some(last)) = (inner.keys().min(), inner.keys().max()) else { return Ok(found) };
+        let range = *first..last + 1;
         for thread in stopped.threads() {
-            let registers = thread.registers().map_err(|error| self.failed(error.into()))?;
+            let registers = thread.known_registers().map_err(|error| self.failed(error.into()))?;
             let stack = Stack::of(self.process, maps, &registers);
-            found.extend(stack.words().filter_map(|word| inner.get(&word)));
+            found.extend(stack.words_in(range.clone()).filter_map(|word| inner.get(&word)));
         }
         found.sort_unstable();
         found.dedup();
@@ -434,9 +433,9 @@ impl<'a> Prepared<'a> {
     ) -> Result<(), Failure> {
         let mut files: Vec<BorrowedFd<'_>> = vec![generation.memory.descriptor()];
         files.extend(generation.shared.iter().map(|file| file.file));
-        let descriptors = borrowed.receive(&files).map_err(|error| self.failed(error))?;
-        let mapped = map_everything(borrowed, generation, &descriptors);
-        borrowed.close_all(&descriptors).map_err(|error| self.failed(error))?;
+        let received = borrowed.receive(&files).map_err(|error| self.failed(error))?;
+        let mapped = map_everything(borrowed, generation, &received.files);
+        borrowed.close_received(&received).map_err(|error| self.failed(error))?;
         match mapped {
             Ok(()) => {}
             Err(RemoteError::SystemCall { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => {
@@ -488,7 +487,7 @@ impl<'a> Prepared<'a> {
             self.process.memory().write(at, &pid).map_err(|error| self.failed(error))?;
         }
         for thread in stopped.threads() {
-            let registers = thread.registers().map_err(|error| self.failed(error.into()))?;
+            let registers = thread.known_registers().map_err(|error| self.failed(error.into()))?;
             if let Some(rip) = moved(generation, registers.rip) {
                 let registers = Registers { rip, ..registers };
                 thread.set_registers(&registers).map_err(|error| self.failed(error.into()))?;
@@ -545,7 +544,7 @@ impl<'a> Prepared<'a> {
             let _ = self.process.memory().write(write.address, &write.expected[..write.bytes.len()]);
         }
         for thread in stopped.threads() {
-            let Ok(registers) = thread.registers() else { continue };
+            let Ok(registers) = thread.known_registers() else { continue };
             let stubs = generation.patches.iter().flat_map(|patch| &patch.writes).flat_map(|w| &w.moved);
             let back = stubs.into_iter().find_map(|stub| stub.pc_in_original(registers.rip));
             if let Some(rip) = back {
@@ -651,7 +650,7 @@ fn is_installing_filter(generation: &Generation<'_>, stopped: &StoppedProcess) -
     const FUNCTION_LEN: u64 = 128;
     let places = || generation.patches.iter().filter(|patch| patch.sees_seccomp).map(|patch| patch.address);
     stopped.threads().iter().any(|thread| {
-        thread.registers().is_ok_and(|registers| {
+        thread.known_registers().is_ok_and(|registers| {
             let in_call = registers.orig_rax as i64 >= 0;
             !in_call && places().any(|start| (1..FUNCTION_LEN).contains(&registers.rip.wrapping_sub(start)))
         })

@@ -114,7 +114,7 @@ fn filters_of(thread: &Stopped) -> Result<Option<Vec<Vec<u64>>>, PtraceError> {
 
 /// Lets a thread begin its interrupted call anew.
 fn spare(thread: &Stopped) -> Result<(), PtraceError> {
-    let registers = thread.registers()?;
+    let registers = thread.known_registers()?;
     if registers.orig_rax as i64 >= 0 && registers.rax as i64 == RESTART_BLOCK {
         thread.set_registers(&Registers { rax: RESTART_SAME as u64, ..registers })?;
     }

@@ -12,6 +12,7 @@
 use crate::wire::Wire;
 use beeline_ptrace::Registers;
 use beeline_remote::{Mappings, Process};
+use std::ops::Range;
 
 /// Bytes that are searched, from the stack pointer on.
 const SEARCH_MAX: u64 = 1 << 20;
@@ -43,10 +44,12 @@ impl Stack {
         frames.map(|at| (self.words[at], self.words[at - 1]))
     }
 
-    /// Every word, but for the program counters of signal frames that the thread has left.
-    pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
-        let all = (0..self.words.len()).filter(|&at| !(self.is_saved_pc(at) && self.is_left(at)));
-        all.map(|at| self.words[at])
+    /// Every word within `range`, but for the program counters of signal frames that the thread has left.
+    pub(crate) fn words_in(&self, range: Range<u64>) -> impl Iterator<Item = u64> {
+        let len = range.end.saturating_sub(range.start);
+        let within =
+            self.words.iter().enumerate().filter(move |(_, word)| word.wrapping_sub(range.start) < len);
+        within.filter(|&(at, _)| !(self.is_saved_pc(at) && self.is_left(at))).map(|(_, &word)| word)
     }
 
     /// The word is where a signal frame has its program counter.
@@ -85,7 +88,9 @@ mod tests {
         assert_eq!(found((0, 0)), [(0x1234, 0x5678)]);
         assert_eq!(found((0x1000, 0x1000)), [(0x1234, 0x5678)]);
         assert_eq!(found((0x1008, 0x1000)), []);
-        assert_eq!(stack((0x1008, 0x1000)).words().count(), 63);
+        assert_eq!(stack((0x1008, 0x1000)).words_in(0..u64::MAX).count(), 63);
+        assert_eq!(stack((0, 0)).words_in(0x1234..0x1235).collect::<Vec<_>>(), [0x1234]);
+        assert_eq!(stack((0x1008, 0x1000)).words_in(0x1234..0x1235).count(), 0);
         assert_eq!(found((0x9000, 0x1000)), [(0x1234, 0x5678)]);
     }
 }

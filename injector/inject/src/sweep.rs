@@ -132,7 +132,7 @@ impl Threads<'_> {
         let interrupted = handlers.any(|(pc, sp)| self.existing.owns(pc) || self.existing.owns(sp));
         // In the agent, which may have been called from anywhere.
         let inside = self.existing.owns(registers.rip) && !waits;
-        Ok((interrupted || inside) && stack.words().any(|word| unit.holds(word)))
+        Ok((interrupted || inside) && stack.words_in(0..u64::MAX).any(|word| unit.holds(word)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The raw `ptrace(2)` and `waitpid(2)` calls, one safe function for each request that is used.
 
 use crate::{Registers, Tid};
+use std::cell::Cell;
 use std::ffi::{c_int, c_long, c_uint, c_void};
 use std::io;
 use std::mem::MaybeUninit;
@@ -132,6 +133,18 @@ pub(crate) fn wait_any() -> Result<Option<(Tid, c_int)>, io::Error> {
     }
 }
 
+/// One event of the tracee `tid`: its wait status; `None` when nothing has happened.
+pub(crate) fn wait_for(tid: Tid) -> Result<Option<c_int>, io::Error> {
+    let mut status = 0;
+    let flags = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
+    // SAFETY: `status` is a valid place for one int.
+    match unsafe { libc::waitpid(tid, &raw mut status, flags) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        _ => Ok(Some(status)),
+    }
+}
+
 /// As [`wait_any`], but waits until there is an event; `ECHILD` when there is nobody left.
 pub(crate) fn wait_for_any() -> Result<(Tid, c_int), io::Error> {
     let mut status = 0;
@@ -144,9 +157,14 @@ pub(crate) fn wait_for_any() -> Result<(Tid, c_int), io::Error> {
 
 /// Short sleeps of this OS thread end in time, not up to 50 microseconds later.
 pub(crate) fn sleep_exactly() {
-    // SAFETY: the request takes a number.
-    unsafe {
-        libc::prctl(libc::PR_SET_TIMERSLACK, 1);
+    thread_local! {
+        static DONE: Cell<bool> = const { Cell::new(false) };
+    }
+    if !DONE.replace(true) {
+        // SAFETY: the request takes a number.
+        unsafe {
+            libc::prctl(libc::PR_SET_TIMERSLACK, 1);
+        }
     }
 }
 

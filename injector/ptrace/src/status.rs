@@ -2,7 +2,7 @@
 
 use crate::Tid;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 
 /// The state letter of a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,8 +47,21 @@ pub struct Status {
 /// # Errors
 /// `NotFound` when there is no such task; whatever reading `/proc` gives otherwise.
 pub fn read_status(tid: Tid) -> io::Result<Status> {
-    let text = fs::read(format!("/proc/{tid}/status")).map_err(absent)?;
+    let text = read_whole(&format!("/proc/{tid}/status")).map_err(absent)?;
     Ok(parse_status(&String::from_utf8_lossy(&text)))
+}
+
+/// A short file of `/proc`, mostly by one read: it has no length that `std` could go by.
+fn read_whole(path: &str) -> io::Result<Vec<u8>> {
+    const LEN: usize = 8192;
+    let mut file = fs::File::open(path)?;
+    let mut text = vec![0; LEN];
+    let len = file.read(&mut text)?;
+    text.truncate(len);
+    if len == LEN {
+        file.read_to_end(&mut text)?;
+    }
+    Ok(text)
 }
 
 /// A task that goes between opening and reading a file of its `/proc` gives `ESRCH` where `ENOENT` is what it means.

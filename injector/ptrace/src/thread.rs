@@ -203,7 +203,11 @@ impl Running {
         let group_stop = matches!(stop, Stop::Interrupted { group: Some(_) });
         let tid = self.tid;
         let doomed = self.doomed;
-        (Stopped { tid, doomed, pending, group_stop, attached: true, _not_send: PhantomData }, stop)
+        let registers = RefCell::default();
+        (
+            Stopped { tid, doomed, pending, group_stop, attached: true, registers, _not_send: PhantomData },
+            stop,
+        )
     }
 
     /// Waits until a followed thread that was interrupted stands still with nothing pending. That it has executed a program, or
@@ -246,6 +250,10 @@ fn wait_status(tid: Tid, timeout: Duration) -> Result<c_int, PtraceError> {
     let begin = Instant::now();
     loop {
         if let Some(status) = EVENTS.with_borrow_mut(|events| events.remove(&tid)) {
+            return Ok(status);
+        }
+        // The kernel finds one tracee at once, but goes through all of them to find any.
+        if let Ok(Some(status)) = request::wait_for(tid) {
             return Ok(status);
         }
         match request::wait_any() {
@@ -322,6 +330,8 @@ pub struct Stopped {
     /// The whole process is stopped by a signal.
     group_stop: bool,
     attached: bool,
+    /// Its registers, where they were asked for: they stay as they are while it stands still.
+    registers: RefCell<Option<Box<Registers>>>,
     _not_send: PhantomData<*const ()>,
 }
 
@@ -341,7 +351,19 @@ impl Stopped {
     /// # Errors
     /// [`PtraceError::Gone`] when it was killed meanwhile.
     pub fn registers(&self) -> Result<Registers, PtraceError> {
-        request::registers(self.tid).map_err(|error| PtraceError::new("read registers", self.tid, error))
+        let registers = request::registers(self.tid)
+            .map_err(|error| PtraceError::new("read registers", self.tid, error))?;
+        self.registers.replace(Some(Box::new(registers)));
+        Ok(registers)
+    }
+
+    /// The same, from memory when they were read or replaced before: they do not change while it stands still.
+    ///
+    /// # Errors
+    /// [`PtraceError::Gone`] when it was killed meanwhile; not noticed when they are known.
+    pub fn known_registers(&self) -> Result<Registers, PtraceError> {
+        let known = self.registers.borrow().as_deref().copied();
+        known.map_or_else(|| self.registers(), Ok)
     }
 
     /// Replaces its general registers.
@@ -349,8 +371,11 @@ impl Stopped {
     /// # Errors
     /// [`PtraceError::Gone`] when it was killed meanwhile; `EIO` for values that user mode may not have.
     pub fn set_registers(&self, registers: &Registers) -> Result<(), PtraceError> {
+        self.registers.replace(None);
         request::set_registers(self.tid, registers)
-            .map_err(|error| PtraceError::new("write registers", self.tid, error))
+            .map_err(|error| PtraceError::new("write registers", self.tid, error))?;
+        self.registers.replace(Some(Box::new(*registers)));
+        Ok(())
     }
 
     /// The signals it blocks, bit n - 1 for signal n. In a call like `ppoll` the mask that holds afterwards.

@@ -346,11 +346,11 @@ impl<'p> Borrowed<'p> {
                 // continuation that somebody may have sent meanwhile.
                 let signal = if stop == Stop::Signal(libc::SIGSTOP) { None } else { thread.take_signal() };
                 self.in_system_call = stop == Stop::Syscall;
-                let registers = thread.registers();
-                self.thread = Some(thread);
+                let thread = self.thread.insert(thread);
                 match signal {
                     Some(signal) if SYNCHRONOUS.contains(&signal) => {
-                        Err(self.interrupted(&registers?, &format!("signal {signal}")))
+                        let registers = thread.registers()?;
+                        Err(self.interrupted(&registers, &format!("signal {signal}")))
                     }
                     Some(signal) => {
                         self.signals.push(signal);

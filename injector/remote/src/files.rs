@@ -36,13 +36,21 @@ const _: () = assert!(CONTROL + CONTROL_LEN <= RECORD_LEN);
 /// Files that one borrower can pass on.
 pub const FILES_MAX: usize = RECORD_COUNT as usize * BATCH;
 
+/// Files that the process has received.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Received {
+    /// Their descriptors there, in the order in which they were given.
+    pub files: Vec<u64>,
+    /// The sockets that they came through, still open: closing all at once takes one call.
+    sockets: [u64; 2],
+}
+
 impl Borrowed<'_> {
-    /// Makes copies of `files` in the process. Returns their descriptors there, close-on-exec, in the same order.
-    /// To be called once for a borrower, with at most [`FILES_MAX`] files.
+    /// Makes copies of `files` in the process, close-on-exec. To be called once for a borrower, with at most [`FILES_MAX`] files.
     ///
     /// # Errors
     /// `EMFILE` when the process has no descriptors left. None stays open then.
-    pub fn receive(&mut self, files: &[BorrowedFd<'_>]) -> Result<Vec<u64>, RemoteError> {
+    pub fn receive(&mut self, files: &[BorrowedFd<'_>]) -> Result<Received, RemoteError> {
         if files.len() > FILES_MAX {
             let source = io::Error::from_raw_os_error(libc::E2BIG);
             return Err(RemoteError::Local { what: "pass so many files", source });
@@ -54,17 +62,23 @@ impl Borrowed<'_> {
             let record = self.scratch() + RECORDS + index as u64 * RECORD_LEN;
             result = result.and_then(|()| self.receive_batch(sockets, batch, record, &mut received));
         }
-        for socket in sockets {
-            self.close(socket)?;
-        }
-        self.process().memory().write(self.scratch() + SOCKETS, &[0xff; 8])?;
         if let Err(error) = result {
-            for descriptor in received {
-                self.close(descriptor)?;
-            }
+            received.extend(sockets);
+            self.close_all(&received)?;
+            self.process().memory().write(self.scratch() + SOCKETS, &[0xff; 8])?;
             return Err(error);
         }
-        Ok(received)
+        Ok(Received { files: received, sockets })
+    }
+
+    /// Closes what [`receive`](Borrowed::receive) gave.
+    ///
+    /// # Errors
+    /// `EBADF` when one is not open any more.
+    pub fn close_received(&mut self, received: &Received) -> Result<(), RemoteError> {
+        let all: Vec<u64> = received.files.iter().chain(&received.sockets).copied().collect();
+        self.close_all(&all)?;
+        self.process().memory().write(self.scratch() + SOCKETS, &[0xff; 8])
     }
 
     fn socket_pair(&mut self) -> Result<[u64; 2], RemoteError> {

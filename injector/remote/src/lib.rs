@@ -23,7 +23,7 @@ pub mod vdso;
 
 pub use borrow::{Borrowed, FileMapping, SCRATCH_LEN};
 pub use error::RemoteError;
-pub use files::FILES_MAX;
+pub use files::{FILES_MAX, Received};
 pub use maps::{Mapping, Mappings};
 pub use memory::Memory;
 pub use process::Process;

@@ -27,7 +27,7 @@ pub fn examine(process: &Process, stopped: &StoppedProcess) -> Result<ThreadPoin
     let mut bases = Vec::new();
     let mut rseq_offsets = Vec::new();
     for thread in stopped.threads() {
-        let base = thread.registers()?.fs_base;
+        let base = thread.known_registers()?.fs_base;
         bases.push((thread.tid(), base));
         rseq_offsets.push(thread.rseq()?.map(|rseq| rseq.address.wrapping_sub(base) as i64));
     }

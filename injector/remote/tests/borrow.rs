@@ -177,8 +177,12 @@ fn files_and_functions() {
         let mut borrowed = Borrowed::begin(&process, &process.maps().unwrap(), &mut stopped, 0).unwrap();
         let borrowed_files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
         let received = borrowed.receive(&borrowed_files).unwrap();
-        assert_eq!(received.len(), files.len());
-        assert_eq!(descriptors(), before + files.len());
+        assert_eq!(received.files.len(), files.len());
+        assert_eq!(
+            descriptors(),
+            before + files.len() + 2,
+            "the files, and the sockets that they came through"
+        );
         let address = process.free_range(&maps, 4096, 0x10_0000..0x7000_0000_0000, &[]).unwrap();
         let mapping = FileMapping {
             address,
@@ -186,7 +190,7 @@ fn files_and_functions() {
             protection: libc::PROT_READ | libc::PROT_EXEC,
             shared: false,
             replace: false,
-            descriptor: received[199],
+            descriptor: received.files[199],
             offset: 0,
         };
         borrowed.map_file(&mapping, "mmap").unwrap();
@@ -195,7 +199,8 @@ fn files_and_functions() {
             matches!(again, RemoteError::SystemCall { ref source, .. } if source.raw_os_error() == Some(libc::EEXIST))
         );
         assert_eq!(borrowed.call(address, [40, 2, 0]).unwrap(), 42);
-        borrowed.close_all(&received).unwrap();
+        borrowed.close_received(&received).unwrap();
+        assert_eq!(descriptors(), before);
         borrowed.unmap(address, 4096).unwrap();
         // A function that faults is our defect, and not the target's end.
         let error = borrowed.call(0x10, [0; 3]).unwrap_err();
@@ -299,9 +304,8 @@ fn borrows_in_a_loop() {
         match Borrowed::begin(&process, &process.maps().unwrap(), &mut stopped, index) {
             Ok(mut borrowed) => {
                 let files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
-                for descriptor in borrowed.receive(&files).unwrap() {
-                    borrowed.close(descriptor).unwrap();
-                }
+                let received = borrowed.receive(&files).unwrap();
+                borrowed.close_received(&received).unwrap();
                 borrowed.end(&mut stopped).unwrap();
             }
             Err(RemoteError::Busy { .. }) => {}

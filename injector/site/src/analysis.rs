@@ -20,6 +20,9 @@ use std::ops::Range;
 /// Most entries of one jump table.
 const TABLE_ENTRIES_MAX: usize = 1 << 16;
 
+/// Bytes of code from which on two threads decode it: a tenth of a millisecond.
+const SHARED_MIN: usize = 32 << 10;
+
 /// One bit for each byte of an executable section.
 #[derive(Debug)]
 struct Marks {
@@ -66,6 +69,13 @@ impl Addresses {
         self.0.iter().any(|m| m.get(vaddr))
     }
 
+    /// Adds those of another set over the same sections.
+    fn merge(&mut self, other: &Addresses) {
+        for (ours, theirs) in self.0.iter_mut().zip(&other.0) {
+            ours.bits.iter_mut().zip(&theirs.bits).for_each(|(ours, theirs)| *ours |= theirs);
+        }
+    }
+
     /// A section ends there.
     fn ends_at(&self, vaddr: u64) -> bool {
         self.0.iter().any(|m| m.start + m.len == vaddr)
@@ -96,19 +106,8 @@ pub(crate) struct Analysis {
 impl Analysis {
     pub(crate) fn of(binary: &Binary) -> Analysis {
         let sections: Vec<&Section> = binary.sections().iter().filter(|s| s.executable).collect();
-        let mut analysis = Analysis {
-            targets: Addresses::of(&sections),
-            called: Addresses::of(&sections),
-            conditional: Addresses::of(&sections),
-            looped: Addresses::of(&sections),
-            starts: starts(binary),
-            tables: Vec::new(),
-            fillers: Vec::new(),
-            computed: Vec::new(),
-        };
-        for section in &sections {
-            analysis.sweep_section(binary, section);
-        }
+        let mut analysis = Analysis::empty(&sections, starts(binary));
+        analysis.sweep_all(binary, &sections);
         analysis.fillers.sort_unstable_by_key(|filler| filler.start);
         analysis.read_tables(binary);
         analysis.read_computed(binary);
@@ -123,6 +122,19 @@ impl Analysis {
             analysis.targets.insert(pad);
         }
         analysis
+    }
+
+    fn empty(sections: &[&Section], starts: Vec<u64>) -> Analysis {
+        Analysis {
+            targets: Addresses::of(sections),
+            called: Addresses::of(sections),
+            conditional: Addresses::of(sections),
+            looped: Addresses::of(sections),
+            starts,
+            tables: Vec::new(),
+            fillers: Vec::new(),
+            computed: Vec::new(),
+        }
     }
 
     /// The first address in `range` at which execution can arrive by a jump.
@@ -173,18 +185,58 @@ impl Analysis {
         self.looped.contains(vaddr)
     }
 
-    fn sweep_section(&mut self, binary: &Binary, section: &Section) {
+    /// Decodes all code: half of it by another thread where there is much of it. Pieces do not depend on each other.
+    fn sweep_all(&mut self, binary: &Binary, sections: &[&Section]) {
+        let pieces: Vec<(u64, &[u8])> =
+            sections.iter().flat_map(|section| self.pieces(binary, section)).collect();
+        let len: usize = pieces.iter().map(|(_, bytes)| bytes.len()).sum();
+        let mut passed = 0;
+        let middle = pieces.iter().position(|(_, bytes)| {
+            passed += bytes.len();
+            passed > len / 2
+        });
+        let middle = middle.filter(|_| len >= SHARED_MIN).unwrap_or(pieces.len());
+        let (first, second) = pieces.split_at(middle);
+        let fixed = binary.is_fixed();
+        std::thread::scope(|scope| {
+            let mut other = Analysis::empty(sections, Vec::new());
+            let helper = std::thread::Builder::new().spawn_scoped(scope, move || {
+                second.iter().for_each(|(start, bytes)| other.sweep(bytes, *start, fixed));
+                other
+            });
+            first.iter().for_each(|(start, bytes)| self.sweep(bytes, *start, fixed));
+            match helper.map(std::thread::ScopedJoinHandle::join) {
+                Ok(Ok(other)) => self.merge(other),
+                // No thread is to be had.
+                _ => second.iter().for_each(|(start, bytes)| self.sweep(bytes, *start, fixed)),
+            }
+        });
+    }
+
+    fn merge(&mut self, other: Analysis) {
+        self.targets.merge(&other.targets);
+        self.called.merge(&other.called);
+        self.conditional.merge(&other.conditional);
+        self.looped.merge(&other.looped);
+        self.tables.extend(other.tables);
+        self.fillers.extend(other.fillers);
+        self.computed.extend(other.computed);
+    }
+
+    /// The code of a section, divided at the known starts: addresses and bytes.
+    fn pieces<'b>(&self, binary: &'b Binary, section: &Section) -> Vec<(u64, &'b [u8])> {
         let end = section.vaddr.saturating_add(section.bytes.len() as u64);
         let bytes = &binary.data()[section.bytes.clone()];
         let first = self.starts.partition_point(|&s| s <= section.vaddr);
         let last = self.starts.partition_point(|&s| s < end);
-        let inner: Vec<u64> = self.starts[first..last.max(first)].to_vec();
+        let inner = self.starts[first..last.max(first)].iter().copied();
         let mut from = section.vaddr;
-        for to in inner.into_iter().chain([end]) {
-            let piece = &bytes[(from - section.vaddr) as usize..(to - section.vaddr) as usize];
-            self.sweep(piece, from, binary.is_fixed());
+        let mut pieces = Vec::with_capacity(last.saturating_sub(first) + 1);
+        for to in inner.chain([end]) {
+            pieces.push((from, &bytes[(from - section.vaddr) as usize..(to - section.vaddr) as usize]));
             from = to;
         }
+        pieces
     }
 
     /// Decodes one piece of code. Bytes that are no instruction are data, or a desynchronised decoder: go on at the next byte.
