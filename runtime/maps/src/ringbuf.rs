@@ -131,12 +131,14 @@ unsafe fn commit(map: &MapHandle, access: &Access, record: *mut u8, flags: u64, 
     unsafe {
         let length = length_word(map, position);
         let committed = length.load(Ordering::Relaxed) & !(BUSY | DISCARD) | discard;
+        if flags & (NO_WAKEUP | FORCE_WAKEUP) == NO_WAKEUP {
+            length.store(committed, Ordering::Release);
+            return;
+        }
+        // Before the consumer's position is looked at: else neither of us might see what the other has written.
         length.swap(committed, Ordering::AcqRel);
-        let wanted = match flags {
-            flags if flags & FORCE_WAKEUP != 0 => true,
-            flags if flags & NO_WAKEUP != 0 => false,
-            _ => consumer(map).load(Ordering::Acquire) & map.mask == position,
-        };
+        let forced = flags & FORCE_WAKEUP != 0;
+        let wanted = forced || consumer(map).load(Ordering::Acquire) & map.mask == position;
         if wanted {
             wake(map, access);
         }
