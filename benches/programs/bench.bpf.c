@@ -50,6 +50,35 @@ int empty(struct pt_regs *ctx)
 	return 0;
 }
 
+/* Every word of the context. */
+SEC("uprobe")
+int whole_regs(struct pt_regs *ctx)
+{
+	__u64 *words = (__u64 *)ctx, sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < (int)(sizeof(*ctx) / sizeof(*words)); i++)
+		sum += words[i];
+	return sum == 1;
+}
+
+/* Eight bytes of the target's memory. */
+SEC("uprobe")
+int read_user(struct pt_regs *ctx)
+{
+	__u64 word = 0;
+
+	bpf_probe_read_user(&word, sizeof(word), (void *)PT_REGS_SP(ctx));
+	return word == 1;
+}
+
+/* A part of the histogram: the clock. */
+SEC("uprobe")
+int clock(struct pt_regs *ctx)
+{
+	return bpf_ktime_get_ns() == 1;
+}
+
 SEC("uprobe")
 int count_percpu(struct pt_regs *ctx)
 {

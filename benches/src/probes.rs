@@ -22,12 +22,16 @@ const CASES: &[Case] = &[
     Case { name: "empty uprobe, first insn push", function: "first_push", programs: &["empty"] },
     Case { name: "empty uprobe, 5-byte nop", function: "first_nop", programs: &["empty"] },
     Case { name: "empty uprobe, single-stepped", function: "first_sub", programs: &["empty"] },
+    Case { name: "the whole pt_regs", function: "first_push", programs: &["whole_regs"] },
+    Case { name: "8 bytes by probe_read_user", function: "first_push", programs: &["read_user"] },
     Case { name: "per-CPU counter", function: "first_push", programs: &["count_percpu"] },
     Case { name: "atomic counter", function: "first_push", programs: &["count_atomic"] },
     Case { name: "hash update", function: "first_push", programs: &["update_hash"] },
     Case { name: "32-byte ring-buffer event", function: "first_push", programs: &["send_event"] },
     Case { name: "uretprobe", function: "first_push", programs: &["on_return:ret"] },
     Case { name: "entry+return histogram", function: "first_push", programs: &["enter", "leave:ret"] },
+    Case { name: "  its entry alone", function: "first_push", programs: &["enter"] },
+    Case { name: "  its clock alone, once", function: "first_push", programs: &["clock"] },
 ];
 
 /// Calls of one sample: about a millisecond without a probe, and few enough for the ring buffer.
@@ -57,6 +61,31 @@ pub(crate) fn run(beeline_path: &Path, rounds: u32) -> Result<()> {
     );
     for case in CASES {
         measure(case, &programs, beeline_path, rounds).with_context(|| case.name)?;
+    }
+    measure_many(&programs, beeline_path, rounds).context(MANY)
+}
+
+const MANY: &str = "4096 probes in random order";
+
+/// As many different functions, each with a probe of its own, called in random order: the stubs are not at hand.
+fn measure_many(programs: &Programs, beeline_path: &Path, rounds: u32) -> Result<()> {
+    let many = build::native("many", &["targets/many.c"], &[])?;
+    let spawn = || Process::spawn_pinned(&mut Command::new(&many));
+    for program in ["empty", "count_percpu"] {
+        let (mut plain, mut ours) = (spawn()?, spawn()?);
+        let store = Store::new();
+        let object = programs.object.to_string_lossy();
+        let link = format!("{program}=uprobe.multi:{}:many_*", many.display());
+        beeline(beeline_path, &store, &["load", &object, "--attach", &link])?;
+        beeline(beeline_path, &store, &["attach", &ours.pid()])?;
+        let [mut base, mut with_ours] = [(); 2].map(|()| Samples::default());
+        for _ in 0..rounds {
+            base.push(sample(&mut plain, "many", CALLS)?);
+            with_ours.push(sample(&mut ours, "many", CALLS)?);
+        }
+        beeline(beeline_path, &store, &["detach", &ours.pid()])?;
+        beeline(beeline_path, &store, &["unload", "bench"])?;
+        report(&format!("{MANY}, {program}"), &base, &Samples::default(), &with_ours);
     }
     Ok(())
 }
