@@ -155,7 +155,8 @@ fn what_was_covered_is_told() {
     assert_eq!(target.line(), "ready");
     store.ok(&["attach", &target.pid()]);
     let processes = store.json(&["ps", "-v"]);
-    let one = processes.as_array().expect("a list").iter().find(|it| it["pid"].to_string() == target.pid());
+    let pid: u64 = target.pid().parse().expect("a number");
+    let one = processes.as_array().expect("a list").iter().find(|it| it["pid"] == pid);
     let calls = &one.expect("it is there")["system_calls"];
     let number = |name: &str| calls[name].as_u64().unwrap_or_else(|| panic!("{name}: {calls}"));
     let refused = calls["refused"].as_array().expect("a list");
