@@ -105,8 +105,11 @@ pub fn target(source: &str, variant: &str, compiler: &str, flags: &[&str]) -> Pa
     let source = root().join(source);
     let text = std::fs::read_to_string(&source).expect("readable");
     let libraries = text.lines().next().and_then(|line| line.strip_prefix("// link: ")).unwrap_or("");
+    // Two folders may have sources of one name.
+    let folder = source.parent().and_then(Path::file_name).expect("a folder").to_string_lossy();
+    let prefix = if folder == "targets" { String::new() } else { format!("{folder}-") };
     let stem = source.file_stem().expect("a file name").to_string_lossy();
-    let output = compiled_dir().join(format!("{stem}-{variant}"));
+    let output = compiled_dir().join(format!("{prefix}{stem}-{variant}"));
     once(&source, output, |output| {
         must_succeed(
             Command::new(compiler)

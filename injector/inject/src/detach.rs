@@ -11,7 +11,7 @@
 //! A thread *will come back* when its guard word says that a program runs, or when a signal handler will return there.
 
 use crate::error::TargetRefused;
-use crate::existing::{Existing, Found, carries_probes, find, is_ours};
+use crate::existing::{Existing, Found, carries_probes, find, is_ours, leftovers};
 use crate::gone::Standing;
 use crate::report::DetachReport;
 use crate::seccomp::Filters;
@@ -359,8 +359,9 @@ fn unmap_all(
         }
     }
     let rest = borrowed.process().maps()?;
-    for mapping in rest.iter().filter(|mapping| is_ours(mapping)) {
-        borrowed.unmap(mapping.start, mapping.len())?;
+    let memory = borrowed.process().memory();
+    for range in leftovers(&rest, |address| memory.read_u64(address).ok()) {
+        borrowed.unmap(range.start, range.end - range.start)?;
     }
     Ok(())
 }

@@ -2,12 +2,14 @@
 
 use crate::error::TargetRefused;
 use crate::wire::{BlockHead, HEAD_LEN, NoBlock, Wire, region_offset};
-use beeline_abi::link::LinkRuntime;
-use beeline_abi::map::MapHandle;
+use beeline_abi::link::{LINK_MAGIC, LinkRuntime};
+use beeline_abi::map::{MAP_MAGIC, MapHandle};
 use beeline_abi::process::{ProcessBlock, ProgramRuntime, Region, SiteRuntime};
+use beeline_abi::trace::TRACE_MAGIC;
 use beeline_abi::unwind::UnwindText;
 use beeline_remote::{Mapping, Mappings, Process};
 use beeline_site::{SHORT_WINDOW, WINDOW_MIN};
+use std::ops::Range;
 
 /// Name of the memory file that all private mappings of ours are made of, as `/proc/PID/maps` shows it.
 pub(crate) const MEMORY_NAME: &str = "beeline-agent";
@@ -22,6 +24,36 @@ const LINKS_MAX: u32 = 1 << 14;
 pub(crate) fn is_ours(mapping: &Mapping) -> bool {
     mapping.name == MAPPING_NAME
 }
+
+/// Ranges that are ours whatever a list of regions says: our own memory, and files of the store that were mapped over a part of
+/// it. `word_at` reads the process's memory.
+///
+/// Somebody who was killed may have left a region that is in no list. Its first mapping is one of our own memory, and nothing of the
+/// process's adjoins ours; the file's first word is looked at all the same.
+pub(crate) fn leftovers(maps: &Mappings, word_at: impl Fn(u64) -> Option<u64>) -> Vec<Range<u64>> {
+    let is_of_store = |mapping: &Mapping, before: &Mapping| {
+        let goes_on = mapping.inode == before.inode && mapping.device == before.device;
+        let begins =
+            || mapping.offset == 0 && word_at(mapping.start).is_some_and(|word| STORE_MAGIC.contains(&word));
+        mapping.shared && mapping.inode != 0 && (goes_on || begins())
+    };
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    let mut before: Option<&Mapping> = None;
+    for mapping in maps.iter() {
+        let adjoins = ranges.last().is_some_and(|range| range.end == mapping.start);
+        if is_ours(mapping) || adjoins && before.is_some_and(|before| is_of_store(mapping, before)) {
+            match ranges.last_mut().filter(|_| adjoins) {
+                Some(range) => range.end = mapping.end,
+                None => ranges.push(mapping.start..mapping.end),
+            }
+        }
+        before = Some(mapping);
+    }
+    ranges
+}
+
+/// First words of the store's files.
+const STORE_MAGIC: [u64; 3] = [LINK_MAGIC, MAP_MAGIC, TRACE_MAGIC];
 
 /// An agent in a process, with its bookkeeping.
 #[derive(Debug)]
@@ -203,4 +235,30 @@ fn table<T: Wire>(process: &Process, address: u64, count: u32, what: &str) -> Re
 
 fn damaged(process: &Process, what: &str) -> TargetRefused {
     TargetRefused::ForeignAgent { pid: process.pid(), reason: format!("{what} is damaged") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_the_store_in_our_memory_are_ours() {
+        let maps = Mappings::parse(
+            "1000-3000 rw-p 00000000 00:01 7 /memfd:beeline-agent (deleted)\n\
+             3000-4000 rw-s 00000000 00:1b 8 /dev/shm/s/links/a\n\
+             4000-5000 rw-s 00000000 00:1b 9 /dev/shm/s/maps/b\n\
+             5000-6000 rw-s 00002000 00:1b 9 /dev/shm/s/maps/b\n\
+             6000-7000 rw-s 00000000 00:1b 10 /dev/shm/of-the-program\n\
+             8000-9000 rw-s 00000000 00:1b 8 /dev/shm/s/links/a\n\
+             a000-b000 r-xp 00000000 00:01 7 /memfd:beeline-agent (deleted)\n\
+             b000-c000 rw-p 00000000 00:00 0 \n",
+        );
+        let word_at = |address| match address {
+            0x3000 | 0x8000 => Some(LINK_MAGIC),
+            0x4000 => Some(MAP_MAGIC),
+            0x6000 | 0xb000 => Some(1),
+            _ => None,
+        };
+        assert_eq!(leftovers(&maps, word_at), [0x1000..0x6000, 0xa000..0xb000]);
+    }
 }

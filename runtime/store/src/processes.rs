@@ -59,11 +59,7 @@ impl Store {
             Some(directory) => directory,
             None => self.root.create_directory(PROCESSES)?,
         };
-        for name in directory.entries()? {
-            if read(&directory, &name).is_none_or(|record| !record.is_alive()) {
-                directory.unlink(&name)?;
-            }
-        }
+        forget_ended(&directory)?;
         let name = pid.to_string();
         let mut record =
             read(&directory, &name).unwrap_or(ProcessRecord { pid, start_time, links: Vec::new() });
@@ -90,6 +86,11 @@ impl Store {
         }
     }
 
+    /// Drops the records of processes that have ended; the caller holds the store's lock.
+    pub(crate) fn forget_ended_processes(&self) -> Result<(), StoreError> {
+        self.root.try_directory(PROCESSES)?.map_or(Ok(()), |directory| forget_ended(&directory))
+    }
+
     /// What is known of processes that live, in order of id. A record that cannot be read counts as none.
     ///
     /// # Errors
@@ -109,6 +110,12 @@ impl ProcessRecord {
     fn is_alive(&self) -> bool {
         start_time(self.pid) == Some(self.start_time)
     }
+}
+
+fn forget_ended(directory: &Directory) -> Result<(), StoreError> {
+    let names = directory.entries()?;
+    let is_needless = |name: &&String| read(directory, name).is_none_or(|record| !record.is_alive());
+    names.iter().filter(is_needless).try_for_each(|name| directory.unlink(name))
 }
 
 fn read(directory: &Directory, name: &str) -> Option<ProcessRecord> {

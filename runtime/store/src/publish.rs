@@ -237,7 +237,7 @@ impl Store {
                 }
             }
         }
-        Ok(())
+        self.forget_ended_processes()
     }
 
     /// Makes the pins that an object still lacks.

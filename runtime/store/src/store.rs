@@ -17,6 +17,7 @@ use crate::directory::Directory;
 use crate::header::{self, Header};
 use crate::lock::{LOCK, Lock, is_orphan};
 use crate::name::{StoreName, check_name, from_file_name};
+use crate::processes::PROCESSES;
 use crate::program::Program;
 use crate::publish::REMOVING;
 use crate::trace::TraceReader;
@@ -252,7 +253,7 @@ fn is_abandoned(entry: &str, prefix: &str) -> bool {
 fn fill(directory: &Directory) -> Result<(), StoreError> {
     Header::create(directory)?;
     directory.create_file(LOCK)?;
-    for name in [OBJECTS, STAGING, PINS, PIN_TYPES] {
+    for name in [OBJECTS, STAGING, PINS, PIN_TYPES, PROCESSES] {
         directory.create_directory(name)?;
     }
     Ok(())
