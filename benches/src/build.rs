@@ -33,15 +33,25 @@ pub(crate) fn native(name: &str, sources: &[&str], libraries: &[&str]) -> Result
 
 /// Compiles an eBPF object of `benches/programs`.
 pub(crate) fn object(source: &str) -> Result<PathBuf> {
-    let output =
-        output_dir()?.join(Path::new(source).with_extension("o").file_name().context("a file name")?);
+    let name = Path::new(source).with_extension("o");
+    compile_object(source, &output_dir()?.join(name.file_name().context("a file name")?), &[])
+}
+
+/// The same under a name of its own, with macros (`-DNAME=VALUE`).
+pub(crate) fn object_variant(source: &str, name: &str, defines: &[String]) -> Result<PathBuf> {
+    compile_object(source, &output_dir()?.join(name).with_extension("bpf.o"), defines)
+}
+
+fn compile_object(source: &str, output: &Path, defines: &[String]) -> Result<PathBuf> {
     let machine = format!("/usr/include/{}-linux-gnu", std::env::consts::ARCH);
     run(Command::new("clang")
-        .args(["-g", "-O2", "-target", "bpf", "-D__TARGET_ARCH_x86", "-I", &machine, "-c"])
+        .args(["-g", "-O2", "-target", "bpf", "-D__TARGET_ARCH_x86", "-I", &machine])
+        .args(defines)
+        .arg("-c")
         .arg(root().join(source))
         .arg("-o")
-        .arg(&output))?;
-    Ok(output)
+        .arg(output))?;
+    Ok(output.to_path_buf())
 }
 
 /// CPU, number of CPUs, kernel: what the figures hold for.

@@ -8,6 +8,8 @@ mod build;
 mod probes;
 mod process;
 mod samples;
+mod server;
+mod system_calls;
 mod verifier;
 mod vm;
 
@@ -23,7 +25,7 @@ struct Arguments {
     /// Rounds of each interleaved run
     #[arg(long, default_value_t = 15)]
     rounds: u32,
-    /// probes, vm, verifier, attach; all when none is named
+    /// probes, syscalls, vm, verifier, attach; all when none is named
     names: Vec<String>,
 }
 
@@ -33,6 +35,10 @@ fn main() -> Result<()> {
     println!("{}", build::machine());
     if wanted("probes") {
         probes::run(&arguments.beeline, arguments.rounds)?;
+    }
+    if wanted("syscalls") {
+        system_calls::run(&arguments.beeline, arguments.rounds)?;
+        server::run(&arguments.beeline, arguments.rounds)?;
     }
     if wanted("vm") {
         vm::run(&arguments.beeline, arguments.rounds)?;

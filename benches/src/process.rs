@@ -61,7 +61,7 @@ impl Process {
 }
 
 /// The CPU that targets run on: the last of two, which is less busy with interrupts.
-const PINNED_CPU: usize = 1;
+pub(crate) const PINNED_CPU: usize = 1;
 
 impl Drop for Process {
     fn drop(&mut self) {

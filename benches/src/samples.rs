@@ -1,6 +1,6 @@
 //! Samples of one variant, and how they are printed.
 
-/// Nanoseconds of one variant, one sample a round.
+/// Figures of one variant, one sample a round.
 #[derive(Default)]
 pub(crate) struct Samples(Vec<f64>);
 
@@ -20,6 +20,21 @@ impl Samples {
     pub(crate) fn median(&self) -> f64 {
         let values = self.sorted();
         values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    /// This less the other one, round by round.
+    pub(crate) fn less(&self, other: &Samples) -> Samples {
+        Samples(self.0.iter().zip(&other.0).map(|(value, other)| value - other).collect())
+    }
+
+    /// This over the other one, round by round.
+    pub(crate) fn over(&self, other: &Samples) -> Samples {
+        Samples(self.0.iter().zip(&other.0).map(|(value, other)| value / other).collect())
+    }
+
+    /// Sum of all rounds.
+    pub(crate) fn sum(&self) -> f64 {
+        self.0.iter().sum()
     }
 
     /// `min / median / max`.
