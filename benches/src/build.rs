@@ -15,6 +15,14 @@ fn output_dir() -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// Compiles to a file that is not there until it is complete: benchmarks may run beside each other.
+fn compile(command: &mut Command, output: &Path) -> Result<()> {
+    let mut incomplete = output.as_os_str().to_owned();
+    incomplete.push(format!(".{}", std::process::id()));
+    run(command.arg("-o").arg(&incomplete))?;
+    std::fs::rename(&incomplete, output).with_context(|| format!("cannot write {}", output.display()))
+}
+
 fn run(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
     if !output.status.success() {
@@ -27,7 +35,7 @@ fn run(command: &mut Command) -> Result<()> {
 pub(crate) fn native(name: &str, sources: &[&str], libraries: &[&str]) -> Result<PathBuf> {
     let output = output_dir()?.join(name);
     let sources = sources.iter().map(|source| root().join(source));
-    run(Command::new("gcc").args(["-O2", "-o"]).arg(&output).args(sources).args(libraries))?;
+    compile(Command::new("gcc").arg("-O2").args(sources).args(libraries), &output)?;
     Ok(output)
 }
 
@@ -44,13 +52,9 @@ pub(crate) fn object_variant(source: &str, name: &str, defines: &[String]) -> Re
 
 fn compile_object(source: &str, output: &Path, defines: &[String]) -> Result<PathBuf> {
     let machine = format!("/usr/include/{}-linux-gnu", std::env::consts::ARCH);
-    run(Command::new("clang")
-        .args(["-g", "-O2", "-target", "bpf", "-D__TARGET_ARCH_x86", "-I", &machine])
-        .args(defines)
-        .arg("-c")
-        .arg(root().join(source))
-        .arg("-o")
-        .arg(output))?;
+    let mut command = Command::new("clang");
+    command.args(["-g", "-O2", "-target", "bpf", "-D__TARGET_ARCH_x86", "-I", &machine]);
+    compile(command.args(defines).arg("-c").arg(root().join(source)), output)?;
     Ok(output.to_path_buf())
 }
 

@@ -45,7 +45,7 @@ const CALLS: &[Call] = &[
 const OTHER: &[&str] = &["kill"];
 
 /// Parts of a sample, of which the least counts.
-const PARTS: u32 = 5;
+const PARTS: u32 = 10;
 
 /// Runs all cases.
 pub(crate) fn run(beeline_path: &Path, rounds: u32) -> Result<()> {
@@ -55,7 +55,7 @@ pub(crate) fn run(beeline_path: &Path, rounds: u32) -> Result<()> {
         "\nsystem calls, ns: min / median / max of {rounds} rounds; net = median of the rounds' differences to untraced"
     );
     println!(
-        "{:56} {:>8}  {:>29}  {:>9}  {:>8}",
+        "{:60} {:>8}  {:>29}  {:>9}  {:>8}",
         "", "variant", "min    median       max", "net", "kernel/x"
     );
     for call in CALLS {
@@ -164,20 +164,20 @@ impl Case {
     }
 
     fn report(&self, Figures { base, kernel, ours }: &Figures) {
-        println!("{:56} {:>8}  {}", self.title, "none", base.spread());
+        println!("{:60} {:>8}  {}", self.title, "none", base.spread());
         let (kernels, net) = (kernel.less(base).median(), ours.less(base).median());
         if kernel.is_empty() {
             println!(
-                "{:56} {:>8}  not measured: this kernel or user may not attach to tracepoints",
+                "{:60} {:>8}  not measured: this kernel or user may not attach to tracepoints",
                 "", "kernel"
             );
         } else {
-            println!("{:56} {:>8}  {}  {kernels:9.2}", "", "kernel", kernel.spread());
+            println!("{:60} {:>8}  {}  {kernels:9.2}", "", "kernel", kernel.spread());
         }
         // Where the cost is none at all the differences are noise, and their ratio means nothing.
         let ratio =
             if net >= RATIO_NS_MIN { format!("{:8.0}", kernels / net) } else { format!("{:>8}", "-") };
-        println!("{:56} {:>8}  {}  {net:9.2}  {ratio}", "", "beeline", ours.spread());
+        println!("{:60} {:>8}  {}  {net:9.2}  {ratio}", "", "beeline", ours.spread());
     }
 }
 

@@ -17,29 +17,43 @@ static void fail(const char *what)
 	exit(1);
 }
 
+static struct bpf_link *links[LINKS_MAX];
+static int count;
+
+static void on(struct bpf_object *object)
+{
+	struct bpf_program *program;
+
+	bpf_object__for_each_program(program, object) {
+		if (count == LINKS_MAX || !(links[count] = bpf_program__attach(program)))
+			fail("attach");
+		count++;
+	}
+}
+
+static void off(void)
+{
+	while (count > 0)
+		bpf_link__destroy(links[--count]);
+}
+
 int main(int argc, char **argv)
 {
 	struct bpf_object *object = argc == 2 ? bpf_object__open_file(argv[1], NULL) : NULL;
-	struct bpf_program *program;
-	struct bpf_link *links[LINKS_MAX];
-	int count = 0;
 	char line[16];
 
 	if (!object || bpf_object__load(object))
 		fail("load");
+	/* Whoever may not attach is not ready. */
+	on(object);
+	off();
 	puts("ready");
 	fflush(stdout);
 	while (fgets(line, sizeof(line), stdin)) {
-		if (!strcmp(line, "on\n")) {
-			bpf_object__for_each_program(program, object) {
-				if (count == LINKS_MAX || !(links[count] = bpf_program__attach(program)))
-					fail("attach");
-				count++;
-			}
-		} else {
-			while (count > 0)
-				bpf_link__destroy(links[--count]);
-		}
+		if (!strcmp(line, "on\n"))
+			on(object);
+		else
+			off();
 		puts("ok");
 		fflush(stdout);
 	}
