@@ -1,0 +1,635 @@
+//! The system calls of real programs, their arguments and results, as a recording program sees them and as `strace -f` does.
+
+use beeline_tests::{Store, have, object, root};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A system call that has ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Call {
+    name: String,
+    arguments: Vec<u64>,
+    result: i64,
+}
+
+impl Call {
+    /// A child begins with the end of the call that made it, which strace does not show.
+    fn begins_child(&self) -> bool {
+        ["clone", "clone3", "fork", "vfork"].contains(&self.name.as_str()) && self.result == 0
+    }
+
+    /// A return from a signal handler is no call of the program's, an exit does not end, and libc draws eight random bytes for the name
+    /// of a temporary file as often as it takes to get some that it likes (`random_bits` of `tempname.c`).
+    fn is_compared(&self) -> bool {
+        match self.name.as_str() {
+            "rt_sigreturn" | "exit" | "exit_group" => false,
+            "getrandom" => self.arguments.get(1..3) != Some(&[8, 1]),
+            _ => true,
+        }
+    }
+}
+
+/// What one thread calls, in order, by the programs that it executes.
+type Images = Vec<Vec<Call>>;
+
+/// Whether a recorded thread is one of strace's. Else how many calls are, and where they part.
+type Likeness = fn(&Images, &Images) -> Result<(), (usize, String)>;
+
+/// A folder of one test, removed with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("same-calls-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("writable");
+        Folder(path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_string_lossy().into_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Calls of the loader, before the libraries are there.
+const LOADER: [&str; 21] = [
+    "access",
+    "arch_prctl",
+    "brk",
+    "close",
+    "fstat",
+    "getcwd",
+    "getrandom",
+    "lseek",
+    "mmap",
+    "mprotect",
+    "munmap",
+    "newfstatat",
+    "openat",
+    "pread64",
+    "prlimit64",
+    "read",
+    "readlink",
+    "rseq",
+    "set_robust_list",
+    "set_tid_address",
+    "uname",
+];
+/// From here on a number may be an address, which differs from run to run.
+const ADDRESSES: u64 = 0x40_0000;
+
+/// What strace does not tell as a number: no result is this.
+const NOT_TOLD: i64 = i64::MIN;
+
+/// The result of a call that ends with the error that strace names.
+fn errno(name: &str) -> i64 {
+    static TEXT: std::sync::OnceLock<BTreeMap<String, i64>> = std::sync::OnceLock::new();
+    let known = TEXT.get_or_init(|| {
+        let files = ["asm-generic/errno-base.h", "asm-generic/errno.h"];
+        let texts = files.map(|it| std::fs::read_to_string(format!("/usr/include/{it}")).unwrap_or_default());
+        let lines = texts.iter().flat_map(|text| text.lines());
+        let words = lines.filter_map(|line| {
+            let mut words = line.strip_prefix("#define")?.split_whitespace();
+            Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+        });
+        words.collect()
+    });
+    known.get(name).map_or(NOT_TOLD, |number| -number)
+}
+
+/// A number as strace shows it raw.
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse::<i64>().ok().map(|it| it as u64),
+    }
+}
+
+/// One line of strace; none for a call that did not end.
+fn shown(line: &str) -> Option<Call> {
+    let (name, rest) = line.split_once('(')?;
+    let (arguments, rest) = rest.split_once(')')?;
+    let mut words = rest.trim_start().strip_prefix("= ")?.split(' ');
+    let result = match words.next()? {
+        "-1" => words.next().map_or(NOT_TOLD, errno),
+        "?" => match words.next() {
+            Some(restart) if restart.starts_with("ERESTART") => NOT_TOLD,
+            _ => return None,
+        },
+        result => number(result)? as i64,
+    };
+    let arguments = arguments.split(", ").filter(|it| !it.is_empty());
+    Some(Call { name: name.to_owned(), arguments: arguments.map_while(number).collect(), result })
+}
+
+/// The command's threads as `strace -ff` shows them, and what it said itself. None, where strace does not work.
+fn strace(folder: &Folder, command: &mut Command) -> Option<(Vec<Images>, Output)> {
+    let logs = folder.0.join("strace");
+    let _ = std::fs::remove_dir_all(&logs);
+    std::fs::create_dir_all(&logs).expect("writable");
+    let mut strace = Command::new("strace");
+    strace.args(["-ff", "-qq", "-e", "raw=all", "-e", "signal=none", "-o"]).arg(logs.join("of"));
+    let output = run(&mut strace, command);
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(&logs).expect("ours").filter_map(|it| Some(it.ok()?.path())).collect();
+    files.sort();
+    let mut threads = Vec::new();
+    for file in files {
+        let mut images: Images = vec![Vec::new()];
+        for call in std::fs::read_to_string(file).expect("strace's").lines().filter_map(shown) {
+            if call.name.starts_with("execve") && call.result == 0 {
+                images.push(Vec::new());
+            } else if call.is_compared() {
+                images.last_mut()?.push(call);
+            }
+        }
+        threads.push(images);
+    }
+    if threads.iter().flatten().all(Vec::is_empty) {
+        println!("skipped: strace does not work here");
+        return None;
+    }
+    Some((threads, output))
+}
+
+/// Runs the command as an argument of another.
+fn run(outer: &mut Command, inner: &Command) -> Output {
+    outer.arg(inner.get_program()).args(inner.get_args()).stdin(Stdio::null());
+    for (name, value) in inner.get_envs() {
+        outer.env(name, value.unwrap_or_default());
+    }
+    if let Some(folder) = inner.get_current_dir() {
+        outer.current_dir(folder);
+    }
+    outer.output().expect("it runs")
+}
+
+/// The command's threads as a recording program sees them, and what it said itself.
+fn recorded(command: &mut Command) -> (Vec<Images>, Output) {
+    let store = Store::new();
+    store.ok(&["load", &object("tests/programs/call_record.bpf.c").to_string_lossy()]);
+    let output = run(&mut store.command(&["start", "--"]), command);
+    (records(&store), output)
+}
+
+fn records(store: &Store) -> Vec<Images> {
+    let names = names();
+    let count = store.global("recorded");
+    assert!(count < 16384, "{count} calls are more than there is room for");
+    let mut entries = store.entries("records");
+    entries.sort_by_key(|(key, _)| key.as_u64());
+    let signed = |value: &Value| value.as_i64().or(value.as_u64().map(|it| it as i64)).expect("a number");
+    let mut threads: BTreeMap<i64, (Images, bool)> = BTreeMap::new();
+    for (_, value) in entries.iter().take(count as usize) {
+        let (images, executes) =
+            threads.entry(signed(&value["tid"])).or_insert_with(|| (vec![Vec::new()], false));
+        let id = signed(&value["id"]);
+        let name = names.get(&id).cloned().unwrap_or_else(|| format!("unknown {id}"));
+        let ends = signed(&value["begins"]) == 0;
+        if std::mem::take(executes) && !(ends && name.starts_with("execve")) {
+            images.push(Vec::new());
+        }
+        *executes = !ends;
+        let result = signed(&value["ret"]);
+        let arguments = value["args"].as_array().expect("six").iter().map(|it| signed(it) as u64).collect();
+        let call = Call { name, arguments, result };
+        if ends && !call.begins_child() && call.is_compared() {
+            images.last_mut().expect("one").push(call);
+        }
+    }
+    threads.into_values().map(|(images, _)| images).collect()
+}
+
+/// Names of the calls as strace has them.
+fn names() -> BTreeMap<i64, String> {
+    let text = std::fs::read_to_string("/usr/include/x86_64-linux-gnu/asm/unistd_64.h").unwrap_or_default();
+    let lines = text.lines().filter_map(|line| line.strip_prefix("#define __NR_")?.split_once(' '));
+    lines.filter_map(|(name, number)| Some((number.trim().parse().ok()?, name.to_owned()))).collect()
+}
+
+/// Two numbers mean the same: they are equal, or each may be an address.
+fn alike(one: u64, other: u64) -> bool {
+    one == other || (one >= ADDRESSES && other >= ADDRESSES && (one >> 47, other >> 47) == (0, 0))
+}
+
+/// Process ids are positive, and differ from run to run.
+fn names_process(name: &str) -> bool {
+    [
+        "clone",
+        "clone3",
+        "fork",
+        "getpgrp",
+        "getpgid",
+        "getpid",
+        "getppid",
+        "getsid",
+        "gettid",
+        "kill",
+        "set_tid_address",
+        "setpgid",
+        "setsid",
+        "tgkill",
+        "tkill",
+        "vfork",
+        "wait4",
+        "waitid",
+    ]
+    .contains(&name)
+}
+
+/// The same call: name, arguments and result.
+fn matches(ours: &Call, theirs: &Call) -> bool {
+    let process = names_process(&ours.name);
+    let both = |one: u64, other: u64| {
+        alike(one, other) || (process && (one as i32 as i64).signum() == (other as i32 as i64).signum())
+    };
+    let arguments = theirs.arguments.iter().zip(&ours.arguments).all(|(theirs, ours)| both(*ours, *theirs));
+    ours.name == theirs.name && arguments && both(ours.result as u64, theirs.result as u64)
+}
+
+/// Whether one thread is the other: each program's calls are the last of those that strace shows, its loader's come before. Else how
+/// many calls from the end are the same, and where they part.
+fn same(ours: &Images, theirs: &Images) -> Result<(), (usize, String)> {
+    let mut matched = 0;
+    if ours.len() > theirs.len() {
+        return Err((0, format!("{} images, not {}", ours.len(), theirs.len())));
+    }
+    let missing = vec![Vec::new(); theirs.len() - ours.len()];
+    let ours: Vec<&Vec<Call>> = missing.iter().chain(ours).collect();
+    for (index, (ours, theirs)) in ours.iter().zip(theirs).enumerate().rev() {
+        for (back, ours) in ours.iter().rev().enumerate() {
+            let other = theirs.len().checked_sub(back + 1).and_then(|at| theirs.get(at));
+            if !other.is_some_and(|theirs| matches(ours, theirs)) {
+                let part = format!("image {index}, {back} from the end: {ours:x?} is {other:x?} for strace");
+                return Err((matched, part));
+            }
+            matched += 1;
+        }
+        let rest = &theirs[..theirs.len() - ours.len()];
+        let other = rest.iter().rev().find(|it| !LOADER.contains(&it.name.as_str()));
+        if let Some(other) = other {
+            let part = format!("image {index}: {} calls are not recorded, among them {other:x?}", rest.len());
+            return Err((matched, part));
+        }
+    }
+    Ok(())
+}
+
+/// As [`same`], but for memory from the kernel: of how much of it python's hash tables make use depends on where things happen to lie.
+fn same_but_memory(ours: &Images, theirs: &Images) -> Result<(), (usize, String)> {
+    const MEMORY: [&str; 5] = ["brk", "madvise", "mmap", "mremap", "munmap"];
+    let without = |images: &Images| -> Images {
+        let others = |image: &Vec<Call>| {
+            image.iter().filter(|it| !MEMORY.contains(&it.name.as_str())).cloned().collect()
+        };
+        images.iter().map(others).collect()
+    };
+    same(&without(ours), &without(theirs))
+}
+
+/// Whether a thread's calls are among the other's, in the same order. Else how many are, and which is not.
+fn among(ours: &Images, theirs: &Images) -> Result<(), (usize, String)> {
+    let mut theirs = theirs.iter().flatten();
+    for (matched, ours) in ours.iter().flatten().enumerate() {
+        if !theirs.any(|theirs| matches(ours, theirs)) {
+            return Err((matched, format!("{ours:x?}")));
+        }
+    }
+    Ok(())
+}
+
+/// Every thread has its like.
+fn all_alike(ours: Vec<Images>, theirs: Vec<Images>, like: Likeness) {
+    let calls = |images: &Images| images.iter().map(Vec::len).sum::<usize>();
+    let mut left: Vec<Images> = theirs.into_iter().filter(|it| calls(it) > 0).collect();
+    let mut ours: Vec<Images> = ours.into_iter().filter(|it| calls(it) > 0).collect();
+    ours.sort_by_key(|it| std::cmp::Reverse(calls(it)));
+    left.sort_by_key(calls);
+    println!("{} threads, {} calls", ours.len(), ours.iter().map(calls).sum::<usize>());
+    for thread in &ours {
+        let results: Vec<_> = left.iter().map(|theirs| like(thread, theirs)).collect();
+        match results.iter().position(Result::is_ok) {
+            Some(index) => drop(left.remove(index)),
+            None => {
+                let nearest = results.into_iter().filter_map(Result::err).max_by_key(|it| it.0);
+                panic!("no thread of strace's is like this one, of {} calls: {nearest:?}", calls(thread));
+            }
+        }
+    }
+    assert!(left.is_empty(), "strace has {} threads more, one is {:x?}", left.len(), left.first());
+}
+
+/// Runs the command with either, from the same beginning, which `prepare` makes.
+fn compare(folder: &Folder, like: Likeness, prepare: impl Fn() -> Command, after: impl Fn() -> String) {
+    let Some((theirs, expected)) = strace(folder, &mut prepare()) else { return };
+    let left = after();
+    let (ours, output) = recorded(&mut prepare());
+    assert_eq!(output.status, expected.status, "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&expected.stdout));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&expected.stderr));
+    assert_eq!(after(), left, "files");
+    all_alike(ours, theirs, like);
+}
+
+/// A command that finds its way about.
+fn command(words: &[&str]) -> Command {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).env("LC_ALL", "C").env("PATH", "/usr/bin:/bin");
+    command
+}
+
+/// Sums of the files under a folder.
+fn sums(folder: &str) -> String {
+    let find = format!("cd {folder} && find . -type f | sort | xargs -d '\\n' sha256sum");
+    let output = Command::new("sh").args(["-c", &find]).output().expect("sh runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn small_commands() {
+    if !have(&["strace", "tar"]) || !Path::new("/usr/bin/python3").exists() {
+        return;
+    }
+    let folder = Folder::new("small");
+    std::fs::create_dir_all(folder.path("some/files")).expect("writable");
+    for index in 0..20 {
+        std::fs::write(folder.path(&format!("some/files/{index}")), vec![b'x'; 1000 * index])
+            .expect("writable");
+    }
+    let path = folder.path("");
+    let code = format!(
+        "import os, hashlib\nfor at in sorted(os.listdir('{path}/some/files')):\n  print(hashlib.md5(open('{path}/some/files/'+at,'rb').read()).hexdigest())"
+    );
+    let commands: [&[&str]; 4] = [
+        &["/usr/bin/tar", "-cf", "/dev/null", "-C", &path, "some"],
+        &["/usr/bin/tar", "-cf", "-", "-C", &path, "some"],
+        &["/usr/bin/ls", "-lR", &folder.path("some")],
+        &["/usr/bin/cat", "/etc/passwd", "/etc/group"],
+    ];
+    for words in commands {
+        compare(&folder, same, || command(words), String::new);
+    }
+    let python = ["/usr/bin/python3", "-I", "-S", "-c", &code];
+    compare(&folder, same_but_memory, || command(&python), String::new);
+}
+
+#[test]
+fn shell() {
+    if !have(&["strace"]) {
+        return;
+    }
+    let folder = Folder::new("sh");
+    let script =
+        "for i in 1 2 3; do echo $i | cat; done; x=$(ls /etc | wc -l); echo $x; exec cat /etc/hostname";
+    compare(&folder, same, || command(&["/bin/sh", "-c", script]), String::new);
+}
+
+#[test]
+fn gcc() {
+    if !have(&["strace", "gcc"]) {
+        return;
+    }
+    let folder = Folder::new("gcc");
+    let (source, program) = (folder.path("one.c"), folder.path("out/one"));
+    std::fs::write(&source, "#include <stdio.h>\nint main(void) { puts(\"one\"); return 0; }\n")
+        .expect("writable");
+    let prepare = || {
+        let _ = std::fs::remove_dir_all(folder.path("out"));
+        std::fs::create_dir_all(folder.path("out")).expect("writable");
+        command(&["/usr/bin/gcc", "-O2", "-o", &program, &source])
+    };
+    compare(&folder, same, prepare, || sums(&folder.path("out")));
+}
+
+#[test]
+fn git_clone() {
+    if !have(&["strace", "git"]) || !Path::new("/usr/bin/git").exists() {
+        return;
+    }
+    let folder = Folder::new("git");
+    let (from, to) = (folder.path("from"), folder.path("to"));
+    let make = format!(
+        "git init -q -b main {from} && cd {from} && for i in $(seq 20); do seq $i 400 > file$i; done && git add . && \
+         git -c user.name=a -c user.email=a@b commit -q -m one && git gc -q"
+    );
+    let made = Command::new("sh").args(["-c", &make]).env("GIT_CONFIG_GLOBAL", "/dev/null").output();
+    assert!(made.is_ok_and(|it| it.status.success()));
+    let prepare = || {
+        let _ = std::fs::remove_dir_all(&to);
+        let mut command = command(&["/usr/bin/git", "clone", "-q", &from, &to]);
+        command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_SYSTEM", "/dev/null");
+        command.env("HOME", &folder.0);
+        command
+    };
+    let head = || {
+        let found = format!("cd {to} && git rev-parse HEAD && git status --short && cat file*");
+        let output = Command::new("sh").args(["-c", &found]).output().expect("sh runs");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    compare(&folder, same, prepare, head);
+}
+
+/// A static program without symbols, in which some calls cannot be told from what is jumped into: those that are recorded are strace's,
+/// in the same order.
+#[test]
+fn busybox() {
+    if !have(&["strace", "busybox"]) {
+        return;
+    }
+    let folder = Folder::new("busybox");
+    let out = folder.path("out");
+    let script = format!(
+        "busybox cat /etc/passwd | busybox sort > {out}/sorted; busybox ls -la / > /dev/null; \
+         busybox sha256sum {out}/sorted; busybox tar -cf {out}/tar -C {out} sorted; busybox grep -c root /etc/passwd"
+    );
+    let prepare = || {
+        let _ = std::fs::remove_dir_all(&out);
+        std::fs::create_dir_all(&out).expect("writable");
+        command(&["/bin/busybox", "sh", "-c", &script])
+    };
+    compare(&folder, among, prepare, || sums(&out).lines().filter(|it| !it.ends_with("tar")).collect());
+}
+
+#[test]
+fn ssh_keygen() {
+    if !have(&["strace", "ssh-keygen"]) {
+        return;
+    }
+    let folder = Folder::new("keys");
+    let key = folder.path("key");
+    let made =
+        Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "a", "-f", &key]).status();
+    assert!(made.is_ok_and(|it| it.success()));
+    compare(
+        &folder,
+        same,
+        || command(&["/usr/bin/ssh-keygen", "-l", "-v", "-f", &key]),
+        || sums(&folder.path("")).lines().filter(|it| it.contains("key")).collect(),
+    );
+    let prepare = || {
+        let _ = std::fs::remove_file(folder.path("new"));
+        let _ = std::fs::remove_file(folder.path("new.pub"));
+        command(&[
+            "/usr/bin/ssh-keygen",
+            "-q",
+            "-t",
+            "ed25519",
+            "-N",
+            "",
+            "-C",
+            "a",
+            "-f",
+            &folder.path("new"),
+        ])
+    };
+    compare(&folder, same, prepare, String::new);
+}
+
+/// How often each call was made that has the same arguments and result, addresses aside, on whichever thread.
+fn counted(threads: &[Images], wanted: impl Fn(&Call) -> bool, arguments: usize) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for call in threads.iter().flatten().flatten().filter(|call| wanted(call)) {
+        let shown = call.arguments.iter().take(arguments).map(|&it| match it {
+            ADDRESSES..0x8000_0000_0000 => "address".to_owned(),
+            it => format!("{it:#x}"),
+        });
+        let key = format!("{}({}) = {}", call.name, shown.collect::<Vec<_>>().join(", "), call.result);
+        *counts.entry(key).or_default() += 1;
+    }
+    counts
+}
+
+/// Which thread makes a call, and how often it waits, is up to Go's scheduler: the same calls of files and sockets, as often.
+#[test]
+fn go_server() {
+    if !have(&["strace", "go"]) {
+        return;
+    }
+    let folder = Folder::new("go");
+    let program = folder.path("echo");
+    let source = root().join("tests/targets/echo.go");
+    let built = Command::new("go")
+        .args(["build", "-o", &program])
+        .arg(source)
+        .envs([("GO111MODULE", "off"), ("CGO_ENABLED", "0")])
+        .output();
+    assert!(built.as_ref().is_ok_and(|it| it.status.success()), "{built:?}");
+    let Some((theirs, expected)) = strace(&folder, &mut command(&[&program])) else { return };
+    let (ours, output) = recorded(&mut command(&[&program]));
+    assert_eq!((output.status, &output.stdout), (expected.status, &expected.stdout));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "40000\n");
+    let wanted = |call: &Call| match call.name.as_str() {
+        "socket" | "bind" | "listen" | "connect" | "setsockopt" | "getsockname" | "getpeername" => true,
+        "openat" | "accept4" => call.result >= 0,
+        // Shorter ones wake the scheduler's thread that waits for sockets.
+        "read" | "write" => call.result >= 100,
+        _ => false,
+    };
+    let (ours, theirs) = (counted(&ours, wanted, 2), counted(&theirs, wanted, 2));
+    assert_eq!(ours, theirs);
+    assert!(ours.values().sum::<usize>() > 800, "{ours:?}");
+}
+
+/// How often redis looks at its clock is up to the time that it takes: the same bytes from and to its clients.
+#[test]
+fn redis() {
+    if !have(&["strace", "redis-server", "redis-cli", "redis-benchmark"]) {
+        return;
+    }
+    let folder = Folder::new("redis");
+    let socket = folder.path("socket");
+    let words = [
+        "/usr/bin/redis-server",
+        "--port",
+        "0",
+        "--unixsocket",
+        &socket,
+        "--save",
+        "",
+        "--dir",
+        &folder.path(""),
+        "--loglevel",
+        "warning",
+    ];
+    let client = |program: &str, words: &[&str]| {
+        let output = Command::new(program).args(["-s", &socket]).args(words).output().expect("it runs");
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let ended = AtomicBool::new(false);
+    let load = || {
+        while client("redis-cli", &["ping"]) != (true, "PONG\n".to_owned()) {
+            if ended.load(Ordering::Relaxed) {
+                return String::new();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert!(
+            client("redis-benchmark", &["-c", "1", "-n", "300", "-q", "-t", "set,get,lpush,lrange_100"]).0
+        );
+        let answers =
+            client("redis-cli", &["llen", "mylist"]).1 + &client("redis-cli", &["get", "key:__rand_int__"]).1;
+        client("redis-cli", &["shutdown", "nosave"]);
+        answers
+    };
+    let under = |run: &dyn Fn()| {
+        std::thread::scope(|scope| {
+            ended.store(false, Ordering::Relaxed);
+            let load = scope.spawn(load);
+            run();
+            ended.store(true, Ordering::Relaxed);
+            load.join().expect("it is served")
+        })
+    };
+    let (theirs, ours) = (std::cell::RefCell::new(None), std::cell::RefCell::new(None));
+    let expected = under(&|| *theirs.borrow_mut() = strace(&folder, &mut command(&words)));
+    let Some((theirs, theirs_output)) = theirs.into_inner() else { return };
+    let answers = under(&|| *ours.borrow_mut() = Some(recorded(&mut command(&words))));
+    let (ours, output) = ours.into_inner().expect("it ran");
+    assert_eq!((answers, output.status), (expected, theirs_output.status));
+    let wanted = |call: &Call| match call.name.as_str() {
+        "socket" | "bind" | "listen" | "accept" | "accept4" | "setsockopt" => call.result >= 0,
+        // Those of its clients: its own, of /proc, are of a page.
+        "read" => call.result > 0 && call.arguments.get(2).is_some_and(|&it| it > 4096),
+        "write" => call.arguments.first().is_some_and(|&it| it > 2) && call.result > 1,
+        _ => false,
+    };
+    let (ours, theirs) = (counted(&ours, wanted, 1), counted(&theirs, wanted, 1));
+    assert_eq!(ours, theirs);
+    assert!(ours.values().sum::<usize>() > 2400, "{ours:?}");
+}
+
+#[test]
+fn python_tests() {
+    if !have(&["strace", "python3"]) {
+        return;
+    }
+    let find = "import sys, test.test_bisect, test.test_heapq, test.test_textwrap; print(sys.executable)";
+    let found = Command::new("python3").args(["-B", "-c", find]).output().expect("python runs");
+    if !found.status.success() {
+        println!("skipped: python's own tests are not installed");
+        return;
+    }
+    let python = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+    let code = "import io, unittest\n\
+                names = ['test.test_bisect', 'test.test_heapq', 'test.test_textwrap']\n\
+                tests = unittest.defaultTestLoader.loadTestsFromNames(names)\n\
+                result = unittest.TextTestRunner(stream=io.StringIO()).run(tests)\n\
+                print(result.testsRun, result.errors, result.failures)";
+    let folder = Folder::new("python");
+    let prepare = || {
+        let mut command = command(&[&python, "-B", "-c", code]);
+        command.env("PYTHONHASHSEED", "0");
+        command
+    };
+    compare(&folder, same_but_memory, prepare, String::new);
+}
