@@ -79,7 +79,7 @@ fn segments() {
         let (writable, executable) = (p_flags.0 & elf::PF_W.0 != 0, p_flags.0 & elf::PF_X.0 != 0);
         assert!(!(writable && executable));
         if executable {
-            assert!(segment.size() < 80 << 10, "{} bytes of code", segment.size());
+            assert!(segment.size() <= 64 << 10, "{} bytes of code", segment.size());
         }
     }
 }
