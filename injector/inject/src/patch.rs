@@ -62,9 +62,43 @@ pub(crate) struct FilledHole {
     pub(crate) write: Write,
 }
 
+/// How a site's code comes to a stub.
+pub(crate) struct SiteJump {
+    /// What is written at the site.
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) hole: Option<FilledHole>,
+    /// The site's entry in the table, without links and flags.
+    pub(crate) runtime: SiteRuntime,
+}
+
+/// The jump from a site to its stub, by a hole where it needs one. The error is the reason why the site cannot be served.
+pub(crate) fn jump_to(
+    arena: &mut Arena,
+    known: &[SiteRuntime],
+    site: &PlannedSite,
+    stub: &Stub,
+) -> Result<SiteJump, String> {
+    let entry = stub.address + u64::from(stub.entry);
+    let hole = fill_hole(arena, known, site, entry)?;
+    let bytes =
+        jump_bytes(site, hole.as_ref().map(|hole| hole.jump), entry).map_err(|error| error.to_string())?;
+    let runtime = SiteRuntime {
+        address: site.address,
+        stub: stub.address,
+        stub_len: stub.bytes.len() as u32,
+        len: bytes.len() as u32,
+        original: padded(&site.plan.original[..bytes.len()]),
+        patched: padded(&bytes),
+        links: 0,
+        link_count: 0,
+        flags: 0,
+    };
+    Ok(SiteJump { bytes, hole, runtime })
+}
+
 /// The hole of a short site, with the jump to the site's `stub`; none for a long site. `known` is the process's list of sites.
 /// The error is the reason why the site cannot be served.
-pub(crate) fn fill_hole(
+fn fill_hole(
     arena: &mut Arena,
     known: &[SiteRuntime],
     site: &PlannedSite,
@@ -116,7 +150,7 @@ fn refill_hole(known: &[SiteRuntime], site: usize, stub: u64) -> Result<Option<F
 }
 
 /// The bytes of a site's jump: to its stub, or to the hole of a short one.
-pub(crate) fn jump_bytes(site: &PlannedSite, hole: Option<u64>, stub: u64) -> Result<Vec<u8>, PatchError> {
+fn jump_bytes(site: &PlannedSite, hole: Option<u64>, stub: u64) -> Result<Vec<u8>, PatchError> {
     match hole {
         Some(hole) => short_jump(site.address, hole).map(Vec::from),
         None => jump(site.address, stub).map(Vec::from),

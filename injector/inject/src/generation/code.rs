@@ -1,0 +1,282 @@
+//! The code of a generation: stubs of sites, their links, and the programs that these call.
+
+use super::{Builder, cpu_flag, link_flags, tables_start};
+use crate::agent::Own;
+use crate::error::TargetRefused;
+use crate::existing::is_call_site;
+use crate::patch::{Patch, SiteJump, Write, inner, jump_to};
+use crate::request::{ProbeKind, ProgramRequest};
+use crate::sites::PlannedSite;
+use crate::system_calls::PlannedCall;
+use crate::wire::Wire;
+use beeline_abi::code::{ProgramNeeds, Symbol};
+use beeline_abi::link::{LinkRuntime, LinkShared};
+use beeline_abi::map::MapHandle;
+use beeline_abi::process::{ForkPage, ProgramRuntime, SiteRuntime};
+use beeline_remote::reach;
+use beeline_stub::{Arena, LinkCode, OnlyIn, ProgramUse, SiteCode, SystemCallCode, SystemCallTarget};
+use std::collections::HashMap;
+use std::mem::offset_of;
+
+/// Bytes of `syscall`.
+const SYSCALL_LEN: u64 = 2;
+
+impl Builder<'_> {
+    /// The links of system calls, before the sites that have them.
+    pub(super) fn link_calls(
+        &mut self,
+        arena: &mut Arena,
+        entries: &mut HashMap<u32, u64>,
+    ) -> Result<(), TargetRefused> {
+        let mut links = std::mem::take(&mut self.calls.links);
+        for link in &mut links {
+            if link.shared == 0 {
+                link.shared = self.link_pages.get(&link.link_id).copied().unwrap_or(0);
+            }
+            if let Ok(program) = self.given.program(link.prog_id) {
+                link.entry = self.link_program(arena, program, entries)?;
+                link.flags |= cpu_flag(&program.needs);
+            }
+        }
+        let at = self.tables.links + (self.links_used * LinkRuntime::LEN) as u64;
+        self.links_used += links.len();
+        self.link_bytes.extend(links.iter().flat_map(Wire::to_bytes));
+        self.call_links = (at, links.len() as u32);
+        self.calls.links = links;
+        for site in self.sites.iter_mut().filter(|site| is_call_site(site)) {
+            // Without programs its stub finds nothing wanted; detach restores it.
+            (site.links, site.link_count) = (at, self.call_links.1.max(1));
+        }
+        Ok(())
+    }
+
+    /// Stub and table entry of a site at a system call. The inner error is the reason why it cannot be served.
+    pub(super) fn add_call(
+        &mut self,
+        arena: &mut Arena,
+        site: &PlannedSite,
+        planned: &PlannedCall,
+    ) -> Result<Result<Patch, String>, TargetRefused> {
+        let [enter, exit, missed] = self.agent.system_call;
+        let target = SystemCallTarget { calls: self.system_calls, enter, exit, missed };
+        let code = SystemCallCode {
+            plan: &site.plan,
+            address: site.address,
+            call: planned.address,
+            number: planned.number,
+        };
+        let (stub, behind) = match arena.add_system_call(&self.environment(), &target, &code) {
+            Ok(made) => made,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let SiteJump { bytes, hole, mut runtime } = match jump_to(arena, &self.sites, site, &stub) {
+            Ok(made) => made,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let to_behind = planned.address + SYSCALL_LEN - site.address;
+        let places = if behind == 0 { 0 } else { behind << 16 | (to_behind as u32) << 8 };
+        (runtime.links, runtime.link_count) = self.call_links;
+        runtime.flags = SiteRuntime::SYSTEM_CALL | places;
+        let inner = inner(&site.plan, bytes.len());
+        let expected = site.plan.original.clone();
+        let mut writes = vec![Write { address: site.address, expected, bytes, moved: Some(stub), inner }];
+        let mut entries = vec![self.enter(None, runtime)];
+        if let Some(hole) = hole {
+            entries.push(self.enter(hole.index, hole.runtime));
+            writes.insert(0, hole.write);
+        }
+        let patch =
+            Patch { address: site.address, writes, sees_seccomp: false, semaphores: Vec::new(), entries };
+        Ok(Ok(patch))
+    }
+
+    /// Stub, links and table entry of a site. The inner error is the reason why this one cannot be served.
+    pub(super) fn add_site(
+        &mut self,
+        arena: &mut Arena,
+        site: &PlannedSite,
+        entries: &mut HashMap<u32, u64>,
+    ) -> Result<Result<Patch, String>, TargetRefused> {
+        let (links, codes) = self.links_of(arena, site, entries)?;
+        let index = site.existing.unwrap_or(self.sites.len());
+        let code = SiteCode {
+            plan: &site.plan,
+            address: site.address,
+            site_runtime: self.tables.sites + (index * SiteRuntime::LEN) as u64,
+            links: &codes,
+        };
+        let stub = match arena.add_stub(&self.environment(), &code) {
+            Ok(stub) => stub,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let SiteJump { bytes, hole, mut runtime } = match jump_to(arena, &self.sites, site, &stub) {
+            Ok(made) => made,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        runtime.links = self.tables.links + (self.links_used * LinkRuntime::LEN) as u64;
+        runtime.link_count = links.len() as u32;
+        runtime.flags = if site.plan.is_entry { SiteRuntime::ENTRY } else { 0 };
+        self.links_used += links.len();
+        self.link_bytes.extend(links.iter().flat_map(Wire::to_bytes));
+        let mut writes = Vec::new();
+        match site.existing.map(|index| self.sites[index]) {
+            // Its short jump stays as it is: what changes is in the hole.
+            Some(known) if hole.is_some() => {
+                (runtime.len, runtime.patched, runtime.original) = (known.len, known.patched, known.original);
+            }
+            known => {
+                let expected = known.map_or_else(
+                    || site.plan.original.clone(),
+                    |known| known.patched[..known.len as usize].to_vec(),
+                );
+                // A site that is patched already has one instruction in these bytes: the jump.
+                let inner = if known.is_some() { Vec::new() } else { inner(&site.plan, bytes.len()) };
+                writes.push(Write { address: site.address, expected, bytes, moved: Some(stub), inner });
+            }
+        }
+        let mut entries = vec![self.enter(site.existing, runtime)];
+        if let Some(hole) = hole {
+            entries.push(self.enter(hole.index, hole.runtime));
+            // Nothing goes there before the site's own jump is written.
+            writes.insert(0, hole.write);
+        }
+        let sees_seccomp = site.own.is_some_and(Own::sees_seccomp);
+        let at = |index: usize| runtime.links + (index * LinkRuntime::LEN) as u64;
+        let waiting = |link: &LinkRuntime| link.semaphore != 0 && link.flags & LinkRuntime::IN_SEMAPHORE == 0;
+        let waiting = links.iter().enumerate().filter(|(_, link)| waiting(link));
+        let semaphores = waiting.map(|(index, link)| (at(index), *link)).collect();
+        Ok(Ok(Patch { address: site.address, writes, sees_seccomp, semaphores, entries }))
+    }
+
+    /// Enters a site or a hole into the table, in place of entry `index` or behind all; where it lies in the memory file, and
+    /// what stands there when it is given up.
+    fn enter(&mut self, index: Option<usize>, runtime: SiteRuntime) -> (u64, SiteRuntime) {
+        // An entry without links is no site.
+        let given_up = index.map_or(SiteRuntime::default(), |index| self.sites[index]);
+        let at = index.unwrap_or(self.sites.len());
+        match index {
+            Some(index) => self.sites[index] = runtime,
+            None => self.sites.push(runtime),
+        }
+        let address = self.tables.sites + (at * SiteRuntime::LEN) as u64;
+        (self.tables_offset + (address - tables_start(&self.tables)), given_up)
+    }
+
+    /// The links of a site, those in force first.
+    fn links_of(
+        &mut self,
+        arena: &mut Arena,
+        site: &PlannedSite,
+        entries: &mut HashMap<u32, u64>,
+    ) -> Result<(Vec<LinkRuntime>, Vec<LinkCode>), TargetRefused> {
+        let given = self.given;
+        let mut links = match (given.existing, site.existing) {
+            (Some(existing), Some(index)) => existing.links[index].clone(),
+            _ => Vec::new(),
+        };
+        links.retain(|link| !given.request.is_over(link));
+        if let Some(own) = site.own {
+            let mut link = self.agent.own.link(own, site.address);
+            if own == Own::Libraries {
+                link.shared = self.bell;
+            }
+            // That of an earlier follower.
+            links.retain(|known| known.link_id != LinkRuntime::OWN || known.entry != link.entry);
+            links.push(link);
+        }
+        let fork_page = self.fork_page();
+        for probe in site.probes.iter().map(|&index| &given.request.probes[index]) {
+            let program = given.program(probe.program_id)?;
+            let entry = self.link_program(arena, program, entries)?;
+            let returns = if probe.kind == ProbeKind::Return { LinkRuntime::RETURN } else { 0 };
+            let flags = returns | cpu_flag(&program.needs) | link_flags(probe, program, &site.plan);
+            let same = |link: &&mut LinkRuntime| {
+                link.link_id == probe.link_id && link.flags & LinkRuntime::RETURN == returns
+            };
+            if let Some(link) = links.iter_mut().find(same) {
+                // Another program in the same place, behind those that were before it and before those behind it.
+                let kept = link.flags & LinkRuntime::IN_SEMAPHORE;
+                *link = LinkRuntime { entry, prog_id: probe.program_id, flags: flags | kept, ..*link };
+                continue;
+            }
+            links.push(LinkRuntime {
+                shared: self.link_pages.get(&probe.link_id).copied().unwrap_or(0),
+                cookie: probe.cookie,
+                func_ip: site.address,
+                entry,
+                link_id: probe.link_id,
+                prog_id: probe.program_id,
+                flags,
+                pid: probe.pid.unwrap_or(0),
+                semaphore: given.semaphore_of(probe, site).unwrap_or(0),
+                hits: 0,
+                missed: 0,
+            });
+        }
+        let needs: Vec<ProgramNeeds> = links.iter().map(|link| given.needs_of(link)).collect();
+        let uses: Vec<ProgramUse> = links.iter().map(|link| self.use_of(link)).collect();
+        let first = self.tables.links + (self.links_used * LinkRuntime::LEN) as u64;
+        let code = |(index, (link, needs)): (usize, (&LinkRuntime, &ProgramNeeds))| LinkCode {
+            uses: uses[index],
+            runtime: first + (index * LinkRuntime::LEN) as u64,
+            enabled: link.shared + offset_of!(LinkShared, enabled) as u64,
+            entry: link.entry,
+            needs: *needs,
+            is_return: link.flags & LinkRuntime::RETURN != 0,
+            only_in: (link.pid != 0 && fork_page != 0)
+                .then(|| OnlyIn { pid: link.pid, word: fork_page + offset_of!(ForkPage, attached) as u64 }),
+            counts_hits: link.flags & LinkRuntime::COUNTS_HITS != 0,
+            overrides: link.flags & LinkRuntime::OVERRIDES != 0,
+        };
+        let codes = links.iter().zip(&needs).enumerate().map(code).collect();
+        Ok((links, codes))
+    }
+
+    /// The address of a program's entry for code in `arena`: a copy there, unless an earlier one is in reach.
+    pub(super) fn link_program(
+        &mut self,
+        arena: &mut Arena,
+        program: &ProgramRequest,
+        entries: &mut HashMap<u32, u64>,
+    ) -> Result<u64, TargetRefused> {
+        if let Some(&entry) = entries.get(&program.id) {
+            return Ok(entry);
+        }
+        let known = self.programs.iter().find(|known| known.id == program.id).map(|known| known.entry);
+        if let Some(entry) = known.filter(|entry| entry.abs_diff(arena.base()) < reach::REACH) {
+            entries.insert(program.id, entry);
+            return Ok(entry);
+        }
+        let resolve = |symbol| match symbol {
+            Symbol::MapHandle(index) => Some(self.handle_of(program, index)?.0),
+            Symbol::MapData(index) => Some(self.handle_of(program, index)?.1.data),
+            Symbol::Helper(id) => self.agent.helper(id),
+            Symbol::Image => None,
+        };
+        let entry = arena.add_program(&program.code, &program.relocs, resolve).map_err(|error| {
+            TargetRefused::BadRequest { what: format!("program {} cannot be linked: {error}", program.name) }
+        })?;
+        entries.insert(program.id, entry);
+        if known.is_none() {
+            self.programs.push(ProgramRuntime { id: program.id, flags: cpu_flag(&program.needs), entry });
+        }
+        Ok(entry)
+    }
+
+    /// The handle of a map of a program: its address and contents.
+    fn handle_of(&self, program: &ProgramRequest, index: u32) -> Option<(u64, &MapHandle)> {
+        let id = *program.maps.get(index as usize)?;
+        let at = self.handles.iter().position(|handle| handle.id == id)?;
+        Some((self.tables.maps + (at * MapHandle::LEN) as u64, &self.handles[at]))
+    }
+
+    /// What a program's machine code does to registers; of one that is not in the request nothing is known.
+    fn use_of(&mut self, link: &LinkRuntime) -> ProgramUse {
+        let request = self.given.request;
+        let of = |id: u32| request.programs.iter().find(|program| program.id == id);
+        *self.uses.entry(link.prog_id).or_insert_with(|| match of(link.prog_id) {
+            Some(program) if link.link_id != LinkRuntime::OWN => ProgramUse::of(&program.code),
+            _ => ProgramUse::UNKNOWN,
+        })
+    }
+}
