@@ -2,7 +2,6 @@
 //! the spot, processes that are ended with the test.
 
 pub mod servers;
-pub mod watchdog;
 
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};

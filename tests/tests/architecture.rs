@@ -7,7 +7,7 @@ use std::process::Command;
 
 /// Layer of each crate, and its place in the layer: a crate imports only what is lower, or further left on its line.
 const LAYERS: &[&[&str]] = &[
-    &["beeline-isa", "beeline-abi", "beeline-maps", "beeline-helpers"],
+    &["beeline-isa", "beeline-abi", "beeline-maps", "beeline-helpers", "beeline-watchdog"],
     &["beeline-object", "beeline-verifier", "beeline-ptrace", "beeline-site"],
     &[
         "beeline-interp",

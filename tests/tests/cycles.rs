@@ -3,8 +3,8 @@
 //! `BEELINE_SOAK` is the number of cycles; CI runs a few on each. How long the threads stood still is printed.
 
 use beeline_tests::servers::{self, Load, Server};
-use beeline_tests::watchdog::Watchdog;
 use beeline_tests::{Store, Target, gcc, have, load_counts, object, our_mappings, rounds, text_of};
+use beeline_watchdog::Watchdog;
 use serde_json::Value;
 use std::process::Command;
 

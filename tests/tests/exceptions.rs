@@ -7,8 +7,8 @@
 //!
 //! `BEELINE_SOAK` is the number of rounds; CI runs one.
 
-use beeline_tests::watchdog::Watchdog;
 use beeline_tests::{Store, have, object, rounds, target};
+use beeline_watchdog::Watchdog;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;

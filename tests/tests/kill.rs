@@ -2,8 +2,8 @@
 //! targets that are being attached to, and of targets in the middle of programs that share maps with others: no other process
 //! dies or hangs, the store stays usable and holds nothing that nobody needs, the next command succeeds.
 
-use beeline_tests::watchdog::Watchdog;
 use beeline_tests::{Store, Target, gcc, load_counts, object, rounds};
+use beeline_watchdog::Watchdog;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

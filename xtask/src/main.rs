@@ -12,7 +12,6 @@ mod setup;
 mod soak;
 mod test;
 mod verdicts;
-mod watchdog;
 mod workspace;
 
 use anyhow::Result;

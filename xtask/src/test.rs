@@ -1,8 +1,8 @@
 //! Every check that a change has to pass, in the order in which they fail fastest.
 
 use crate::workspace::{cargo, shown};
-use crate::{objects, setup, watchdog, workspace};
-use anyhow::{Result, bail};
+use crate::{objects, setup, workspace};
+use anyhow::{Context, Result, bail};
 use std::time::{Duration, Instant};
 
 /// What a step of tests may take. None takes a quarter of it on two busy cores; building is not a part of it.
@@ -50,7 +50,11 @@ fn test(selection: &[&str], options: &Options) -> Result<()> {
         command.arg(filter);
     }
     workspace::run(cargo().args(["test", "--release", "--no-run", "--quiet"]).args(packages(selection)))?;
-    watchdog::run(&mut command, TESTS_MAX)
+    let status = beeline_watchdog::run(&mut command, TESTS_MAX).with_context(|| shown(&command))?;
+    if !status.success() {
+        bail!("{} ended with {status}", shown(&command));
+    }
+    Ok(())
 }
 
 /// What is said to cargo, not to the tests.

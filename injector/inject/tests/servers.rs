@@ -1,9 +1,6 @@
 //! Real servers under load: probes come and go, no client notices.
 
 mod support;
-#[path = "../../../tests/src/watchdog.rs"]
-#[allow(dead_code, unreachable_pub, reason = "a file of the end-to-end tests, of which others use a part")]
-mod watchdog;
 
 use beeline_inject::{DetachOptions, ProbeKind, ProbeState, attach, detach, inspect};
 use std::io::{Read, Write};
@@ -98,7 +95,7 @@ fn redis_under_benchmark() {
         .unwrap();
     let code = support::snapshot(pid);
     let mut cycles = 0;
-    let watchdog = watchdog::Watchdog::new("redis under benchmark");
+    let watchdog = beeline_watchdog::Watchdog::new("redis under benchmark");
     while benchmark.try_wait().unwrap().is_none() || cycles < rounds(20) {
         let report = attach(pid, &store.request).unwrap();
         assert!(report.in_force() >= 10, "{report:?}");

@@ -3,18 +3,15 @@
 //! `BEELINE_SOAK` is the number of rounds; CI runs a slice.
 
 mod support;
-#[path = "../../../tests/src/watchdog.rs"]
-#[allow(dead_code, unreachable_pub, reason = "a file of the end-to-end tests, of which others use a part")]
-mod watchdog;
 
 use beeline_inject::{DetachOptions, ProbeKind, TargetRefused, attach, detach, inspect};
+use beeline_watchdog::Watchdog;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use support::targets::Target;
 use support::{Store, descriptors, snapshot};
-use watchdog::Watchdog;
 
 /// Threads that call probed functions, check every result, and are signalled and forked meanwhile.
 const BUSY: &str = r#"

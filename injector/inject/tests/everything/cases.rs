@@ -1,8 +1,8 @@
 //! What is run, and how it is told that the probes have changed nothing.
 
 use crate::probed::{COMMAND, NOT_STARTED};
-use crate::watchdog::Watchdog;
 use crate::workloads;
+use beeline_watchdog::Watchdog;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;

@@ -17,9 +17,6 @@ mod counts;
 mod probed;
 #[path = "../support/mod.rs"]
 mod support;
-#[path = "../../../../tests/src/watchdog.rs"]
-#[allow(dead_code, unreachable_pub, reason = "a file of the end-to-end tests, of which others use a part")]
-mod watchdog;
 mod workloads;
 
 use cases::Verdict;

@@ -1,48 +1,10 @@
-//! A command that may hang: it gets a time limit, and what it was doing is shown before it is ended.
-//!
-//! Tests here stop other processes and wait for them. When one of them never comes back, a report that says where every
-//! thread was is worth more than the end of somebody's patience.
+//! Processes and their descendants: where they are, and the end of them.
 
-use crate::workspace::shown;
-use anyhow::{Context, Result, bail};
 use std::fs;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
-/// Time between two looks at the command.
-const PAUSE: Duration = Duration::from_millis(200);
-
-/// Runs a command to its end, for at most `limit`.
-///
-/// # Errors
-/// The command fails, or takes longer. Then the stacks of it and of its descendants are on standard error, and all of
-/// them are killed.
-pub(crate) fn run(command: &mut Command, limit: Duration) -> Result<()> {
-    let begin = Instant::now();
-    let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            if !status.success() {
-                bail!("{} ended with {status}", shown(command));
-            }
-            return Ok(());
-        }
-        if begin.elapsed() > limit {
-            break;
-        }
-        std::thread::sleep(PAUSE);
-    }
-    eprintln!("\n== {} has not ended after {} s", shown(command), limit.as_secs());
-    for pid in family(child.id()) {
-        describe(pid);
-    }
-    kill(child.id());
-    let _ = child.wait();
-    bail!("{} hung; what its processes were doing is shown above", shown(command));
-}
 
 /// A process and its descendants, parents first.
-fn family(pid: u32) -> Vec<u32> {
+pub(crate) fn family(pid: u32) -> Vec<u32> {
     let mut family = vec![pid];
     let mut next = 0;
     while let Some(&parent) = family.get(next) {
@@ -52,7 +14,7 @@ fn family(pid: u32) -> Vec<u32> {
     family
 }
 
-fn children_of(parent: u32) -> Vec<u32> {
+pub(crate) fn children_of(parent: u32) -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter(|&pid| parent_of(pid) == Some(parent)).collect()
@@ -65,7 +27,7 @@ fn parent_of(pid: u32) -> Option<u32> {
 }
 
 /// Prints where each thread of a process is: in the kernel, and in the program where gdb is there and can look.
-fn describe(pid: u32) {
+pub(crate) fn describe(pid: u32) {
     let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
     let command_line = read("cmdline").replace('\0', " ");
     eprintln!("\n-- process {pid}: {}", command_line.trim_end());
@@ -89,7 +51,7 @@ fn describe(pid: u32) {
         }
     }
     let traced = read("status").lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"));
-    if !traced {
+    if !traced && pid != std::process::id() {
         // Without gdb the kernel's side has to do. It has a limit of its own: the process may be past stopping.
         let _ = Command::new("timeout")
             .args(["--signal=KILL", "20", "gdb", "-nx", "-batch", "-p", &pid.to_string()])
@@ -102,7 +64,7 @@ fn describe(pid: u32) {
 }
 
 /// Ends a process and its descendants. Each is stopped before its children are looked up, so that none is missed.
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     signal("-STOP", pid);
     for child in children_of(pid) {
         kill(child);
@@ -113,30 +75,4 @@ fn kill(pid: u32) {
 fn signal(signal: &str, pid: u32) {
     // One that ended by itself since is reported by `kill`; that is of no interest.
     let _ = Command::new("kill").args([signal, &pid.to_string()]).stderr(Stdio::null()).status();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Read;
-
-    #[test]
-    fn what_ends_in_time() {
-        run(&mut Command::new("true"), Duration::from_secs(3600)).unwrap();
-        let error = run(&mut Command::new("false"), Duration::from_secs(3600)).unwrap_err();
-        assert!(error.to_string().starts_with("false ended with"), "{error}");
-    }
-
-    #[test]
-    fn what_hangs_is_ended_with_its_children() {
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        {
-            let mut command = Command::new("sh");
-            command.args(["-c", "sleep 100000 & wait"]).stdout(writer);
-            let error = run(&mut command, Duration::from_millis(1)).unwrap_err();
-            assert!(error.to_string().contains("hung"), "{error}");
-        }
-        // The shell and what it started held the other end.
-        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
-    }
 }
