@@ -120,6 +120,7 @@ fn probe_kind(kind: ProbeKind) -> beeline_inject::ProbeKind {
     match kind {
         ProbeKind::Entry => beeline_inject::ProbeKind::Entry,
         ProbeKind::Return => beeline_inject::ProbeKind::Return,
+        ProbeKind::Session => beeline_inject::ProbeKind::Session,
     }
 }
 

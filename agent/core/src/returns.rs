@@ -351,8 +351,7 @@ const TAKEN: usize = 256;
 // SAFETY: every place is written by the one thread that drew its number, and drawn again only 256 draws later.
 unsafe impl Sync for Taken {}
 
-static PLACES: Taken =
-    Taken(UnsafeCell::new([ReturnSlot { return_address: 0, sp: 0, site: 0, trampoline: 0 }; TAKEN]));
+static PLACES: Taken = Taken(UnsafeCell::new([ReturnSlot::EMPTY; TAKEN]));
 static DRAWN: AtomicUsize = AtomicUsize::new(0);
 
 /// Takes an entry away from another thread's return stack; where it can be read.

@@ -6,6 +6,9 @@ use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, ThreadSlot};
 use beeline_agent_core::returns;
 use world::World;
 
+/// Bytes of an entry of the return stack.
+const ENTRY: u64 = size_of::<ReturnSlot>() as u64;
+
 const TRAMPOLINE: u64 = 0x7100_0000;
 
 /// A stack of the target: word `i` lies at `at(i)`.
@@ -31,13 +34,13 @@ impl Stack {
         // SAFETY: the slot is the test's own.
         unsafe {
             let top = (*slot).returns_top;
-            let in_order = top == (*slot).returns_base || (*((top - 32) as *const ReturnSlot)).sp > sp;
+            let in_order = top == (*slot).returns_base || (*((top - ENTRY) as *const ReturnSlot)).sp > sp;
             if (top == (*slot).returns_end || !in_order) && returns::room(slot, sp) == 0 {
                 return false;
             }
             let entry = (*slot).returns_top as *mut ReturnSlot;
-            entry.write(ReturnSlot { return_address, sp, site: 0, trampoline });
-            (*slot).returns_top += 32;
+            entry.write(ReturnSlot { return_address, sp, trampoline, ..ReturnSlot::EMPTY });
+            (*slot).returns_top += ENTRY;
             (sp as *mut u64).write_volatile(trampoline);
         }
         true
@@ -51,7 +54,7 @@ impl Stack {
             let entry = returns::find(slot, sp);
             let return_address = entry.as_ref()?.return_address;
             if !slot.is_null() && ((*slot).returns_base..(*slot).returns_top).contains(&(entry as u64)) {
-                assert_eq!((*slot).returns_top, entry as u64 + 32, "it is the top one");
+                assert_eq!((*slot).returns_top, entry as u64 + ENTRY, "it is the top one");
                 (*slot).returns_top = entry as u64;
             }
             (sp as *mut u64).write_volatile(0);
@@ -62,7 +65,7 @@ impl Stack {
 
 fn depth(slot: *mut ThreadSlot) -> u64 {
     // SAFETY: the slot is the test's own.
-    unsafe { ((*slot).returns_top - (*slot).returns_base) / 32 }
+    unsafe { ((*slot).returns_top - (*slot).returns_base) / ENTRY }
 }
 
 #[test]
@@ -201,7 +204,7 @@ fn a_full_stack_of_dead_entries_is_swept() {
     }
     // The newest entry looks alive, so only the sweep of a full stack finds the others.
     // SAFETY: a word of the stack.
-    unsafe { (stack.at(1000 - 511) as *mut u64).write_volatile(TRAMPOLINE) };
+    unsafe { (stack.at(1001 - RETURN_SLOTS as usize) as *mut u64).write_volatile(TRAMPOLINE) };
     assert!(stack.enter(slot, 999, 7));
     assert_eq!(depth(slot), 1 + 5 + 1 + 1);
     assert_eq!(stack.leave(slot, 999), Some(7));
@@ -283,8 +286,8 @@ fn entries_of_an_unmapped_stack_are_dead() {
     // SAFETY: the slot is the test's own; the entry is that of a stack that is gone.
     unsafe {
         let entry = (*slot).returns_top as *mut ReturnSlot;
-        entry.write(ReturnSlot { return_address: 9, sp: 64, site: 0, trampoline: 0 });
-        (*slot).returns_top += 32;
+        entry.write(ReturnSlot { return_address: 9, sp: 64, ..ReturnSlot::EMPTY });
+        (*slot).returns_top += ENTRY;
     }
     assert!(stack.enter(slot, 800, 2));
     assert_eq!(depth(slot), 2);

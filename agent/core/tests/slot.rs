@@ -4,7 +4,7 @@ mod world;
 
 use beeline_abi::process::ProcessBlock;
 use beeline_abi::run::RunContext;
-use beeline_abi::thread::{THREAD_SLOTS, ThreadSlot, home_index};
+use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot, home_index};
 use beeline_agent_core::slot;
 use beeline_helpers::{identity, sys};
 use std::collections::HashSet;
@@ -39,10 +39,17 @@ fn every_thread_has_one_slot() {
                         assert_eq!((*slot).run.access.cpu, RunContext::NO_CPU);
                         assert_eq!((*slot).run.process, world.block_at() as u64);
                         assert_eq!((*slot).returns_top, (*slot).returns_base);
-                        assert_eq!((*slot).returns_end - (*slot).returns_base, 512 * 32);
+                        assert_eq!(
+                            (*slot).returns_end - (*slot).returns_base,
+                            RETURN_SLOTS * size_of::<ReturnSlot>() as u64
+                        );
                         // Its memory is there, and nobody else's.
                         std::ptr::write_bytes((*slot).run.scratch as *mut u8, 0xff, 32 << 10);
-                        std::ptr::write_bytes((*slot).returns_base as *mut u8, 0xff, 513 * 32);
+                        std::ptr::write_bytes(
+                            (*slot).returns_base as *mut u8,
+                            0xff,
+                            (RETURN_SLOTS as usize + 1) * size_of::<ReturnSlot>(),
+                        );
                         barrier.wait();
                         (*slot).memory
                     }

@@ -15,8 +15,8 @@ fn a_thread_without_a_slot_finds_its_return() {
     // SAFETY: the slot is the test's own.
     unsafe {
         let entry = (*elsewhere).returns_top as *mut ReturnSlot;
-        entry.write(ReturnSlot { return_address: 41, sp: 0x1234, site: 0, trampoline: 0 });
-        (*elsewhere).returns_top += 32;
+        entry.write(ReturnSlot { return_address: 41, sp: 0x1234, ..ReturnSlot::EMPTY });
+        (*elsewhere).returns_top += size_of::<ReturnSlot>() as u64;
         let found = returns::find(std::ptr::null_mut(), 0x1234);
         assert_eq!((*found).return_address, 41);
         assert!(returns::find(std::ptr::null_mut(), 0x1234).is_null(), "it was taken");

@@ -189,11 +189,13 @@ impl Processes {
         let mut found: BTreeMap<i32, InProcess<'_>> = BTreeMap::new();
         let none = |pid| InProcess { pid, places: 0, hits: 0, missed: 0, outcome: None };
         for attached in &self.attached {
-            for counts in attached.sites.iter().flat_map(|it| &it.counts).filter(|it| it.link_id == link) {
+            for site in attached.sites.iter().filter(|site| site.links.contains(&link)) {
                 let here = found.entry(attached.pid).or_insert_with(|| none(attached.pid));
                 here.places += 1;
-                here.hits += counts.hits;
-                here.missed += counts.missed;
+                for counts in site.counts.iter().filter(|it| it.link_id == link) {
+                    here.hits += counts.hits;
+                    here.missed += counts.missed;
+                }
             }
         }
         for record in &self.records {

@@ -129,6 +129,7 @@ pub(crate) fn kind_name(kind: ProbeKind, target: &Target) -> &'static str {
         (_, ProbeKind::Entry) if several => "uprobe.multi",
         (_, ProbeKind::Entry) => "uprobe",
         (_, ProbeKind::Return) if several => "uretprobe.multi",
+        (_, ProbeKind::Session) => "uprobe.session",
         (_, ProbeKind::Return) => "uretprobe",
     }
 }
@@ -159,7 +160,7 @@ pub(crate) fn place(kind: ProbeKind, target: &Target) -> String {
 fn call_place(kind: ProbeKind, number: Option<u32>, context: CallContext) -> String {
     let when = match kind {
         ProbeKind::Entry => "sys_enter",
-        ProbeKind::Return => "sys_exit",
+        ProbeKind::Return | ProbeKind::Session => "sys_exit",
     };
     let name = number.map(|number| match system_call_by_number(number) {
         Some(call) => call.name.to_owned(),

@@ -5,7 +5,7 @@ use crate::bell::FollowerBell;
 use crate::error::TargetRefused;
 use crate::existing::Existing;
 use crate::files::MappedFiles;
-use crate::request::{MapRequest, ProbeRequest, ProgramRequest, Request};
+use crate::request::{MapRequest, ProbeKind, ProbeRequest, ProgramRequest, Request};
 use crate::sites::{PlannedSite, PlannedSites};
 use beeline_abi::code::{ContextUse, ProgramNeeds, Symbol};
 use beeline_abi::link::LinkRuntime;
@@ -104,7 +104,10 @@ impl<'a> Ingredients<'a> {
             (Some(existing), Some(index)) => existing.links[index].len(),
             _ => 0,
         };
-        old + site.probes.len() + usize::from(site.own.is_some())
+        // A session is two: one at the entry, one at the return.
+        let sessions =
+            site.probes.iter().filter(|&&index| self.request.probes[index].kind == ProbeKind::Session);
+        old + site.probes.len() + sessions.count() + usize::from(site.own.is_some())
     }
 
     /// Bytes that all programs of the request take.

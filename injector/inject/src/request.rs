@@ -90,6 +90,8 @@ pub enum ProbeKind {
     Entry,
     /// After the function at the location has returned.
     Return,
+    /// Both, as one session: at the return only where the program returned 0 at the entry.
+    Session,
 }
 
 /// A link of the store: a place and the program that runs there. A link with several places is several probes with its id.

@@ -10,6 +10,7 @@ use crate::request::{ProbeKind, ProbeRequest, Request};
 use crate::start::loader_hook;
 use crate::system_calls::{PlannedCall, PlannedCalls};
 use beeline_abi::link::LinkRuntime;
+use beeline_abi::thread::SESSIONS;
 use beeline_remote::Process;
 use beeline_site::{
     Binary, Refusal, SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_hook, plan_return, resolve,
@@ -97,7 +98,7 @@ impl PlannedSites {
             states.push(state);
         }
         let is_return = |site: &PlannedSite| {
-            site.probes.iter().any(|&index| request.probes[index].kind == ProbeKind::Return)
+            site.probes.iter().any(|&index| request.probes[index].kind != ProbeKind::Entry)
         };
         // An unwinder can be loaded when return probes are in force already.
         let has_returns =
@@ -118,6 +119,7 @@ impl PlannedSites {
         let calls = PlannedCalls::plan(&mut sites, process, files, request, existing, &unusable);
         let mut planned = PlannedSites { sites: sites.into_values().collect(), restored, calls, states };
         planned.find_existing(existing);
+        planned.leave_out_sessions(request, existing);
         fit(&mut planned, process, files, existing);
         planned
     }
@@ -127,6 +129,27 @@ impl PlannedSites {
         for site in &mut self.sites {
             site.existing = existing.sites.iter().position(|known| {
                 known.address == site.address && known.link_count != 0 && !is_call_site(known)
+            });
+        }
+    }
+
+    /// Refuses sessions beyond those that a site has room for; the rest of what goes there is served.
+    fn leave_out_sessions(&mut self, request: &Request, existing: Option<&Existing>) {
+        for site in &mut self.sites {
+            let links = existing.zip(site.existing).map_or(&[][..], |(it, index)| &it.links[index]);
+            let in_force =
+                links.iter().filter(|it| it.flags & LinkRuntime::SESSION != 0 && !request.is_over(it));
+            let mut sessions: BTreeSet<u32> = in_force.map(|link| link.link_id).collect();
+            site.probes.retain(|&index| {
+                let probe = &request.probes[index];
+                let fits = probe.kind != ProbeKind::Session
+                    || sessions.contains(&probe.link_id)
+                    || sessions.len() < SESSIONS && sessions.insert(probe.link_id);
+                if !fits {
+                    let reason = format!("{SESSIONS} sessions are at {:#x} already", site.address);
+                    self.states[index] = ProbeState::Refused { reason };
+                }
+                fits
             });
         }
     }
@@ -386,11 +409,11 @@ fn plan_in(
     let binary = file.binary(process)?;
     let plan = match probe.kind {
         ProbeKind::Entry => plan(binary, vaddr),
-        ProbeKind::Return => plan_return(binary, vaddr),
+        ProbeKind::Return | ProbeKind::Session => plan_return(binary, vaddr),
     };
     let plan = plan.map_err(|refusal| refusal.to_string())?;
     match (overrides, probe.kind) {
-        (true, ProbeKind::Return) => {
+        (true, ProbeKind::Return | ProbeKind::Session) => {
             Err("the program skips functions: it can run at their entry only".to_owned())
         }
         (true, _) if !plan.is_entry => {

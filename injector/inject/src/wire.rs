@@ -74,7 +74,7 @@ macro_rules! structures {
 structures! {
     List { first, count }
     Region { start, len }
-    ReturnSlot { return_address, sp, site, trampoline }
+    ReturnSlot { return_address, sp, site, trampoline, session_flags, session_cookies }
     ProgramRuntime { id, flags, entry }
     LinkRuntime { shared, cookie, func_ip, entry, link_id, prog_id, flags, pid, semaphore, hits, missed }
     SiteRuntime { address, stub, stub_len, len, original, patched, links, link_count, flags }

@@ -17,19 +17,18 @@
 use crate::cpu::Sequence;
 use crate::displaced::{Moved, displace, reaches};
 use crate::frame::{Kept, RED_ZONE, SaveArea};
-use crate::phase::{Phase, Shared, changed, test_enabled_word};
+use crate::phase::{Phase, RUN_FLAGS, Shared, changed, session_skip, test_enabled_word};
 use crate::returns::{self, ReturnHalf};
 use crate::site_code::{LinkCode, PcMapping, SiteCode, Stub, StubError};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
-use beeline_abi::thread::ThreadSlot;
+use beeline_abi::thread::{SESSIONS, ThreadSlot};
 use beeline_site::SitePlan;
-use iced_x86::code_asm::{CodeAssembler, CodeLabel, dword_ptr, qword_ptr, rax, rcx, rsp};
+use iced_x86::code_asm::{CodeAssembler, CodeLabel, dword_ptr, eax, qword_ptr, rax, rcx, rsp};
 use iced_x86::{BlockEncoderOptions, IcedError};
 use std::mem::offset_of;
 
-/// From the slot, the words of its run by which `bpf_override_return` asks.
-const RUN_FLAGS: i32 = (offset_of!(ThreadSlot, run) + offset_of!(RunContext, flags)) as i32;
+/// From the slot, what `bpf_override_return` wants returned; the flags of the run say that it does.
 const RUN_OVERRIDE_VALUE: i32 = (offset_of!(ThreadSlot, run) + offset_of!(RunContext, override_value)) as i32;
 
 /// Makes the code of `site` for address `at`.
@@ -113,6 +112,9 @@ fn check(site: &SiteCode<'_>, at: u64) -> Result<(), StubError> {
     }
     if site.links.iter().any(|l| l.is_return) && !site.plan.is_entry {
         return Err(StubError::ReturnNotAtEntry { at: site.address });
+    }
+    if site.links.iter().filter_map(|l| l.session).any(|index| index as usize >= SESSIONS) {
+        return Err(StubError::TooManySessions { at: site.address });
     }
     if site.links.iter().any(|l| l.overrides) && !site.plan.is_entry {
         return Err(StubError::OverrideNotAtEntry { at: site.address });
@@ -226,7 +228,7 @@ impl<'a> EntryHalf<'a> {
             if self.all.len() > 1 {
                 self.test_returns(asm, off)?;
             }
-            returns::push(asm, word, self.site.site_runtime, self.return_point, &mut room, no_room)?;
+            returns::push(asm, word, self.site, self.return_point, &mut room, no_room)?;
             self.phase.clear_guard(asm)?;
             self.phase.save.restore(asm)?;
             asm.lea(rsp, qword_ptr(rsp + (word + 8)))?;
@@ -262,8 +264,9 @@ impl<'a> EntryHalf<'a> {
         if !alone {
             self.test_returns(asm, self.returns_off)?;
         }
+        self.test_sessions(asm)?;
         let word = self.phase.save.distance;
-        returns::push(asm, word, self.site.site_runtime, self.return_point, &mut self.room, self.no_room)?;
+        returns::push(asm, word, self.site, self.return_point, &mut self.room, self.no_room)?;
         self.phase.clear_guard(asm)?;
         self.phase.save.restore(asm)?;
         // The call puts the return point where the return address stands now.
@@ -284,6 +287,16 @@ impl<'a> EntryHalf<'a> {
         asm.set_label(&mut on)
     }
 
+    /// Goes to `returns_off` when nothing runs at the return: there are sessions only, and no program returned 0. Uses rax.
+    fn test_sessions(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        let mask = self.returns.iter().try_fold(0, |all, link| Some(all | session_skip(link.session?)));
+        let Some(mask) = mask else { return Ok(()) };
+        asm.mov(eax, dword_ptr(rcx + RUN_FLAGS))?;
+        asm.not(eax)?;
+        asm.test(eax, mask)?;
+        asm.je(self.returns_off)
+    }
+
     fn plain_exit(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         asm.set_label(&mut self.plain)?;
         self.phase.save.restore(asm)?;
@@ -297,7 +310,10 @@ impl<'a> EntryHalf<'a> {
             asm.nop()?;
         }
         asm.set_label(&mut self.phase.missed)?;
-        self.phase.count_missed(asm, &self.all)?;
+        // A session is one link, and misses once.
+        let links: Vec<&LinkCode> =
+            self.all.iter().copied().filter(|link| link.session.is_none() || !link.is_return).collect();
+        self.phase.count_missed(asm, &links)?;
         asm.jmp(self.plain)?;
         if self.overrides() {
             self.skip(asm)?;

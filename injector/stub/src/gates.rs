@@ -9,7 +9,7 @@
 //! | `guard` | | rax = 1: run, 0: missed |
 //! | `missed` | rax = `LinkRuntime` | counts a miss if the link is on |
 //! | `room` | rax = address of the return address | rax = 1: room at the top |
-//! | `find` | rax = address of the return point's word, rcx may be 0 | the word holds the return address; its entry is popped |
+//! | `find` | rax = address of the return point's word, rcx may be 0 | the word holds the return address; rax = its entry, which is popped |
 //! | `claim_cpu` | | rax = 1: a CPU is owned |
 //! | `release_cpu` | | |
 

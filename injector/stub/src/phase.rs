@@ -14,7 +14,8 @@ use beeline_abi::run::RunContext;
 use beeline_abi::thread::{HASH_MULTIPLIER, HASH_SHIFT, ThreadSlot};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, CodeAssembler, CodeLabel, dword_ptr, ecx, qword_ptr, rax, rcx, rdi, rdx, rsi, rsp,
+    AsmMemoryOperand, CodeAssembler, CodeLabel, dword_ptr, eax, ecx, edx, qword_ptr, rax, rcx, rdi, rdx, rsi,
+    rsp,
 };
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -25,6 +26,8 @@ pub(crate) fn slot_field(offset: usize) -> AsmMemoryOperand {
 }
 
 const RUN: i32 = offset_of!(ThreadSlot, run) as i32;
+/// From the slot, the flags of the run.
+pub(crate) const RUN_FLAGS: i32 = RUN + offset_of!(RunContext, flags) as i32;
 
 /// Code that is entered from the hot path and is put behind it.
 enum Cold {
@@ -157,13 +160,25 @@ impl<'a> Phase<'a> {
         if links.iter().any(|link| link.uses.calls) {
             asm.mov(qword_ptr(rcx + RUN + offset_of!(RunContext, regs) as i32), rsp)?;
         }
-        if links.iter().any(|link| link.overrides) {
-            asm.mov(dword_ptr(rcx + RUN + offset_of!(RunContext, flags) as i32), 0)?;
-        }
+        self.clear_flags(asm, links)?;
         for link in links {
             self.call_program(asm, link, test_enabled)?;
         }
         self.save.leave_frame(asm)
+    }
+
+    /// The flags of the run as the entry's programs find them: nobody wants the function skipped, and no session's program has
+    /// run and returned 0. At a return they are those of the entry.
+    fn clear_flags(&self, asm: &mut CodeAssembler, links: &[&LinkCode]) -> Result<(), IcedError> {
+        let sessions = links.iter().filter(|link| !link.is_return).filter_map(|link| link.session);
+        let skipped = sessions.clone().fold(0, |all, index| all | session_skip(index));
+        if skipped != 0 || links.iter().any(|link| link.overrides) {
+            asm.mov(dword_ptr(rcx + RUN_FLAGS), skipped)?;
+        }
+        for index in sessions {
+            asm.mov(qword_ptr(rcx + run_session_cookie(index)), 0)?;
+        }
+        Ok(())
     }
 
     /// From rcx = slot, which it is afterwards, too.
@@ -179,6 +194,10 @@ impl<'a> Phase<'a> {
             asm.je(next)?;
         }
         leave_out_elsewhere(asm, link, next)?;
+        if let Some(index) = link.session.filter(|_| link.is_return) {
+            asm.test(dword_ptr(rcx + RUN_FLAGS), session_skip(index))?;
+            asm.jne(next)?;
+        }
         if link.uses.calls {
             asm.mov(rax, link.runtime)?;
             asm.mov(qword_ptr(rcx + RUN + offset_of!(RunContext, link) as i32), rax)?;
@@ -207,6 +226,12 @@ impl<'a> Phase<'a> {
         }
         if link.uses.changes.contains(rcx) {
             asm.mov(rcx, self.save.running(Kept::Slot))?;
+        }
+        if let Some(index) = link.session.filter(|_| !link.is_return) {
+            asm.cmp(eax, 1)?;
+            asm.sbb(edx, edx)?; // all ones when it returned 0
+            asm.and(edx, session_skip(index))?;
+            asm.xor(dword_ptr(rcx + RUN_FLAGS), edx)?;
         }
         if link.needs.cpu {
             let (here, back) = self.release_cpu(asm)?;
@@ -274,6 +299,16 @@ impl<'a> Phase<'a> {
         asm.jne(self.run)?;
         asm.jmp(self.missed)
     }
+}
+
+/// In the flags of the run: the session with this number does not run when the function returns.
+pub(crate) fn session_skip(index: u32) -> u32 {
+    RunContext::SESSION_SKIP << index
+}
+
+/// From the slot, what the session with this number keeps.
+pub(crate) fn run_session_cookie(index: u32) -> i32 {
+    RUN + (offset_of!(RunContext, session_cookies) + 8 * index as usize) as i32
 }
 
 /// Registers that running these programs changes.

@@ -5,7 +5,7 @@
 //! sp ▶ │ return address │              │ return point   │   the function's `ret` took it
 //!      │ arguments ...  │         sp ▶ │ arguments ...  │
 //!
-//! return stack:  push {return address, sp, site, return point}   ...   pop, put the address back, `ret`
+//! return stack:  push {return address, sp, site, return point; what sessions keep}   ...   pop, put the address back, `ret`
 //! ```
 //!
 //! `call displaced` overwrites the return address with the return point, so that the processor's own return stack holds both: the
@@ -13,12 +13,14 @@
 
 use crate::cpu::Sequence;
 use crate::frame::SaveArea;
-use crate::phase::{Phase, Shared, changed, slot_field};
+use crate::phase::{Phase, RUN_FLAGS, Shared, changed, run_session_cookie, slot_field};
 use crate::site_code::{LinkCode, SiteCode};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::thread::{ReturnSlot, ThreadSlot};
 use iced_x86::IcedError;
-use iced_x86::code_asm::{AsmMemoryOperand, CodeAssembler, CodeLabel, qword_ptr, rax, rdx, rsp};
+use iced_x86::code_asm::{
+    AsmMemoryOperand, CodeAssembler, CodeLabel, dword_ptr, eax, qword_ptr, rax, rcx, rdx, rsp,
+};
 use std::mem::offset_of;
 
 /// Bytes of an entry.
@@ -34,6 +36,11 @@ fn previous_field(offset: usize) -> AsmMemoryOperand {
     qword_ptr(rdx + (offset as i32 - ENTRY))
 }
 
+/// In an entry, what the session with this number keeps.
+fn session_cookie(index: u32) -> usize {
+    offset_of!(ReturnSlot, session_cookies) + 8 * index as usize
+}
+
 /// Pushes the return whose address stands `word` bytes above rsp. From rcx = slot with the guard set; uses rax, rdx.
 ///
 /// When the top is not plainly free, jumps to `no_room`, which may come back to `room`. The trampoline field is
@@ -41,7 +48,7 @@ fn previous_field(offset: usize) -> AsmMemoryOperand {
 pub(crate) fn push(
     asm: &mut CodeAssembler,
     word: i32,
-    site_runtime: u64,
+    site: &SiteCode<'_>,
     return_point: CodeLabel,
     room: &mut CodeLabel,
     no_room: CodeLabel,
@@ -59,8 +66,18 @@ pub(crate) fn push(
     asm.mov(entry_field(offset_of!(ReturnSlot, sp)), rax)?;
     asm.mov(rax, qword_ptr(rax))?;
     asm.mov(entry_field(offset_of!(ReturnSlot, return_address)), rax)?;
-    asm.mov(rax, site_runtime)?;
+    asm.mov(rax, site.site_runtime)?;
     asm.mov(entry_field(offset_of!(ReturnSlot, site)), rax)?;
+    let mut has_sessions = false;
+    for index in site.links.iter().filter(|link| link.is_return).filter_map(|link| link.session) {
+        asm.mov(rax, qword_ptr(rcx + run_session_cookie(index)))?;
+        asm.mov(entry_field(session_cookie(index)), rax)?;
+        has_sessions = true;
+    }
+    if has_sessions {
+        asm.mov(eax, dword_ptr(rcx + RUN_FLAGS))?;
+        asm.mov(entry_field(offset_of!(ReturnSlot, session_flags)), rax)?;
+    }
     asm.lea(rax, qword_ptr(return_point))?;
     asm.mov(entry_field(offset_of!(ReturnSlot, trampoline)), rax)?;
     asm.add(rdx, ENTRY)?;
@@ -155,13 +172,33 @@ impl<'a> ReturnHalf<'a> {
         asm.mov(rax, previous_field(offset_of!(ReturnSlot, return_address)))?;
         asm.mov(qword_ptr(rsp + self.word), rax)?;
         asm.sub(rdx, ENTRY)?;
-        asm.mov(slot_field(offset_of!(ThreadSlot, returns_top)), rdx)
+        asm.mov(slot_field(offset_of!(ThreadSlot, returns_top)), rdx)?;
+        self.load_sessions(asm)
+    }
+
+    /// The run gets what the sessions kept in the entry that rdx points to. Uses rax.
+    fn load_sessions(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        let mut has_sessions = false;
+        for index in self.links.iter().filter_map(|link| link.session) {
+            asm.mov(rax, entry_field(session_cookie(index)))?;
+            asm.mov(qword_ptr(rcx + run_session_cookie(index)), rax)?;
+            has_sessions = true;
+        }
+        if has_sessions {
+            asm.mov(eax, dword_ptr(rdx + offset_of!(ReturnSlot, session_flags) as i32))?;
+            asm.mov(dword_ptr(rcx + RUN_FLAGS), eax)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn cold(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         self.phase.cold(asm)?;
         asm.set_label(&mut self.search)?;
         self.find(asm)?;
+        if self.links.iter().any(|link| link.session.is_some()) {
+            asm.mov(rdx, rax)?; // the entry, which stays readable while the guard is set
+            self.load_sessions(asm)?;
+        }
         asm.jmp(self.resolved)?;
         asm.set_label(&mut self.phase.no_slot)?;
         asm.nop()?;

@@ -3,6 +3,7 @@
 use crate::displaced::DisplaceError;
 use crate::program_use::ProgramUse;
 use beeline_abi::code::ProgramNeeds;
+use beeline_abi::thread::SESSIONS;
 use beeline_site::SitePlan;
 use std::ops::Range;
 
@@ -79,6 +80,8 @@ pub struct LinkCode {
     pub uses: ProgramUse,
     /// It runs when the function returns.
     pub is_return: bool,
+    /// It is one half of the site's session with this number: the half at the return runs if the half at the entry returned 0.
+    pub session: Option<u32>,
     /// It runs in one process alone, not in its fork's children.
     pub only_in: Option<OnlyIn>,
     /// Its hits are counted, in its `LinkRuntime` and in its shared page.
@@ -173,6 +176,12 @@ pub enum StubError {
     /// A link that may skip the function, at a place that is no function entry.
     #[error("a program that may skip a function at {at:#x}, which is no function entry")]
     OverrideNotAtEntry {
+        /// The site.
+        at: u64,
+    },
+    /// A return has no room for what another session keeps.
+    #[error("{SESSIONS} sessions are at {at:#x} already")]
+    TooManySessions {
         /// The site.
         at: u64,
     },

@@ -1,6 +1,7 @@
 //! What one run of a program knows. It lies in the thread's slot, so that the stub only stores what changes.
 
 use crate::map::Access;
+use crate::thread::SESSIONS;
 
 /// Second argument of every program, sixth of every helper.
 #[repr(C)]
@@ -34,6 +35,10 @@ pub struct RunContext {
     pub override_value: u64,
     /// Process id (upper half) and thread id of a child of `vfork` that runs in this thread's place, on its memory; 0 = none does.
     pub borrowed_by: u64,
+    /// `bpf_session_cookie`, of each session of the site: what its program keeps from the entry of a function to its return.
+    pub session_cookies: [u64; SESSIONS],
+    /// Zero.
+    pub reserved2: u64,
 }
 
 impl RunContext {
@@ -41,11 +46,13 @@ impl RunContext {
     pub const NO_CPU: u32 = u32::MAX;
     /// Bit of `flags`: a program of this hit wants the probed function skipped (`bpf_override_return`).
     pub const OVERRIDE: u32 = 1;
+    /// Bit of `flags`: the first session of the site does not run when the function returns. Those of the others follow.
+    pub const SESSION_SKIP: u32 = 2;
     /// Most tail calls in one run (`MAX_TAIL_CALL_CNT`).
     pub const TAIL_CALLS_MAX: u32 = 33;
 }
 
-const _: () = assert!(size_of::<RunContext>() == 128);
+const _: () = assert!(size_of::<RunContext>() == 160);
 const _: () = assert!(core::mem::offset_of!(RunContext, access) == 0);
 const _: () = assert!(core::mem::offset_of!(RunContext, link) == 24);
 const _: () = assert!(core::mem::offset_of!(RunContext, tail_calls) == 56);

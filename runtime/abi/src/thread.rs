@@ -21,8 +21,12 @@ pub const fn home_index(fs_base: u64) -> u64 {
     fs_base.wrapping_mul(HASH_MULTIPLIER) >> HASH_SHIFT
 }
 
-/// Returns that one thread can have outstanding. Beyond it a return probe is missed, never refused.
-pub const RETURN_SLOTS: u64 = 512;
+/// Returns that one thread can have outstanding: with what the agent keeps behind them, 32 KiB. Beyond it a return probe is missed,
+/// never refused.
+pub const RETURN_SLOTS: u64 = 510;
+
+/// Sessions that one site can have: each keeps a word for every call.
+pub const SESSIONS: usize = 3;
 
 /// A call under a return probe that has not returned yet.
 #[repr(C)]
@@ -36,9 +40,25 @@ pub struct ReturnSlot {
     pub site: u64,
     /// The stub's return point, as it stands at `sp`.
     pub trampoline: u64,
+    /// `RunContext::flags` as the sessions of the site left them at the entry.
+    pub session_flags: u64,
+    /// `RunContext::session_cookies` as they left them.
+    pub session_cookies: [u64; SESSIONS],
 }
 
-const _: () = assert!(size_of::<ReturnSlot>() == 32);
+impl ReturnSlot {
+    /// An entry that is none.
+    pub const EMPTY: ReturnSlot = ReturnSlot {
+        return_address: 0,
+        sp: 0,
+        site: 0,
+        trampoline: 0,
+        session_flags: 0,
+        session_cookies: [0; SESSIONS],
+    };
+}
+
+const _: () = assert!(size_of::<ReturnSlot>() == 64);
 
 /// One thread of the target.
 #[repr(C, align(64))]
@@ -85,7 +105,7 @@ pub struct ThreadSlot {
     /// [`ThreadSlot::NOBODY`] where the agent claims.
     pub claim_owner: u64,
     /// Zero.
-    pub reserved2: [u64; 14],
+    pub reserved2: [u64; 10],
 }
 
 impl ThreadSlot {

@@ -4,6 +4,7 @@
 //! PROG=uprobe:PATH:PLACE             PROG=uretprobe:PATH:PLACE          PLACE: SYMBOL[+OFFSET] or a file offset
 //! PROG=uprobe.multi:PATH:PLACES      PROG=uretprobe.multi:PATH:PLACES   PLACES: a pattern with * and ?, or
 //!                                                                       PLACE[#COOKIE],PLACE[#COOKIE],...
+//! PROG=uprobe.session:PATH:PLACES    entry and return by one program
 //! PROG=usdt:PATH:PROVIDER:NAME
 //! ```
 
@@ -81,6 +82,7 @@ impl FromStr for AttachSpec {
             "uretprobe" => (ProbeKind::Return, one),
             "uprobe.multi" => (ProbeKind::Entry, several),
             "uretprobe.multi" => (ProbeKind::Return, several),
+            "uprobe.session" => (ProbeKind::Session, several),
             "usdt" => (ProbeKind::Entry, usdt),
             other => return Err(fail(&format!("attaching to a {other} is not supported"))),
         };

@@ -328,9 +328,12 @@ fn own_place(def: &ProgramDef) -> Result<(ProbeKind, String, Places), String> {
     if let Some(place) = system_calls::place_of(spec) {
         return place.map(|(kind, place)| (kind, String::new(), Places::SystemCall(place)));
     }
-    let kind = if spec.is_return() { ProbeKind::Return } else { ProbeKind::Entry };
+    let kind = match spec.is_return() {
+        _ if spec.is_session() => ProbeKind::Session,
+        true => ProbeKind::Return,
+        false => ProbeKind::Entry,
+    };
     match &spec.target {
-        _ if spec.is_session() => Err(format!("attaching {section} is not supported yet")),
         Named::Usdt { path, provider, name } => {
             let places = Places::Usdt { provider: provider.clone(), name: name.clone() };
             Ok((kind, path.clone(), places))
@@ -347,6 +350,7 @@ fn own_place(def: &ProgramDef) -> Result<(ProbeKind, String, Places), String> {
             Ok((kind, path.clone(), Places::One(place)))
         }
         Named::None if spec.is_usdt() => Err(give("usdt")),
+        Named::None if spec.is_user() && spec.is_session() => Err(give("uprobe.session")),
         Named::None if spec.is_user() && spec.is_multi() => {
             Err(give(if spec.is_return() { "uretprobe.multi" } else { "uprobe.multi" }))
         }

@@ -28,6 +28,7 @@ pub mod owner;
 pub mod probe;
 pub mod proto;
 pub mod read;
+mod session;
 pub mod signal;
 pub mod stack;
 pub mod sys;

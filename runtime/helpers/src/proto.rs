@@ -126,6 +126,11 @@ pub enum RetKind {
     IterElementOrNull,
     /// The first argument as the address of a structure of the type that the second one names. Anything may be there.
     Cast,
+    /// The address of memory of so many bytes, which the program may read and write, never 0.
+    Mem {
+        /// Bytes.
+        size: u32,
+    },
     /// The address of part of a dynptr's memory, as many bytes as the [`ArgKind::AllocSize`] argument says, or 0.
     DynptrMemOrNull,
 }

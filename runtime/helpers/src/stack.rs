@@ -407,7 +407,12 @@ mod tests {
 
     #[test]
     fn replaced_return_addresses() {
-        let entry = |return_address, sp, trampoline| ReturnSlot { return_address, sp, site: 0, trampoline };
+        let entry = |return_address, sp, trampoline| ReturnSlot {
+            return_address,
+            sp,
+            trampoline,
+            ..ReturnSlot::EMPTY
+        };
         let returns = [entry(0x10, 0x100, 0xa0), entry(0xa0, 0x100, 0xb0), entry(0x20, 0x80, 0xb0)];
         assert_eq!(original(&returns, 0x100, 0xb0), 0x10, "a tail call: two on one word");
         assert_eq!(original(&returns, 0x80, 0xb0), 0x20);

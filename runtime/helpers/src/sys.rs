@@ -230,12 +230,8 @@ impl<const N: usize> Path<N> {
 
     /// Appends bytes; what does not fit makes the path unusable (it opens nothing).
     pub fn push(&mut self, bytes: &[u8]) -> &mut Path<N> {
-        for &byte in bytes {
-            if let Some(place) = self.bytes.get_mut(self.len) {
-                *place = byte;
-            }
-            self.len += 1;
-        }
+        put(&mut self.bytes, self.len, bytes);
+        self.len += bytes.len();
         self
     }
 
@@ -265,6 +261,13 @@ impl<const N: usize> Default for Path<N> {
     fn default() -> Path<N> {
         Path::new()
     }
+}
+
+/// Writes `bytes` at an offset of `room`, as far as they fit. One copy of it is enough: paths are made rarely.
+#[inline(never)]
+fn put(room: &mut [u8], offset: usize, bytes: &[u8]) {
+    let places = room.iter_mut().skip(offset);
+    places.zip(bytes).for_each(|(place, &byte)| *place = byte);
 }
 
 /// Field `number` (from 3 on, as `proc(5)` counts) of the contents of a `/proc/PID/stat`, read as a decimal number.

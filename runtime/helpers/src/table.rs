@@ -6,8 +6,8 @@
 use crate::proto::MemAccess::{Read, Write};
 use crate::proto::{ArgKind, DynptrUse, HelperProto, IterUse, ProgramSet, RetKind, args};
 use crate::{
-    control, dynptr, event, format, identity, iter, map, number, probe, read, signal, stack, system, task,
-    time, trace,
+    control, dynptr, event, format, identity, iter, map, number, probe, read, session, signal, stack, system,
+    task, time, trace,
 };
 use ArgKind::{
     Anything, ConstMapPtr, ConstStr, Func, MapKey, MapValue, Scalar, Size, SizeOrZero, StackOrNull,
@@ -32,8 +32,11 @@ pub struct Helper {
 /// table. No helper has such an id.
 pub const KFUNC_BASE: u32 = 256;
 
+/// Kernel functions that only programs of sessions may call.
+pub const SESSION_FUNCTIONS: core::ops::Range<u32> = 264..266;
+
 /// Length of a table indexed by id.
-pub const HELPERS_LEN: usize = 264;
+pub const HELPERS_LEN: usize = 266;
 
 /// The program's context.
 const CTX: ArgKind = ArgKind::Ctx { nullable: false };
@@ -170,6 +173,8 @@ pub const HELPERS: &[Helper] = &[
     number(261, "bpf_dynptr_is_null", [DYNPTR], dynptr::dynptr_is_null).gpl(),
     number(262, "bpf_dynptr_is_rdonly", [DYNPTR], dynptr::dynptr_is_rdonly).gpl(),
     number(263, "bpf_dynptr_adjust", [DYNPTR, Scalar, Scalar], dynptr::dynptr_adjust).gpl(),
+    number(264, "bpf_session_is_return", [], session::session_is_return).only(ProgramSet::KPROBE).gpl(),
+    row(265, "bpf_session_cookie", [], RetKind::Mem { size: 8 }, session::session_cookie).only(ProgramSet::KPROBE).gpl(),
 ];
 
 /// The implementation of each helper by id.

@@ -27,6 +27,8 @@ pub enum ProbeKind {
     Entry,
     /// When the function at the place returns.
     Return,
+    /// Both, as one session: when the function returns only where the program returned 0 at its entry.
+    Session,
 }
 
 /// Places in a file.

@@ -142,6 +142,13 @@ pub struct Program {
     pub types: Option<Types>,
 }
 
+impl Program {
+    /// It runs at the entry of functions and at their return (`BPF_TRACE_KPROBE_SESSION`, `BPF_TRACE_UPROBE_SESSION`).
+    pub(crate) fn is_session(&self) -> bool {
+        self.prog_type == ProgType::KPROBE && matches!(self.expected_attach_type, 56 | 57)
+    }
+}
+
 impl Default for ProgType {
     fn default() -> ProgType {
         ProgType::SOCKET_FILTER

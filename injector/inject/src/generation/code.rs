@@ -188,31 +188,36 @@ impl Builder<'_> {
         for probe in site.probes.iter().map(|&index| &given.request.probes[index]) {
             let program = given.program(probe.program_id)?;
             let entry = self.link_program(arena, program, entries)?;
-            let returns = if probe.kind == ProbeKind::Return { LinkRuntime::RETURN } else { 0 };
-            let flags = returns | cpu_flag(&program.needs) | link_flags(probe, program, &site.plan);
-            let same = |link: &&mut LinkRuntime| {
-                link.link_id == probe.link_id && link.flags & LinkRuntime::RETURN == returns
-            };
-            if let Some(link) = links.iter_mut().find(same) {
-                // Another program in the same place, behind those that were before it and before those behind it.
-                let kept = link.flags & LinkRuntime::IN_SEMAPHORE;
-                *link = LinkRuntime { entry, prog_id: probe.program_id, flags: flags | kept, ..*link };
-                continue;
+            for half in halves(probe.kind) {
+                let flags = half | cpu_flag(&program.needs) | link_flags(probe, program, &site.plan);
+                let same = |link: &&mut LinkRuntime| {
+                    link.link_id == probe.link_id && (link.flags ^ half) & LinkRuntime::RETURN == 0
+                };
+                if let Some(link) = links.iter_mut().find(same) {
+                    // Another program in the same place, behind those that were before it and before those behind it.
+                    let kept = link.flags & LinkRuntime::IN_SEMAPHORE;
+                    *link = LinkRuntime { entry, prog_id: probe.program_id, flags: flags | kept, ..*link };
+                    continue;
+                }
+                // A session counts once in its semaphore.
+                let counted = half & LinkRuntime::SESSION == 0 || half & LinkRuntime::RETURN == 0;
+                let semaphore = counted.then(|| given.semaphore_of(probe, site)).flatten();
+                links.push(LinkRuntime {
+                    shared: self.link_pages.get(&probe.link_id).copied().unwrap_or(0),
+                    cookie: probe.cookie,
+                    func_ip: site.address,
+                    entry,
+                    link_id: probe.link_id,
+                    prog_id: probe.program_id,
+                    flags,
+                    pid: probe.pid.unwrap_or(0),
+                    semaphore: semaphore.unwrap_or(0),
+                    hits: 0,
+                    missed: 0,
+                });
             }
-            links.push(LinkRuntime {
-                shared: self.link_pages.get(&probe.link_id).copied().unwrap_or(0),
-                cookie: probe.cookie,
-                func_ip: site.address,
-                entry,
-                link_id: probe.link_id,
-                prog_id: probe.program_id,
-                flags,
-                pid: probe.pid.unwrap_or(0),
-                semaphore: given.semaphore_of(probe, site).unwrap_or(0),
-                hits: 0,
-                missed: 0,
-            });
         }
+        let sessions = number_sessions(&mut links);
         let needs: Vec<ProgramNeeds> = links.iter().map(|link| given.needs_of(link)).collect();
         let uses: Vec<ProgramUse> = links.iter().map(|link| self.use_of(link)).collect();
         let first = self.tables.links + (self.links_used * LinkRuntime::LEN) as u64;
@@ -223,6 +228,7 @@ impl Builder<'_> {
             entry: link.entry,
             needs: *needs,
             is_return: link.flags & LinkRuntime::RETURN != 0,
+            session: sessions[index],
             only_in: (link.pid != 0 && fork_page != 0)
                 .then(|| OnlyIn { pid: link.pid, word: fork_page + offset_of!(ForkPage, attached) as u64 }),
             counts_hits: link.flags & LinkRuntime::COUNTS_HITS != 0,
@@ -279,4 +285,34 @@ impl Builder<'_> {
             _ => ProgramUse::UNKNOWN,
         })
     }
+}
+
+/// The flags of each part of a probe: at the entry, at the return.
+fn halves(kind: ProbeKind) -> &'static [u32] {
+    const SESSION: u32 = LinkRuntime::SESSION;
+    match kind {
+        ProbeKind::Entry => &[0],
+        ProbeKind::Return => &[LinkRuntime::RETURN],
+        ProbeKind::Session => &[SESSION, SESSION | LinkRuntime::RETURN],
+    }
+}
+
+/// Numbers the sessions of a site in the order of their links, in the links' flags as well: which number each link's is.
+fn number_sessions(links: &mut [LinkRuntime]) -> Vec<Option<u32>> {
+    let mut ids: Vec<u32> = Vec::new();
+    let number = |link: &mut LinkRuntime| {
+        if link.flags & LinkRuntime::SESSION == 0 {
+            return None;
+        }
+        let known = ids.iter().position(|&id| id == link.link_id);
+        let index = known.unwrap_or_else(|| {
+            ids.push(link.link_id);
+            ids.len() - 1
+        }) as u32;
+        // One that is out of range is refused with the stub.
+        let in_flags = index << LinkRuntime::SESSION_INDEX_SHIFT & LinkRuntime::SESSION_INDEX;
+        link.flags = link.flags & !LinkRuntime::SESSION_INDEX | in_flags;
+        Some(index)
+    };
+    links.iter_mut().map(number).collect()
 }

@@ -171,6 +171,7 @@ impl World {
         }));
         link.runtime.shared = ptr::from_ref(&link.shared) as u64;
         let code = LinkCode {
+            session: None,
             runtime: ptr::from_ref(&link.runtime) as u64,
             enabled: ptr::from_ref(&link.shared.enabled) as u64,
             entry,

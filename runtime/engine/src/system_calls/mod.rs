@@ -59,7 +59,7 @@ impl CallPlace {
                 Some(call) => 16 + 8 * call.arguments.len(),
                 None => size_of::<EnterRecord>(),
             },
-            (CallContext::Record, ProbeKind::Return) => size_of::<ExitRecord>(),
+            (CallContext::Record, ProbeKind::Return | ProbeKind::Session) => size_of::<ExitRecord>(),
             (CallContext::Raw, _) => size_of::<RawArguments>(),
             (CallContext::Registers, _) => beeline_abi::regs::PT_REGS_SIZE as usize,
         };

@@ -210,6 +210,9 @@ impl Explorer<'_> {
                 let kind = Kind::Mem { size, memory: Memory::Dynptr, nullable: true };
                 RegState { id, reference: arguments.dynptr, ..RegState::pointer(kind) }
             }
+            RetKind::Mem { size } => {
+                RegState::pointer(Kind::Mem { size, memory: Memory::Argument, nullable: false })
+            }
             RetKind::Btf(name) => RegState::pointer(self.object(name, false)),
             RetKind::BtfOrNull(name) => {
                 let id = self.fresh_id();

@@ -13,7 +13,7 @@ use crate::state::{Kind, Lock, MapRef, Memory, RegState, Trust};
 use beeline_abi::map::MapFlags;
 use beeline_helpers::format::Format;
 use beeline_helpers::proto::{ArgKind, HelperProto, MemAccess};
-use beeline_helpers::{KFUNC_BASE, kernel_only};
+use beeline_helpers::{Helper, KFUNC_BASE, kernel_only};
 use beeline_isa::Reg;
 
 /// What the arguments of a call were found to be.
@@ -80,7 +80,9 @@ impl Explorer<'_> {
         let Some(name) = name.filter(|_| btf_fd_idx == 0) else {
             refuse!("kernel btf_id {btf_id} is not a function")
         };
-        match beeline_helpers::kfunc(name) {
+        let of_session = |id| beeline_helpers::table::SESSION_FUNCTIONS.contains(&id);
+        let allowed = |helper: &&Helper| self.program.is_session() || !of_session(helper.proto.id);
+        match beeline_helpers::kfunc(name).filter(allowed) {
             Some(helper) => Ok(&helper.proto),
             None => refuse!("calling kernel function {name} is not allowed"),
         }

@@ -2,7 +2,7 @@
 
 use crate::explore::Explorer;
 use crate::refusal::{Checked, refuse};
-use crate::state::{Callback, Kind};
+use crate::state::{Callback, Kind, RegState};
 use beeline_isa::Reg;
 
 impl Explorer<'_> {
@@ -21,8 +21,14 @@ impl Explorer<'_> {
         self.nothing_held().map_err(|held| {
             format!("{held}\nBPF_EXIT instruction in main prog would lead to reference leak")
         })?;
-        // A context that is returned is not looked at by anybody.
-        let _ = returned;
+        // A session's says whether the program runs at the return; another context that is returned is not looked at by anybody.
+        if self.program.is_session() && self.state.frame().subprogram == 0 {
+            if returned.kind != Kind::Scalar {
+                refuse!("At program exit the register R0 is not a known value ({})", returned.kind.name());
+            }
+            self.mark_precise(&returned);
+            in_range(&returned, "program exit", 1)?;
+        }
         Ok(())
     }
 
@@ -41,21 +47,23 @@ impl Explorer<'_> {
             refuse!("R0 not a scalar value");
         }
         self.mark_precise(&returned);
-        let (min, max) = (returned.value.smin, returned.value.smax);
-        if min < 0 || max > i64::from(callback.returns_max) {
-            let (mut known, unknown) = (String::new(), " unknown scalar value");
-            if min > i64::MIN {
-                known += &format!(" smin={min}");
-            }
-            if max < i64::MAX {
-                known += &format!(" smax={max}");
-            }
-            refuse!(
-                "At callback return the register R0 has{} should have been in [0, {}]",
-                if known.is_empty() { unknown } else { &known },
-                callback.returns_max
-            );
-        }
-        Ok(())
+        in_range(&returned, "callback return", callback.returns_max.into())
     }
+}
+
+/// The number lies between 0 and `most`.
+fn in_range(returned: &RegState, place: &str, most: i64) -> Checked {
+    let (min, max) = (returned.value.smin, returned.value.smax);
+    if min >= 0 && max <= most {
+        return Ok(());
+    }
+    let (mut known, unknown) = (String::new(), " unknown scalar value");
+    if min > i64::MIN {
+        known += &format!(" smin={min}");
+    }
+    if max < i64::MAX {
+        known += &format!(" smax={max}");
+    }
+    let known = if known.is_empty() { unknown } else { &known };
+    refuse!("At {place} the register R0 has{known} should have been in [0, {most}]")
 }
