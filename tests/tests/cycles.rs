@@ -28,7 +28,7 @@ impl Pauses {
     fn cycle(&mut self, store: &Store, pids: &[String]) {
         let pids: Vec<&str> = pids.iter().map(String::as_str).collect();
         for (command, pauses) in [("attach", &mut self.attach), ("detach", &mut self.detach)] {
-            let report = until_done(store, &[&[command], &pids[..]].concat());
+            let report = store.json(&[&[command], &pids[..]].concat());
             let processes = report.as_array().expect("a list");
             assert_eq!(processes.len(), pids.len(), "{report}");
             let stopped = |process: &Value| process["stopped_ns"].as_u64().expect("a number");
@@ -42,21 +42,6 @@ impl Pauses {
             assert_eq!(our_mappings(pid), Vec::<String>::new(), "mappings of ours after detach");
         }
     }
-}
-
-/// The command's report. A probe at whose place a signal handler is about to return is refused for the moment, and the message
-/// says so; attaching again adds it.
-fn until_done(store: &Store, arguments: &[&str]) -> Value {
-    const TRIES: usize = 100;
-    for _ in 0..TRIES {
-        let output = store.output(&[&["--json"], arguments].concat());
-        let errors = String::from_utf8_lossy(&output.stderr);
-        if output.status.success() {
-            return serde_json::from_slice(&output.stdout).expect("JSON");
-        }
-        assert!(errors.contains("try again"), "{arguments:?}: {errors}");
-    }
-    panic!("{arguments:?}: refused {TRIES} times");
 }
 
 impl std::fmt::Display for Pauses {

@@ -19,12 +19,12 @@ use crate::files::MappedFiles;
 use crate::generation::{Area, Generation, agent_base};
 use crate::image::AGENT_IMAGE;
 use crate::ingredients::Ingredients;
+use crate::obstacles;
 use crate::report::AttachReport;
 use crate::request::Request;
 use crate::seccomp::Filters;
 use crate::semaphore;
 use crate::sites::PlannedSites;
-use crate::stack::Stack;
 use crate::target::{self, Facts, Surroundings, remote};
 use crate::tracer;
 use crate::wire::{BlockHead, HEAD_LEN, Wire, region_offset};
@@ -35,7 +35,6 @@ use beeline_ptrace::{Registers, StopOptions, StoppedProcess};
 use beeline_remote::{Borrowed, FileMapping, Mappings, Process, RemoteError};
 use beeline_site::Binary;
 use beeline_stub::ThreadKey;
-use std::collections::HashMap;
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -44,6 +43,8 @@ use std::time::Duration;
 const ATTEMPTS_MAX: usize = 200;
 /// How long the process gets before the next attempt.
 const PAUSE: Duration = Duration::from_millis(1);
+/// How often it is tried again where only a thread was in the way, with twice the pause each time: a quarter of a second in all.
+const YIELDS_MAX: u32 = 7;
 
 /// Puts the request's probes into process `pid`.
 ///
@@ -64,9 +65,11 @@ pub(crate) fn attach_with(
 ) -> Result<AttachReport, TargetRefused> {
     tracer::run(|| {
         let mut key = None;
+        let mut yields = 0;
         for _ in 0..ATTEMPTS_MAX {
             let process = clean(pid)?;
             let prepared = Prepared::new(&process, request, key)?.followed_by(bell);
+            let prepared = prepared.yielding(yields < YIELDS_MAX);
             let mut planned = prepared.plan();
             if prepared.is_empty(&planned) {
                 return Ok(prepared.report(&planned, 0, Duration::ZERO));
@@ -80,6 +83,10 @@ pub(crate) fn attach_with(
                 Ok(()) => return Ok(prepared.report(&planned, threads, time)),
                 Err(Failure::OtherKey(other)) => key = Some(other),
                 Err(Failure::Again) => std::thread::sleep(PAUSE),
+                Err(Failure::InTheWay) => {
+                    yields += 1;
+                    std::thread::sleep(PAUSE * (1 << yields));
+                }
                 Err(Failure::Refused(reason)) => {
                     // The reason is what counts, also when nothing can be done any more.
                     let _ = clean(pid);
@@ -115,6 +122,8 @@ fn clean(pid: i32) -> Result<Process, TargetRefused> {
 pub(crate) enum Failure {
     /// The process changed meanwhile, or is busy with an earlier attempt.
     Again,
+    /// A thread will return to a place that changes; soon it will have. Only for who [yields](Prepared::yielding).
+    InTheWay,
     /// Threads are not found this way.
     OtherKey(ThreadKey),
     /// For good.
@@ -141,6 +150,8 @@ pub(crate) struct Prepared<'a> {
     small_stacks: bool,
     /// Of the follower that the process gets.
     bell: Option<&'a FollowerBell>,
+    /// A thread that is in the way gets the time to leave.
+    yields: bool,
 }
 
 impl<'a> Prepared<'a> {
@@ -187,7 +198,13 @@ impl<'a> Prepared<'a> {
             key,
             small_stacks,
             bell: None,
+            yields: false,
         })
+    }
+
+    /// When a thread is in the way of a site, nothing is done at all: it is to be tried again. Else the site is refused.
+    pub(crate) fn yielding(self, yields: bool) -> Prepared<'a> {
+        Prepared { yields, ..self }
     }
 
     /// The process is followed: it is to tell when libraries come or go.
@@ -253,18 +270,27 @@ impl<'a> Prepared<'a> {
         if let Some(reason) = filters.objection() {
             return Err(TargetRefused::Seccomp { pid: self.process.pid(), reason }.into());
         }
-        let facts = Facts::of(self.process, stopped, &self.surroundings)?;
-        if self.existing.is_none() && self.key == ThreadKey::FsSelf && !facts.self_pointer {
+        // What a later attach needs of them stands in the block.
+        let facts = match &self.existing {
+            None => Some(Facts::of(self.process, stopped, &self.surroundings)?),
+            Some(_) => None,
+        };
+        if self.key == ThreadKey::FsSelf && facts.is_some_and(|facts| !facts.self_pointer) {
             return Err(Failure::OtherKey(ThreadKey::FsBase));
         }
-        for (address, reason) in self.unusable_sites(&generation, &maps, stopped)? {
-            generation.give_up(address)?;
-            planned.refuse(address, &reason);
+        let unusable = obstacles::unusable_sites(self.process, &maps, &generation.patches, stopped);
+        let unusable = unusable.map_err(|error| self.failed(error))?;
+        if self.yields && unusable.iter().any(|site| site.passes) {
+            return Err(Failure::InTheWay);
         }
-        if is_installing_filter(&generation, stopped) {
+        for site in unusable {
+            generation.give_up(site.address)?;
+            planned.refuse(site.address, &site.reason);
+        }
+        if obstacles::is_installing_filter(&generation.patches, stopped) {
             return Err(Failure::Again);
         }
-        let head = self.final_head(&generation, &facts, fresh.as_ref());
+        let head = self.final_head(&generation, facts, fresh.as_ref());
         self.put_in(&generation, &head, fresh.as_ref(), &maps, &filters, stopped)?;
         let result = self.put_in_force(&generation, &planned.restored, &head, stopped);
         if result.is_err() {
@@ -287,75 +313,30 @@ impl<'a> Prepared<'a> {
         }
     }
 
-    /// Sites at which other bytes stand than were planned for, or into whose windows a signal handler will return.
-    fn unusable_sites(
+    /// The head as it will be. `facts` are for a first attach, `fresh` is the head of a later one as it is now.
+    fn final_head(
         &self,
         generation: &Generation<'_>,
-        maps: &Mappings,
-        stopped: &StoppedProcess,
-    ) -> Result<Vec<(u64, String)>, TargetRefused> {
-        let mut unusable = Vec::new();
-        let mut inner = HashMap::new();
-        for patch in &generation.patches {
-            for write in &patch.writes {
-                let now = self.process.memory().read_vec(write.address, write.expected.len());
-                let now = now.map_err(|error| self.failed(error))?;
-                if now != write.expected {
-                    let reason = format!(
-                        "the bytes at {:#x} in memory, {now:02x?}, are not those of the file, {:02x?}",
-                        write.address, write.expected
-                    );
-                    unusable.push((patch.address, reason));
-                }
-                inner.extend(write.inner_addresses().map(|at| (at, patch.address)));
-            }
-        }
-        for address in self.saved_inside(&inner, maps, stopped)? {
-            let reason = format!(
-                "a signal handler is about to return into the instructions at {address:#x}; try again"
-            );
-            unusable.push((address, reason));
-        }
-        Ok(unusable)
-    }
-
-    /// The sites of which an address in `inner` stands on a stack.
-    fn saved_inside(
-        &self,
-        inner: &HashMap<u64, u64>,
-        maps: &Mappings,
-        stopped: &StoppedProcess,
-    ) -> Result<Vec<u64>, TargetRefused> {
-        let mut found = Vec::new();
-        let (Some(first), Some(last)) = (inner.keys().min(), inner.keys().max()) else { return Ok(found) };
-        let range = *first..last + 1;
-        for thread in stopped.threads() {
-            let registers = thread.known_registers().map_err(|error| self.failed(error.into()))?;
-            let stack = Stack::of(self.process, maps, &registers);
-            found.extend(stack.words_in(range.clone()).filter_map(|word| inner.get(&word)));
-        }
-        found.sort_unstable();
-        found.dedup();
-        Ok(found)
-    }
-
-    fn final_head(&self, generation: &Generation<'_>, facts: &Facts, fresh: Option<&BlockHead>) -> BlockHead {
+        facts: Option<Facts>,
+        fresh: Option<&BlockHead>,
+    ) -> BlockHead {
         let head = generation.head.clone();
-        match fresh {
+        match (fresh, facts) {
             // What the agent changes by itself stays as it is now.
-            Some(fresh) => BlockHead {
+            (Some(fresh), _) => BlockHead {
                 pool: fresh.pool,
                 reserve: fresh.reserve,
                 region_count: self.region_places(fresh, generation.regions.len()).1,
                 ..head
             },
-            None => BlockHead {
+            (None, Some(facts)) => BlockHead {
                 flags: head.flags | facts.flags,
                 tid_offset: facts.tid_offset,
                 rseq_offset: facts.rseq_offset,
                 vdso_clock_gettime: facts.vdso_clock_gettime,
                 ..head
             },
+            (None, None) => head,
         }
     }
 
@@ -642,19 +623,6 @@ fn unmap_ours(borrowed: &mut Borrowed<'_>, area: &Area) {
         // If even this fails, the next attach or detach finds it by its name.
         let _ = borrowed.unmap(area.region.start, area.region.len);
     }
-}
-
-/// A thread has passed the place at which its filter would be seen, and has not reached the system call yet.
-fn is_installing_filter(generation: &Generation<'_>, stopped: &StoppedProcess) -> bool {
-    /// More than such a function has before its call.
-    const FUNCTION_LEN: u64 = 128;
-    let places = || generation.patches.iter().filter(|patch| patch.sees_seccomp).map(|patch| patch.address);
-    stopped.threads().iter().any(|thread| {
-        thread.known_registers().is_ok_and(|registers| {
-            let in_call = registers.orig_rax as i64 >= 0;
-            !in_call && places().any(|start| (1..FUNCTION_LEN).contains(&registers.rip.wrapping_sub(start)))
-        })
-    })
 }
 
 /// Where a thread has to go on whose program counter is inside of a window.

@@ -32,6 +32,7 @@ mod ingredients;
 mod inspect;
 mod libraries;
 mod maps;
+mod obstacles;
 mod patch;
 mod report;
 mod request;

@@ -111,7 +111,7 @@ impl<'a> Libraries<'a> {
             let time = stopped.resume_followed();
             match result {
                 Ok(()) => return Ok(Looked::Placed(prepared.report(&planned, threads, time))),
-                Err(Failure::Again | Failure::OtherKey(_)) => {}
+                Err(Failure::Again | Failure::InTheWay | Failure::OtherKey(_)) => {}
                 Err(Failure::Refused(reason)) => return Err(reason),
             }
         }

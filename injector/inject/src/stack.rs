@@ -32,9 +32,19 @@ pub(crate) struct Stack {
 impl Stack {
     /// The stack of a thread, from its stack pointer on; empty when that is not mapped.
     pub(crate) fn of(process: &Process, maps: &Mappings, registers: &Registers) -> Stack {
+        let (start, len) = Stack::place(maps, registers);
+        Stack::new(start, &process.memory().read_vec(start, len).unwrap_or_default())
+    }
+
+    /// Where it begins, and how many bytes of it are looked at.
+    pub(crate) fn place(maps: &Mappings, registers: &Registers) -> (u64, usize) {
         let start = registers.rsp & !7;
         let len = maps.at(start).map_or(0, |mapping| (mapping.end - start).min(SEARCH_MAX));
-        let bytes = process.memory().read_vec(start, len as usize).unwrap_or_default();
+        (start, len as usize)
+    }
+
+    /// These bytes from `start` on.
+    pub(crate) fn new(start: u64, bytes: &[u8]) -> Stack {
         Stack { start, words: bytes.chunks_exact(8).map(u64::get).collect() }
     }
 

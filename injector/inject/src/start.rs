@@ -198,7 +198,7 @@ pub(crate) fn put_in(
         match prepared.apply(&mut planned, generation, &mut stopped) {
             Ok(()) => return Ok((prepared.report(&planned, threads, Duration::ZERO), stopped)),
             Err(Failure::OtherKey(other)) => key = Some(other),
-            Err(Failure::Again) => {}
+            Err(Failure::Again | Failure::InTheWay) => {}
             Err(Failure::Refused(reason)) => return Err(reason),
         }
     }

@@ -26,6 +26,7 @@ mod spawn;
 mod status;
 mod stop;
 mod thread;
+mod urgency;
 mod wake;
 
 pub use arch::Registers;

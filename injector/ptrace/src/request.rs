@@ -168,6 +168,25 @@ pub(crate) fn sleep_exactly() {
     }
 }
 
+/// Gives the calling OS thread real-time priority, if it has an ordinary one and the kernel allows it; whether it did.
+pub(crate) fn raise_priority() -> bool {
+    // What it starts has ordinary priority.
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: plain system calls on the calling thread; the structure lives through the call.
+    unsafe {
+        libc::sched_getscheduler(0) == libc::SCHED_OTHER
+            && libc::sched_setscheduler(0, policy, &libc::sched_param { sched_priority: 1 }) == 0
+    }
+}
+
+/// Gives the calling OS thread ordinary priority again.
+pub(crate) fn lower_priority() {
+    // SAFETY: a plain system call on the calling thread; the structure lives through the call.
+    unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_OTHER, &libc::sched_param { sched_priority: 0 });
+    }
+}
+
 /// Kills a process that we started.
 pub(crate) fn kill(pid: Tid) {
     // SAFETY: a plain system call; it fails only when the process is gone.

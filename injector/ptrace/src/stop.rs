@@ -2,6 +2,7 @@
 
 use crate::status::{RunState, Status, read_status, thread_ids};
 use crate::thread::{Death, PtraceError, Resume, Running, Stop, Stopped, Waited};
+use crate::urgency::Urgency;
 use crate::{Tid, arch};
 use std::collections::HashSet;
 use std::fmt;
@@ -223,8 +224,15 @@ impl StoppedProcess {
         mut seen: HashSet<Tid>,
         options: StopOptions,
     ) -> Result<StoppedProcess, StopError> {
+        // The threads that are there are seized while all of them run: only then the process begins to stand still.
+        let mut seized = Vec::new();
+        let mut refusal = self.seize_new(&mut seen, &mut seized).err();
+        self.begin = Instant::now();
         for _ in 0..ROUNDS_MAX {
-            if self.stop_new_threads(&mut seen, options)? == 0 {
+            self.stop_seized(seized, refusal, options)?;
+            seized = Vec::new();
+            refusal = self.seize_new(&mut seen, &mut seized).err();
+            if seized.is_empty() && refusal.is_none() {
                 return if self.threads.is_empty() {
                     Err(StopError::Died { pid: self.pid, how: None })
                 } else {
@@ -235,12 +243,8 @@ impl StoppedProcess {
         Err(StopError::TooManyThreads { pid: self.pid })
     }
 
-    /// Stops the threads that are not in `seen`; tells how many there were.
-    fn stop_new_threads(
-        &mut self,
-        seen: &mut HashSet<Tid>,
-        options: StopOptions,
-    ) -> Result<usize, StopError> {
+    /// Seizes the threads that are not in `seen`; they run on. After an error those of `seized` are ours all the same.
+    fn seize_new(&self, seen: &mut HashSet<Tid>, seized: &mut Vec<Running>) -> Result<(), StopError> {
         let ids = match thread_ids(self.pid) {
             Ok(ids) => ids,
             Err(_) if !self.threads.is_empty() => Vec::new(),
@@ -250,29 +254,33 @@ impl StoppedProcess {
             }
             Err(source) => return Err(StopError::Proc { pid: self.pid, source }),
         };
-        let mut running = Vec::new();
-        let mut refusal = None;
         for tid in ids {
             if !seen.insert(tid) {
                 continue;
             }
             match Running::seize(tid) {
-                Ok(thread) => {
-                    // A thread that dies here is reported by the wait below.
-                    let _ = thread.interrupt();
-                    running.push(thread);
-                }
-                Err(error) => {
-                    if let Err(error) = self.seize_failed(tid, error) {
-                        refusal = Some(error);
-                        break;
-                    }
-                }
+                Ok(thread) => seized.push(thread),
+                Err(error) => self.seize_failed(tid, error)?,
             }
         }
-        let count = running.len();
+        Ok(())
+    }
+
+    /// Stops seized threads; when there is a `refusal` already, only to let them go.
+    fn stop_seized(
+        &mut self,
+        seized: Vec<Running>,
+        refusal: Option<StopError>,
+        options: StopOptions,
+    ) -> Result<(), StopError> {
+        let urgency = Urgency::begin(seized.len());
+        for thread in &seized {
+            // A thread that dies here is reported by the wait below.
+            let _ = thread.interrupt();
+        }
+        drop(urgency);
         let mut failure = refusal;
-        for thread in running {
+        for thread in seized {
             let tid = thread.tid();
             // After a failure the others are still waited for, briefly, so that dropping them lets them go on.
             let timeout = if failure.is_none() { options.timeout } else { Duration::from_millis(100) };
@@ -287,7 +295,7 @@ impl StoppedProcess {
                 }
             }
         }
-        failure.map_or(Ok(count), Err)
+        failure.map_or(Ok(()), Err)
     }
 
     /// A thread that is dead or dying is not an error; one that we may not trace is.
@@ -334,6 +342,7 @@ impl StoppedProcess {
 
     /// Lets every thread go on. Returns how long the process stood still.
     pub fn release(self) -> Duration {
+        let _urgency = Urgency::begin(self.threads.len());
         // The leader is the first; when all were killed, it can be collected only after the others.
         for thread in self.threads.into_iter().rev() {
             // Killed meanwhile: nothing left to do for it.

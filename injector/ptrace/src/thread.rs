@@ -246,30 +246,34 @@ fn classify(status: c_int) -> Stop {
 /// The next status of `tid`. Statuses of others are kept: a leader is reported dead only after its threads have been
 /// collected, so waiting for one id alone can block for ever.
 fn wait_status(tid: Tid, timeout: Duration) -> Result<c_int, PtraceError> {
+    /// The kernel finds one tracee at once, but goes through all of them to find any: that is done less often.
+    const LOOKS_AT_ONE: u32 = 8;
     request::sleep_exactly();
     let begin = Instant::now();
+    let mut looks = 0;
     loop {
         if let Some(status) = EVENTS.with_borrow_mut(|events| events.remove(&tid)) {
             return Ok(status);
         }
-        // The kernel finds one tracee at once, but goes through all of them to find any.
-        if let Ok(Some(status)) = request::wait_for(tid) {
-            return Ok(status);
-        }
-        match request::wait_any() {
-            Ok(Some((who, status))) => {
-                EVENTS.with_borrow_mut(|events| events.insert(who, status));
-            }
-            Ok(None) => {
-                let waited = begin.elapsed();
-                if waited > timeout {
-                    return Err(PtraceError::Timeout { tid, waited_ms: waited.as_millis() as u64 });
+        looks += 1;
+        match request::wait_for(tid) {
+            Ok(Some(status)) => return Ok(status),
+            Ok(None) if looks % LOOKS_AT_ONE != 0 => {}
+            Ok(None) | Err(_) => match request::wait_any() {
+                Ok(Some((who, status))) => {
+                    EVENTS.with_borrow_mut(|events| events.insert(who, status));
+                    continue;
                 }
-                relax(waited);
-            }
-            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-            Err(error) => return Err(PtraceError::new("wait for a stop", tid, error)),
+                Ok(None) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
+                Err(error) => return Err(PtraceError::new("wait for a stop", tid, error)),
+            },
         }
+        let waited = begin.elapsed();
+        if waited > timeout {
+            return Err(PtraceError::Timeout { tid, waited_ms: waited.as_millis() as u64 });
+        }
+        relax(waited);
     }
 }
 

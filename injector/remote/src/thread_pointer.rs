@@ -1,8 +1,9 @@
 //! What lies at the thread pointer (`fs`) of each thread of a stopped process.
 
 use crate::error::RemoteError;
+use crate::memory::Memory;
 use crate::process::Process;
-use beeline_ptrace::StoppedProcess;
+use beeline_ptrace::{StoppedProcess, Tid};
 
 /// Offsets at which a C library keeps the thread's id: glibc, musl (x86-64).
 const TID_OFFSETS: [u32; 2] = [0x2d0, 0x30];
@@ -31,17 +32,29 @@ pub fn examine(process: &Process, stopped: &StoppedProcess) -> Result<ThreadPoin
         bases.push((thread.tid(), base));
         rseq_offsets.push(thread.rseq()?.map(|rseq| rseq.address.wrapping_sub(base) as i64));
     }
-    let self_pointer =
-        bases.iter().all(|&(_, base)| base != 0 && memory.read_u64(base).is_ok_and(|word| word == base));
-    let holds_tid = |offset: &u32| {
-        bases.iter().all(|&(tid, base)| {
-            memory.read_u32(base.wrapping_add(u64::from(*offset))).is_ok_and(|word| word == tid as u32)
-        })
-    };
+    let self_pointer = bases.iter().all(|&(_, base)| base != 0)
+        && hold(memory, &bases, 0, |(_, base), word| word == base.to_le_bytes());
+    let holds_tid = |&offset: &u32| hold(memory, &bases, offset, |(tid, _), word| word == tid.to_le_bytes());
     let tid_offset = if self_pointer { TID_OFFSETS.into_iter().find(holds_tid) } else { None };
     let rseq_offset = match rseq_offsets.first() {
         Some(&Some(first)) if rseq_offsets.iter().all(|&offset| offset == Some(first)) => Some(first),
         _ => None,
     };
     Ok(ThreadPointers { self_pointer, tid_offset, rseq_offset })
+}
+
+/// What lies at `offset` from each thread's base is what it `is` to be.
+fn hold<const LEN: usize>(
+    memory: &Memory,
+    bases: &[(Tid, u64)],
+    offset: u32,
+    is: impl Fn((Tid, u64), [u8; LEN]) -> bool,
+) -> bool {
+    let places: Vec<_> = bases.iter().map(|(_, base)| (base.wrapping_add(u64::from(offset)), LEN)).collect();
+    let mut all = true;
+    memory.visit(&places, |index, bytes| {
+        let word = bytes.and_then(|bytes| bytes.try_into().ok());
+        all &= word.is_some_and(|word| is(bases[index], word));
+    });
+    all
 }

@@ -1,0 +1,81 @@
+//! What is in the way of sites of a process that stands still: other bytes than were planned for, and threads in the middle.
+
+use crate::patch::Patch;
+use crate::stack::Stack;
+use beeline_ptrace::StoppedProcess;
+use beeline_remote::{Mappings, Process, RemoteError};
+use std::collections::HashMap;
+
+/// A site that cannot be served.
+pub(crate) struct Unusable {
+    pub(crate) address: u64,
+    pub(crate) reason: String,
+    /// It can when a thread has gone on.
+    pub(crate) passes: bool,
+}
+
+/// Sites at which other bytes stand than were planned for, or into whose windows a signal handler will return.
+pub(crate) fn unusable_sites(
+    process: &Process,
+    maps: &Mappings,
+    patches: &[Patch],
+    stopped: &StoppedProcess,
+) -> Result<Vec<Unusable>, RemoteError> {
+    let mut unusable = Vec::new();
+    let mut inner = HashMap::new();
+    for patch in patches {
+        for write in &patch.writes {
+            let now = process.memory().read_vec(write.address, write.expected.len())?;
+            if now != write.expected {
+                let reason = format!(
+                    "the bytes at {:#x} in memory, {now:02x?}, are not those of the file, {:02x?}",
+                    write.address, write.expected
+                );
+                unusable.push(Unusable { address: patch.address, reason, passes: false });
+            }
+            inner.extend(write.inner_addresses().map(|at| (at, patch.address)));
+        }
+    }
+    for address in saved_inside(process, &inner, maps, stopped)? {
+        let reason =
+            format!("a signal handler is about to return into the instructions at {address:#x}; try again");
+        unusable.push(Unusable { address, reason, passes: true });
+    }
+    Ok(unusable)
+}
+
+/// The sites of which an address in `inner` stands on a stack.
+fn saved_inside(
+    process: &Process,
+    inner: &HashMap<u64, u64>,
+    maps: &Mappings,
+    stopped: &StoppedProcess,
+) -> Result<Vec<u64>, RemoteError> {
+    let mut found = Vec::new();
+    let (Some(first), Some(last)) = (inner.keys().min(), inner.keys().max()) else { return Ok(found) };
+    let range = *first..last + 1;
+    let mut places = Vec::with_capacity(stopped.threads().len());
+    for thread in stopped.threads() {
+        places.push(Stack::place(maps, &thread.known_registers()?));
+    }
+    process.memory().visit(&places, |index, bytes| {
+        let stack = Stack::new(places[index].0, bytes.unwrap_or_default());
+        found.extend(stack.words_in(range.clone()).filter_map(|word| inner.get(&word)));
+    });
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+/// A thread has passed the place at which its filter would be seen, and has not reached the system call yet.
+pub(crate) fn is_installing_filter(patches: &[Patch], stopped: &StoppedProcess) -> bool {
+    /// More than such a function has before its call.
+    const FUNCTION_LEN: u64 = 128;
+    let places = || patches.iter().filter(|patch| patch.sees_seccomp).map(|patch| patch.address);
+    stopped.threads().iter().any(|thread| {
+        thread.known_registers().is_ok_and(|registers| {
+            let in_call = registers.orig_rax as i64 >= 0;
+            !in_call && places().any(|start| (1..FUNCTION_LEN).contains(&registers.rip.wrapping_sub(start)))
+        })
+    })
+}
