@@ -58,6 +58,8 @@ pub struct Code<'a> {
     pub calls: BTreeMap<u32, CallFacts>,
     /// One entry a slot, true for slots that no execution reaches; empty when nothing is known to be dead.
     pub dead: Vec<bool>,
+    /// Slots of loads from memory that nobody writes to while the program runs.
+    pub constant_loads: BTreeSet<u32>,
     /// A run owns the CPU that `run.access.cpu` names.
     pub owns_cpu: bool,
     /// How many of r1 to r5 a helper takes, by id. The others need not be passed.
@@ -99,6 +101,7 @@ impl<'a> Code<'a> {
             maps: maps.to_vec(),
             calls: BTreeMap::new(),
             dead: Vec::new(),
+            constant_loads: BTreeSet::new(),
             owns_cpu: false,
             helper_arguments: |_| 5,
             inline: true,

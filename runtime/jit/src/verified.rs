@@ -28,6 +28,7 @@ pub(crate) fn code<'a>(verified: &'a Verified, options: &CompileOptions) -> Code
         subprograms: subprograms(verified),
         maps: verified.program().maps.iter().map(|map| map.shape).collect(),
         calls: calls(verified),
+        constant_loads: (0..insns.len() as u32).filter(|&pc| verified.loads_constant(pc as usize)).collect(),
         dead: (0..insns.len()).map(|pc| !verified.is_live(pc)).collect(),
         owns_cpu: verified.needs().cpu,
         helper_arguments,

@@ -4,7 +4,7 @@ use crate::code::Code;
 use crate::program::Program;
 use crate::rewrite;
 use beeline_abi::code::{ContextUse, ProgramNeeds};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What holds of one helper call on every path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -176,6 +176,7 @@ pub struct Verified {
     live: Vec<bool>,
     needs: ProgramNeeds,
     context_len: u32,
+    context_loads: BTreeSet<usize>,
     subprograms: Vec<Subprogram>,
     calls: BTreeMap<usize, CallFacts>,
     stats: Stats,
@@ -209,12 +210,19 @@ impl Verified {
         let subprograms = subprograms(&program, code, &facts);
         let insns = rewrite::executable(&program, &facts);
         let context_len = facts.context_len;
+        let context_loads = if context_is_constant(&program, &facts) {
+            let loads = facts.through.iter().filter(|&(_, &through)| through == Through::Context);
+            loads.map(|(&pc, _)| pc).collect()
+        } else {
+            BTreeSet::new()
+        };
         Verified {
             program,
             insns,
             live: facts.live,
             needs,
             context_len,
+            context_loads,
             subprograms,
             calls: facts.calls,
             stats,
@@ -248,6 +256,12 @@ impl Verified {
         self.context_len
     }
 
+    /// True when the instruction at `pc` loads from a context that nobody changes while the program runs: such loads may be made in
+    /// any order, once or several times.
+    pub fn loads_constant(&self, pc: usize) -> bool {
+        self.context_loads.contains(&pc)
+    }
+
     /// What the stub has to provide.
     pub fn needs(&self) -> ProgramNeeds {
         self.needs
@@ -272,6 +286,16 @@ impl Verified {
     pub fn log(&self) -> &str {
         &self.log
     }
+}
+
+/// Nothing writes to the context during a run: it is a probe's registers, and no helper is called that changes them or writes
+/// where they may lie.
+fn context_is_constant(program: &Program, facts: &Facts) -> bool {
+    const PROBE_WRITE_USER: i32 = 36;
+    const OVERRIDE_RETURN: i32 = 58;
+    program.prog_type == crate::ProgType::KPROBE
+        && facts.kfuncs.is_empty()
+        && facts.calls.values().all(|call| ![PROBE_WRITE_USER, OVERRIDE_RETURN].contains(&call.helper))
 }
 
 fn subprograms(program: &Program, code: &Code, facts: &Facts) -> Vec<Subprogram> {

@@ -173,7 +173,11 @@ fn unittest_results(text: &str) -> String {
             || line.contains(" ... skipped ")
             || line.starts_with("Result: ")
     };
-    let mut lines: Vec<&str> = text.lines().map(str::trim_end).filter(is_result).collect();
+    // The reason for which a test is skipped may name a file, and that the process.
+    let result =
+        |line: &'_ str| line.find(" ... skipped ").map_or(line.len(), |at| at + " ... skipped".len());
+    let lines = text.lines().map(str::trim_end).filter(is_result);
+    let mut lines: Vec<&str> = lines.map(|line| &line[..result(line)]).collect();
     lines.sort_unstable();
     lines.dedup();
     lines.join("\n")

@@ -18,6 +18,9 @@ use cranelift_codegen::ir::{
 /// Accesses do not trap as far as the code is concerned: the verifier has proven them.
 const ACCESS: MemFlagsData = MemFlagsData::new().with_notrap();
 
+/// A load that may be made anywhere in the program, once or several times: where its value is used.
+const CONSTANT: MemFlagsData = ACCESS.with_readonly().with_can_move();
+
 /// A value in the frame.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stored {
@@ -72,6 +75,9 @@ impl Body<'_, '_> {
         let base = self.get(base);
         let value = match self.frame_place(base, off, size.bytes()) {
             Some(place) => self.load_frame(size, signed, place),
+            None if self.code.constant_loads.contains(&self.pc) => {
+                self.load_through(size, signed, CONSTANT, base, i32::from(off))
+            }
             None => {
                 self.builder.ins().sequence_point();
                 self.load_shared(size, signed, base, i32::from(off))
@@ -119,15 +125,26 @@ impl Body<'_, '_> {
     }
 
     fn load_shared(&mut self, size: Size, signed: bool, address: Value, off: i32) -> Value {
+        self.load_through(size, signed, ACCESS, address, off)
+    }
+
+    fn load_through(
+        &mut self,
+        size: Size,
+        signed: bool,
+        access: MemFlagsData,
+        address: Value,
+        off: i32,
+    ) -> Value {
         let ins = self.builder.ins();
         match (size, signed) {
-            (Size::B, false) => ins.uload8(I64, ACCESS, address, off),
-            (Size::B, true) => ins.sload8(I64, ACCESS, address, off),
-            (Size::H, false) => ins.uload16(I64, ACCESS, address, off),
-            (Size::H, true) => ins.sload16(I64, ACCESS, address, off),
-            (Size::W, false) => ins.uload32(ACCESS, address, off),
-            (Size::W, true) => ins.sload32(ACCESS, address, off),
-            (Size::DW, _) => ins.load(I64, ACCESS, address, off),
+            (Size::B, false) => ins.uload8(I64, access, address, off),
+            (Size::B, true) => ins.sload8(I64, access, address, off),
+            (Size::H, false) => ins.uload16(I64, access, address, off),
+            (Size::H, true) => ins.sload16(I64, access, address, off),
+            (Size::W, false) => ins.uload32(access, address, off),
+            (Size::W, true) => ins.sload32(access, address, off),
+            (Size::DW, _) => ins.load(I64, access, address, off),
         }
     }
 

@@ -12,9 +12,11 @@
 //! | `jump` | branches |
 //! | `call` | helpers, subprograms, return |
 //! | `inline` | look-ups, loops, tail calls without a helper call |
+//! | `dead_stores` | what was put on the stack for nobody |
 
 mod alu;
 mod call;
+mod dead_stores;
 mod flow;
 mod inline;
 mod jump;
@@ -123,7 +125,11 @@ impl<'a> Translator<'a> {
         body.prologue(convention);
         body.instructions()?;
         body.builder.seal_all_blocks();
+        let frame = body.frame;
         body.builder.finalize(config);
+        if let Some(frame) = frame {
+            dead_stores::remove(function, frame);
+        }
         Ok(())
     }
 }

@@ -145,6 +145,34 @@ fn counts_per_cpu_without_a_call() {
     assert!(helpers.is_empty(), "{helpers:?}");
 }
 
+/// What is stored in the frame is there for whoever takes its address, by whatever way.
+#[test]
+fn keeps_what_others_read_from_its_frame() {
+    // The store stands before the code that makes the address, which is reached by a jump back.
+    let by_a_jump_back = "goto make
+     read:
+         r0 = *(u64 *)(r2 +0)
+         exit
+     make:
+         *(u64 *)(r10 -8) = 9
+         r2 = r10
+         r2 += -8
+         goto read";
+    let either = "r6 = r10
+         r6 += -8
+         r2 = *(u64 *)(r1 +104)
+         *(u64 *)(r10 -8) = 4
+         *(u64 *)(r10 -16) = 5
+         if r2 == 2 goto load
+         r6 += -8
+     load:
+         r0 = *(u64 *)(r6 +0)
+         exit";
+    for (text, r0) in [(by_a_jump_back, 9), (either, 4)] {
+        assert_eq!(check(text).0.r0, r0, "{text}");
+    }
+}
+
 #[test]
 fn looks_up_a_key_that_it_read() {
     let text = |field| {
