@@ -13,6 +13,7 @@
 use crate::agent::AgentImage;
 use crate::bell::FollowerBell;
 use crate::detach;
+use crate::early;
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, find, is_ours};
 use crate::files::MappedFiles;
@@ -152,6 +153,8 @@ pub(crate) struct Prepared<'a> {
     bell: Option<&'a FollowerBell>,
     /// A thread that is in the way gets the time to leave.
     yields: bool,
+    /// The process stands before its first instruction.
+    early: bool,
 }
 
 impl<'a> Prepared<'a> {
@@ -174,8 +177,8 @@ impl<'a> Prepared<'a> {
         let files = MappedFiles::of(&maps);
         let executable = target::executable(process, &maps, &files);
         let key = match &existing {
-            Some(existing) => ThreadKey::from_locator(existing.head.locator),
-            None => key.or_else(|| Some(target::likely_thread_key(executable))),
+            Some(existing) if !existing.is_early() => ThreadKey::from_locator(existing.head.locator),
+            _ => key.or_else(|| Some(target::likely_thread_key(executable))),
         };
         let key = key.ok_or_else(|| foreign(pid, "its block is damaged"))?;
         if key == ThreadKey::FsBase && !target::has_rdfsbase(process) {
@@ -199,12 +202,23 @@ impl<'a> Prepared<'a> {
             small_stacks,
             bell: None,
             yields: false,
+            early: false,
         })
     }
 
     /// When a thread is in the way of a site, nothing is done at all: it is to be tried again. Else the site is refused.
     pub(crate) fn yielding(self, yields: bool) -> Prepared<'a> {
         Prepared { yields, ..self }
+    }
+
+    /// The process stands before its first instruction, with this entry point: only its loader runs, if it has one.
+    pub(crate) fn before_first_instruction(self, entry: Option<u64>) -> Prepared<'a> {
+        let loaded = entry.filter(|_| self.surroundings.has_loader());
+        let files = match loaded {
+            Some(entry) => self.files.without(entry),
+            None => self.files,
+        };
+        Prepared { early: true, files, ..self }
     }
 
     /// The process is followed: it is to tell when libraries come or go.
@@ -240,6 +254,9 @@ impl<'a> Prepared<'a> {
             return false;
         }
         let Some(existing) = &self.existing else { return planned.sites.is_empty() };
+        if existing.is_early() {
+            return false;
+        }
         let known = |id| existing.programs.iter().any(|program| program.id == id);
         let nothing = planned.sites.is_empty() && planned.restored.is_empty();
         nothing && self.request.programs.iter().all(|program| known(program.id))
@@ -272,8 +289,8 @@ impl<'a> Prepared<'a> {
         }
         // What a later attach needs of them stands in the block.
         let facts = match &self.existing {
-            None => Some(Facts::of(self.process, stopped, &self.surroundings)?),
-            Some(_) => None,
+            Some(existing) if !existing.is_early() => None,
+            _ => Some(Facts::of(self.process, stopped, &self.surroundings)?),
         };
         if self.key == ThreadKey::FsSelf && facts.is_some_and(|facts| !facts.self_pointer) {
             return Err(Failure::OtherKey(ThreadKey::FsBase));
@@ -313,30 +330,34 @@ impl<'a> Prepared<'a> {
         }
     }
 
-    /// The head as it will be. `facts` are for a first attach, `fresh` is the head of a later one as it is now.
+    /// The head as it will be. `facts` are for an attach that knows nothing of threads, `fresh` is the head of a later one as it is now.
     fn final_head(
         &self,
         generation: &Generation<'_>,
         facts: Option<Facts>,
         fresh: Option<&BlockHead>,
     ) -> BlockHead {
-        let head = generation.head.clone();
-        match (fresh, facts) {
+        let mut head = generation.head.clone();
+        if let Some(facts) = facts {
+            let known = head.flags & !(ProcessBlock::FLAG_EARLY | ProcessBlock::FLAG_RSEQ);
+            let early = if self.early { ProcessBlock::FLAG_EARLY } else { 0 };
+            head = BlockHead {
+                flags: known | facts.flags | early,
+                tid_offset: facts.tid_offset,
+                rseq_offset: facts.rseq_offset,
+                vdso_clock_gettime: facts.vdso_clock_gettime,
+                ..head
+            };
+        }
+        match fresh {
             // What the agent changes by itself stays as it is now.
-            (Some(fresh), _) => BlockHead {
+            Some(fresh) => BlockHead {
                 pool: fresh.pool,
                 reserve: fresh.reserve,
                 region_count: self.region_places(fresh, generation.regions.len()).1,
                 ..head
             },
-            (None, Some(facts)) => BlockHead {
-                flags: head.flags | facts.flags,
-                tid_offset: facts.tid_offset,
-                rseq_offset: facts.rseq_offset,
-                vdso_clock_gettime: facts.vdso_clock_gettime,
-                ..head
-            },
-            (None, None) => head,
+            None => head,
         }
     }
 
@@ -432,6 +453,10 @@ impl<'a> Prepared<'a> {
         let result =
             borrowed.call(generation.init, [generation.block, 0, 0]).map_err(|error| self.failed(error))?;
         match result as i64 {
+            0 if self.early => {
+                early::place_slot(borrowed, generation.claim_slot, generation.block, head.threads)
+                    .map_err(|error| self.failed(error).into())
+            }
             0 => Ok(()),
             errno => Err(TargetRefused::AgentFailed { pid: self.process.pid(), errno: -errno }.into()),
         }

@@ -137,6 +137,11 @@ impl Existing {
         self.head.flags & ProcessBlock::FLAG_UNFINISHED != 0
     }
 
+    /// It was attached to before its first instruction, and nothing is known of its threads yet.
+    pub(crate) fn is_early(&self) -> bool {
+        self.head.flags & ProcessBlock::FLAG_EARLY != 0
+    }
+
     /// The links of system calls.
     pub(crate) fn call_links(&self) -> &[LinkRuntime] {
         let mut sites = self.sites.iter().zip(&self.links);

@@ -170,6 +170,12 @@ impl MappedFiles {
         self.0.iter().find(|file| file.mappings.iter().any(|mapping| mapping.holds(address)))
     }
 
+    /// Without the file of which the mapping that holds `address` is a part.
+    pub(crate) fn without(mut self, address: u64) -> MappedFiles {
+        self.0.retain(|file| !file.mappings.iter().any(|mapping| mapping.holds(address)));
+        self
+    }
+
     /// All of them.
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, MappedFile> {
         self.0.iter()

@@ -15,7 +15,7 @@ use crate::error::TargetRefused;
 use crate::libraries::Libraries;
 use crate::report::AttachReport;
 use crate::request::Request;
-use crate::start::{Ended, StartCommand, begin, load, pass_on, put_in};
+use crate::start::{Ended, StartCommand, begin, pass_on, place};
 use crate::target;
 use beeline_ptrace::{
     Death, Event, PtraceError, Resume, Running, Stop, StopError, Stopped, StoppedProcess, Waited, Wakened,
@@ -220,10 +220,7 @@ impl<'a> Follower<'a> {
         let pid = thread.tid();
         let path =
             target::open_traced(pid)?.exe().unwrap_or_else(|_| PathBuf::from(format!("process {pid}")));
-        let (mut report, stopped) = put_in(self.request, load(&path, thread)?, Some(self.bell))?;
-        let (threads, time) = stopped.into_threads();
-        report.stopped = time;
-        Ok((report, threads))
+        place(&path, self.request, thread, Some(self.bell))
     }
 }
 

@@ -86,6 +86,8 @@ pub(crate) struct Generation<'a> {
     /// Regions that this attach adds, to be entered from `existing.region_count` on.
     pub(crate) regions: Vec<Region>,
     pub(crate) init: u64,
+    /// Address of the agent's function that claims a thread's slot.
+    pub(crate) claim_slot: u64,
     /// Address of the agent's gate of system calls.
     pub(crate) call_gate: u64,
     pub(crate) patches: Vec<Patch>,
@@ -492,6 +494,7 @@ impl<'a> Builder<'a> {
             head,
             regions,
             init: self.agent.init,
+            claim_slot: self.agent.symbols.claim_slot,
             call_gate: self.agent.call_gate,
             patches,
             call_tables,
@@ -504,10 +507,7 @@ impl<'a> Builder<'a> {
         let base = match self.given.existing {
             Some(existing) => existing.head.clone(),
             None => BlockHead {
-                locator: match self.given.thread_key {
-                    ThreadKey::FsSelf => beeline_abi::process::Locator::FS_SELF,
-                    ThreadKey::FsBase => beeline_abi::process::Locator::FS_BASE,
-                },
+                locator: 0,
                 store_uuid: request.store_uuid,
                 flags: if self.given.small_stacks { ProcessBlock::FLAG_SMALL_STACKS } else { 0 },
                 cpus: request.cpus,
@@ -537,6 +537,10 @@ impl<'a> Builder<'a> {
             },
         };
         BlockHead {
+            locator: match self.given.thread_key {
+                ThreadKey::FsSelf => beeline_abi::process::Locator::FS_SELF,
+                ThreadKey::FsBase => beeline_abi::process::Locator::FS_BASE,
+            },
             maps: tables.maps,
             map_count: self.handles.len() as u32,
             programs: tables.programs,

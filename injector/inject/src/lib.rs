@@ -19,6 +19,7 @@ mod agent;
 mod attach;
 mod bell;
 mod detach;
+mod early;
 mod error;
 mod existing;
 mod files;

@@ -5,6 +5,7 @@ use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::TaskLayout;
 use beeline_site::Location;
 use std::collections::BTreeSet;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,7 +47,7 @@ pub struct MapRequest {
 }
 
 /// A compiled program.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ProgramRequest {
     /// Its id in the store.
     pub id: u32,
@@ -63,6 +64,23 @@ pub struct ProgramRequest {
 }
 
 impl Request {
+    /// The part that is for system calls. What the process carries already stays.
+    pub(crate) fn of_system_calls(&self) -> io::Result<Request> {
+        let file = |map: &MapRequest| {
+            Ok(MapRequest { id: map.id, name: map.name.clone(), file: map.file.try_clone()? })
+        };
+        Ok(Request {
+            cpu_slots: self.cpu_slots.try_clone()?,
+            trace: self.trace.try_clone()?,
+            maps: self.maps.iter().map(file).collect::<io::Result<_>>()?,
+            programs: self.programs.clone(),
+            probes: Vec::new(),
+            system_calls: self.system_calls.clone(),
+            alive: None,
+            ..*self
+        })
+    }
+
     /// The link has ended.
     pub(crate) fn is_over(&self, link: &LinkRuntime) -> bool {
         let ended = self.alive.as_ref().is_some_and(|alive| !alive.contains(&link.link_id));
@@ -132,7 +150,7 @@ pub enum CallContext {
 }
 
 /// A link of the store: a program that runs at system calls.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SystemCallRequest {
     /// The link's id in the store.
     pub link_id: u32,

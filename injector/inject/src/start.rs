@@ -1,7 +1,7 @@
 //! Runs a program with probes in it from the beginning.
 //!
 //! ```text
-//! execve ─▶ stopped before the first instruction
+//! execve ─▶ stopped before the first instruction; where system calls are traced, those of the loader are from here on (`early`)
 //!   dynamic:  run to the loader's debugger hook, all libraries mapped and relocated, no constructor run
 //!   static:   run to where the C library has set up thread pointers, or to the entry point
 //! ─▶ attach as to any process ─▶ let go
@@ -9,6 +9,7 @@
 
 use crate::attach::{Failure, Prepared};
 use crate::bell::FollowerBell;
+use crate::early::{self, Early};
 use crate::error::TargetRefused;
 use crate::files::MappedFiles;
 use crate::follow::PASSED_ON;
@@ -111,10 +112,7 @@ pub(crate) fn begin(
     let command = Command { path, arguments, environment };
     let stopped = spawn(&command).map_err(|error| not_started(&command.path, error))?;
     let pid = stopped.tid();
-    let result = load(&command.path, stopped).and_then(|stopped| put_in(request, stopped, bell));
-    let result = result.and_then(|(mut report, stopped)| {
-        let (mut threads, time) = stopped.into_threads();
-        report.stopped = time;
+    let result = place(&command.path, request, stopped, bell).and_then(|(report, mut threads)| {
         // A new program has one thread.
         let only = threads.pop().ok_or(StopError::Died { pid, how: None })?;
         Ok((only, report))
@@ -178,8 +176,27 @@ pub(crate) fn pass_on(pid: Pid, signal: u32, code: i32) {
     }
 }
 
+/// Puts the request's probes into a program that stands before its first instruction. Its threads stand before its first
+/// instruction of interest then: one, unless a constructor of the loader's made more.
+pub(crate) fn place(
+    path: &Path,
+    request: &Request,
+    stopped: Stopped,
+    bell: Option<&FollowerBell>,
+) -> Result<(AttachReport, Vec<Stopped>), TargetRefused> {
+    let (stopped, early) = load(path, request, stopped)?;
+    let (report, stopped) = put_in(request, stopped, bell)?;
+    let mut report = match early {
+        Some(early) => early.and_then(report),
+        None => report,
+    };
+    let (threads, time) = stopped.into_threads();
+    report.stopped = time;
+    Ok((report, threads))
+}
+
 /// Attaches to a program that stands still, and goes on standing.
-pub(crate) fn put_in(
+fn put_in(
     request: &Request,
     stopped: Stopped,
     bell: Option<&FollowerBell>,
@@ -206,19 +223,25 @@ pub(crate) fn put_in(
 }
 
 /// Runs a new program to where its libraries are there and nothing of its own has run.
-pub(crate) fn load(path: &Path, stopped: Stopped) -> Result<Stopped, TargetRefused> {
+fn load(path: &Path, request: &Request, stopped: Stopped) -> Result<(Stopped, Option<Early>), TargetRefused> {
     let process = target::open_traced(stopped.tid())?;
     let maps = process.maps().map_err(|error| remote(process.pid(), error))?;
     let files = MappedFiles::of(&maps);
     let program = target::executable(&process, &maps, &files);
     let hook = loader_hook(&process, &files);
-    let loading = Loading { process: &process, path, stopped_by: Cell::new(None) };
-    let thread = loading.run(stopped, program, &files, hook)?;
+    let mut loading = Loading { process: &process, path, stopped_by: Cell::new(None), early: None };
+    let mut thread = stopped;
+    if !request.system_calls.is_empty() {
+        // The agent is started by a thread that is in no system call, not at the end of execve either.
+        thread = loading.interrupted(thread)?;
+        (thread, loading.early) = early::put_in(request, thread)?;
+    }
+    let thread = loading.run(thread, program, &files, hook)?;
     if let Some(signal) = loading.stopped_by.get() {
         // It was to stop on its way; it does when it goes on.
         let _ = kill(Pid::from_raw(process.pid()), Signal::try_from(signal).ok());
     }
-    Ok(thread)
+    Ok((thread, loading.early))
 }
 
 impl Loading<'_> {
@@ -247,16 +270,19 @@ impl Loading<'_> {
         }
         let ready = program.and_then(|program| thread_pointers_ready(process, files, program));
         let entry = process.auxiliary(AT_ENTRY).map_err(|error| remote(process.pid(), error))?;
-        match ready.or(entry) {
-            Some(address) => self.run_to(thread, address),
-            None => Ok(thread),
+        match (ready.or(entry), program) {
+            (Some(address), _) if ready.is_some() || self.early.is_none() => self.run_to(thread, address),
+            (_, Some(program)) if program.system_calls().sites.iter().any(|site| site.number == RSEQ) => {
+                self.run_through_set_up(thread)
+            }
+            _ => Ok(thread),
         }
     }
 }
 
 /// `AT_BASE`: where the loader is; `AT_ENTRY`: where the program begins.
 const AT_BASE: u64 = 7;
-const AT_ENTRY: u64 = 9;
+pub(crate) const AT_ENTRY: u64 = 9;
 
 /// A function that the loader calls when the list of libraries changes.
 #[derive(Debug)]
@@ -334,7 +360,12 @@ struct Loading<'a> {
     path: &'a Path,
     /// The signal that stopped the whole process on its way, unless it was continued since.
     stopped_by: Cell<Option<i32>>,
+    /// What was put in before its first instruction.
+    early: Option<Early>,
 }
+
+/// Sites with this number are those of a C library that registers a `struct rseq` for each thread.
+const RSEQ: Option<u32> = Some(libc::SYS_rseq as u32);
 
 impl Loading<'_> {
     /// Runs to `address`.
@@ -345,7 +376,8 @@ impl Loading<'_> {
         memory.write(address, &BREAKPOINT).map_err(|error| self.failed(error))?;
         let mut thread = thread;
         loop {
-            let (mut now, stop) = self.go_on(thread, Resume::Continue)?;
+            let how = if self.early.is_some() { Resume::ToSyscall } else { Resume::Continue };
+            let (mut now, stop) = self.go_on(thread, how)?;
             let registers = now.registers().map_err(|error| self.failed(error.into()))?;
             if stop == Stop::Signal(libc::SIGTRAP) && registers.rip == address + 1 {
                 now.take_signal();
@@ -358,7 +390,8 @@ impl Loading<'_> {
         }
     }
 
-    /// Runs to the hook's call after which all libraries are there.
+    /// Runs to the hook's call after which all libraries are there; or to where the loader has them all and begins to relocate.
+    /// They make system calls before it calls the hook.
     fn run_to_return(&self, thread: Stopped, hook: &LoaderHook) -> Result<Stopped, TargetRefused> {
         let failed = |error: PtraceError| self.failed(error.into());
         let memory = self.process.memory();
@@ -370,6 +403,10 @@ impl Loading<'_> {
             let (now, stop) = self.go_on(thread, Resume::ToSyscall)?;
             thread = now;
             let registers = thread.registers().map_err(failed)?;
+            if stop == Stop::Syscall && self.early.as_ref().is_some_and(|early| early.relocates(&registers)) {
+                memory.write(hook.address, &original).map_err(|error| self.failed(error))?;
+                return self.interrupted(thread);
+            }
             if stop != Stop::Syscall || registers.rip != hook.address + PAUSE_CALL_END {
                 continue;
             }
@@ -391,9 +428,34 @@ impl Loading<'_> {
         let back = Registers { rip: hook.address, orig_rax: u64::MAX, ..registers };
         thread.set_registers(&back).map_err(failed)?;
         memory.write(hook.address, &original).map_err(|error| self.failed(error))?;
-        // A stop outside of a system call, before the function's own first instruction.
-        thread.interrupt_next().map_err(failed)?;
+        // Before the function's own first instruction.
+        self.interrupted(thread)
+    }
+
+    /// Through the first calls of a static program without symbols: to the first behind those that set up its thread pointer.
+    fn run_through_set_up(&self, thread: Stopped) -> Result<Stopped, TargetRefused> {
+        const OF_THREADS: [i64; 4] =
+            [libc::SYS_arch_prctl, libc::SYS_set_tid_address, libc::SYS_set_robust_list, libc::SYS_rseq];
+        let mut thread = thread;
         loop {
+            let (now, stop) = self.go_on(thread, Resume::ToSyscall)?;
+            thread = now;
+            let registers = thread.registers().map_err(|error| self.failed(error.into()))?;
+            let own = self.early.as_ref().is_some_and(|early| early.is_agent(registers.rip));
+            let number = registers.orig_rax as i64;
+            let is_over = registers.fs_base != 0 && number >= 0 && !OF_THREADS.contains(&number);
+            if stop == Stop::Syscall && is_over && !own {
+                return self.interrupted(thread);
+            }
+        }
+    }
+
+    /// To a stop outside of a system call, before anything else is executed.
+    fn interrupted(&self, thread: Stopped) -> Result<Stopped, TargetRefused> {
+        thread.interrupt_next().map_err(|error| self.failed(error.into()))?;
+        let mut thread = thread;
+        loop {
+            // Any other stop would take this one's place.
             let (now, stop) = self.go_on(thread, Resume::Continue)?;
             thread = now;
             if matches!(stop, Stop::Interrupted { .. }) {
@@ -417,6 +479,13 @@ impl Loading<'_> {
                 match stop {
                     Stop::Interrupted { group: Some(signal) } => self.stopped_by.set(Some(signal)),
                     Stop::Signal(libc::SIGCONT) => self.stopped_by.set(None),
+                    Stop::Syscall => {
+                        if let Some(early) = &self.early {
+                            early
+                                .at_system_call(self.process, &thread)
+                                .map_err(|error| self.failed(error))?;
+                        }
+                    }
                     _ => {}
                 }
                 Ok((thread, stop))

@@ -87,6 +87,11 @@ pub(crate) struct Surroundings {
 }
 
 impl Surroundings {
+    /// A loader maps its libraries.
+    pub(crate) fn has_loader(&self) -> bool {
+        !self.is_static
+    }
+
     pub(crate) fn of(
         process: &Process,
         maps: &Mappings,

@@ -64,6 +64,13 @@ impl Process {
         Ok(entries.find(|&(key, _)| key == kind).map(|(_, value)| value))
     }
 
+    /// Its environment had this variable when it began to execute its program. False where that cannot be read.
+    pub fn began_with_variable(&self, name: &str) -> bool {
+        let environment = self.read("environ").unwrap_or_default();
+        let mut entries = environment.split(|&byte| byte == 0);
+        entries.any(|entry| entry.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"=")))
+    }
+
     /// The file that it executes.
     ///
     /// # Errors

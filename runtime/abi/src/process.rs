@@ -106,6 +106,8 @@ impl ProcessBlock {
     pub const FLAG_FOREIGN_IDS: u32 = 4;
     /// Attaching or detaching is under way, or was interrupted: some sites may be patched and others not.
     pub const FLAG_UNFINISHED: u32 = 8;
+    /// It was attached to before its first instruction: what was not known of its threads then is still to be entered.
+    pub const FLAG_EARLY: u32 = 16;
 }
 
 /// Bit of [`Access::owner`](crate::map::Access::owner): thread id and start time mean nothing outside of the owner's
