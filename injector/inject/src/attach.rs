@@ -33,7 +33,7 @@ use beeline_abi::calls::CallGate;
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::{ForkPage, ProcessBlock, Region};
 use beeline_ptrace::{Registers, StopOptions, StoppedProcess};
-use beeline_remote::{Borrowed, FileMapping, Mappings, Process, RemoteError};
+use beeline_remote::{Borrowed, Mappings, Process, RemoteError, SystemCall};
 use beeline_site::Binary;
 use beeline_stub::ThreadKey;
 use std::mem::offset_of;
@@ -435,16 +435,14 @@ impl<'a> Prepared<'a> {
     ) -> Result<(), Failure> {
         let mut files: Vec<BorrowedFd<'_>> = vec![generation.memory.descriptor()];
         files.extend(generation.shared.iter().map(|file| file.file));
-        let received = borrowed.receive(&files).map_err(|error| self.failed(error))?;
-        let mapped = map_everything(borrowed, generation, &received.files);
-        borrowed.close_received(&received).map_err(|error| self.failed(error))?;
-        match mapped {
-            Ok(()) => {}
+        let received = match borrowed.receive(&files, |descriptors| generation.mapping_calls(descriptors)) {
+            Ok(received) => received,
             Err(RemoteError::SystemCall { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => {
                 return Err(Failure::Again);
             }
             Err(error) => return Err(self.failed(error).into()),
-        }
+        };
+        borrowed.close_received(&received).map_err(|error| self.failed(error))?;
         let unfinished = BlockHead { flags: head.flags | ProcessBlock::FLAG_UNFINISHED, ..head.clone() };
         if self.existing.is_none() {
             self.write_head_at(generation.block, &unfinished)?;
@@ -581,72 +579,12 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// Maps all areas and files of a generation.
-fn map_everything(
-    borrowed: &mut Borrowed<'_>,
-    generation: &Generation<'_>,
-    descriptors: &[u64],
-) -> Result<(), RemoteError> {
-    let memory = descriptors.first().copied().unwrap_or(u64::MAX);
-    for area in &generation.areas {
-        let whole = FileMapping {
-            address: area.region.start,
-            len: area.region.len,
-            protection: libc::PROT_NONE,
-            shared: false,
-            replace: false,
-            descriptor: memory,
-            offset: area.offset,
-        };
-        if let [piece] = area.pieces[..]
-            && piece.len == area.region.len
-        {
-            borrowed
-                .map_file(&FileMapping { protection: piece.protection, ..whole }, "mmap of probe code")?;
-            continue;
-        }
-        borrowed.map_file(&whole, "mmap of a range for the agent")?;
-        for piece in &area.pieces {
-            let mapping = FileMapping {
-                address: piece.address,
-                len: piece.len,
-                protection: piece.protection,
-                replace: true,
-                offset: piece.offset,
-                ..whole
-            };
-            borrowed.map_file(&mapping, "mmap of the agent")?;
-        }
-    }
-    if let Some(fork_page) = generation.fork_page {
-        borrowed.replace_anonymous(fork_page, beeline_abi::PAGE_SIZE, "mmap of the agent's fork page")?;
-    }
-    for (file, &descriptor) in generation.shared.iter().zip(&descriptors[1..]) {
-        let mapping = FileMapping {
-            address: file.address,
-            len: file.len,
-            protection: libc::PROT_READ | libc::PROT_WRITE,
-            shared: true,
-            replace: true,
-            descriptor,
-            offset: 0,
-        };
-        borrowed.map_file(&mapping, file.what)?;
-        if file.again_from != 0 {
-            let (address, len) = (file.address + file.len, file.len - file.again_from);
-            borrowed
-                .map_file(&FileMapping { address, len, offset: file.again_from, ..mapping }, file.what)?;
-        }
-    }
-    Ok(())
-}
-
 /// Unmaps an area of an attempt that failed, if it got as far as being mapped.
 fn unmap_ours(borrowed: &mut Borrowed<'_>, area: &Area) {
     let maps = borrowed.process().maps().unwrap_or_default();
     if maps.at(area.region.start).is_some_and(is_ours) {
         // If even this fails, the next attach or detach finds it by its name.
-        let _ = borrowed.unmap(area.region.start, area.region.len);
+        let _ = borrowed.make_all(&[SystemCall::unmap(area.region.start, area.region.len)]);
     }
 }
 

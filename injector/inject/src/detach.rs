@@ -24,7 +24,7 @@ use beeline_abi::process::{ProcessBlock, Region};
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
 use beeline_ptrace::{Registers, StopError, StopOptions, Stopped, StoppedProcess};
-use beeline_remote::{Borrowed, Mapping, Mappings, Process, RemoteError};
+use beeline_remote::{Borrowed, Mapping, Mappings, Process, RemoteError, SystemCall};
 use std::mem::offset_of;
 use std::time::{Duration, Instant};
 
@@ -338,8 +338,10 @@ fn unmap_all(
     maps: &Mappings,
     existing: Option<&Existing>,
 ) -> Result<(), RemoteError> {
+    let process = borrowed.process();
     if let Some(existing) = existing {
         let holds_block = |region: &Region| existing.block.wrapping_sub(region.start) < region.len;
+        let mut calls = Vec::new();
         for (index, region) in existing.regions.iter().enumerate().filter(|(_, region)| !holds_block(region))
         {
             let Some(mapping) = maps.at(region.start) else { continue };
@@ -350,20 +352,20 @@ fn unmap_all(
                 // Memory of the agent's own has no name. If we are killed here it stays; what is mapped in its place
                 // later must not be taken for it.
                 let entry = existing.block + region_offset(index);
-                borrowed.process().memory().write(entry, &Region::default().to_bytes())?;
+                process.memory().write(entry, &Region::default().to_bytes())?;
             }
-            borrowed.unmap(region.start, region.len)?;
+            calls.push(SystemCall::unmap(region.start, region.len));
         }
-        if let Some(home) = existing.regions.iter().find(|region| holds_block(region)) {
-            borrowed.unmap(home.start, home.len)?;
-        }
+        let home = existing.regions.iter().find(|region| holds_block(region));
+        calls.extend(home.map(|home| SystemCall::unmap(home.start, home.len)));
+        borrowed.make_all(&calls)?;
     }
-    let rest = borrowed.process().maps()?;
-    let memory = borrowed.process().memory();
-    for range in leftovers(&rest, |address| memory.read_u64(address).ok()) {
-        borrowed.unmap(range.start, range.end - range.start)?;
-    }
-    Ok(())
+    let rest = process.maps()?;
+    let memory = process.memory();
+    let left = leftovers(&rest, |address| memory.read_u64(address).ok());
+    let calls: Vec<SystemCall> =
+        left.iter().map(|range| SystemCall::unmap(range.start, range.end - range.start)).collect();
+    borrowed.make_all(&calls)
 }
 
 /// The mapping can be memory that the agent took for its threads: neighbours of the same kind are merged with it.

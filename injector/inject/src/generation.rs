@@ -13,6 +13,7 @@
 //! head. Earlier tables stay: programs hold addresses of map handles, stubs those of links.
 
 mod code;
+mod mapping;
 
 use crate::agent::{AgentImage, LinkedAgent, Own};
 use crate::error::TargetRefused;

@@ -12,7 +12,7 @@ use crate::target::remote;
 use crate::wire::{Wire, region_offset};
 use beeline_abi::process::Region;
 use beeline_ptrace::{Registers, Stopped, StoppedProcess};
-use beeline_remote::{Borrowed, Mappings, Process, RemoteError};
+use beeline_remote::{Borrowed, Mappings, Process, RemoteError, SystemCall};
 
 /// What one attach has mapped.
 #[derive(Debug)]
@@ -100,8 +100,9 @@ pub(crate) fn sweep(
         }
     }
     let mut borrowed = Borrowed::begin(process, &maps, stopped, 0).map_err(failed)?;
-    let mut regions = free.iter().flat_map(|unit| &unit.regions);
-    let result = regions.try_for_each(|region| borrowed.unmap(region.start, region.len));
+    let regions = free.iter().flat_map(|unit| &unit.regions);
+    let calls: Vec<SystemCall> = regions.map(|region| SystemCall::unmap(region.start, region.len)).collect();
+    let result = borrowed.make_all(&calls);
     let ended = borrowed.end(stopped);
     result.and(ended).map_err(failed)
 }

@@ -38,6 +38,10 @@ pub struct Status {
     pub seccomp: u32,
     /// Effective capabilities.
     pub capabilities: u64,
+    /// Process and thread by their ids in their own pid namespace; none where the kernel does not tell (before 4.1).
+    pub ids_inside: Option<[Tid; 2]>,
+    /// Signals that the process handles, bit n - 1 for signal n.
+    pub caught: u64,
     /// `VmSize` is there: the task has an address space of its own. A kernel thread and a zombie have none.
     pub has_memory: bool,
 }
@@ -77,6 +81,8 @@ fn parse_status(text: &str) -> Status {
         text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map_or("", str::trim)
     };
     let mut uids = field("Uid").split_whitespace().map(|word| word.parse().unwrap_or(u32::MAX));
+    // One in each namespace, the innermost last.
+    let inside = |name: &str| field(name).split_whitespace().last()?.parse().ok();
     let state_letter = field("State").chars().next().unwrap_or('?');
     Status {
         name: field("Name").to_owned(),
@@ -93,6 +99,8 @@ fn parse_status(text: &str) -> Status {
         uids: std::array::from_fn(|_| uids.next().unwrap_or(u32::MAX)),
         seccomp: field("Seccomp").parse().unwrap_or(0),
         capabilities: u64::from_str_radix(field("CapEff"), 16).unwrap_or(0),
+        ids_inside: inside("NStgid").zip(inside("NSpid")).map(|(tgid, pid)| [tgid, pid]),
+        caught: u64::from_str_radix(field("SigCgt"), 16).unwrap_or(u64::MAX),
         has_memory: !field("VmSize").is_empty(),
     }
 }
@@ -119,6 +127,7 @@ mod tests {
         let status = read_status(std::process::id() as Tid).unwrap();
         assert_eq!(status.tgid, std::process::id() as Tid);
         assert_eq!(status.state, RunState::Alive);
+        assert_eq!(status.ids_inside, Some([status.tgid; 2]));
         assert!(status.has_memory);
         assert!(thread_ids(status.tgid).unwrap().contains(&status.tgid));
     }

@@ -9,12 +9,12 @@
 //! What then stays behind is the block and the scratch mapping that it names; the next borrower takes both over, closes
 //! the descriptors that are written down there, and removes them when it is done.
 
+use crate::calls::SystemCall;
 use crate::error::RemoteError;
 use crate::maps::{Mapping, Mappings};
 use crate::process::Process;
-use crate::trampoline::{BLOCK_LEN, Block, Home, scratch_of};
-use beeline_ptrace::{Registers, Resume, Stop, Stopped, StoppedProcess, Tid, Waited, read_status};
-use std::io;
+use crate::trampoline::{BLOCK_LEN, Block, Halt, Home, scratch_of};
+use beeline_ptrace::{Registers, Resume, Status, Stop, Stopped, StoppedProcess, Tid, Waited, read_status};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -29,9 +29,6 @@ pub(crate) const BUFFERS_LEN: u64 = SCRATCH_LEN / 2;
 
 /// How long one call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// `MAP_FIXED_NOREPLACE`, since Linux 4.17; before that it is a hint, which is why the result is compared.
-const FIXED_NOREPLACE: i32 = 0x10_0000;
 
 /// Signals that an instruction raises. They stay unblocked: a blocked one would be forced and its handler reset.
 const SYNCHRONOUS: [i32; 6] =
@@ -50,8 +47,7 @@ pub struct Borrowed<'p> {
     block: Block,
     scratch: Range<u64>,
     scratch_mapped: bool,
-    /// It has a seccomp filter.
-    filtered: bool,
+    halt: Halt,
     /// Signals that arrived and could not be blocked, to be sent again.
     signals: Vec<i32>,
 }
@@ -73,6 +69,9 @@ impl<'p> Borrowed<'p> {
         let thread = &stopped.threads()[index];
         let home =
             Home { registers: registers_outside_rseq(process, thread)?, signal_mask: thread.signal_mask()? };
+        let status = read_status(thread.tid()).ok();
+        let filtered = status.as_ref().is_some_and(|status| status.seccomp != 0);
+        let halt = status.as_ref().map_or(Halt::AtCall, |status| halt_of(status, home.signal_mask));
         let left_behind = place.scratch.filter(|range| is_scratch(maps, range));
         let scratch_mapped = left_behind.is_some();
         let scratch = match left_behind {
@@ -82,7 +81,7 @@ impl<'p> Borrowed<'p> {
                 start..start + SCRATCH_LEN
             }
         };
-        let block = Block::new(place.address, &home, scratch.clone());
+        let block = Block::new(place.address, &home, scratch.clone(), halt);
         let thread_id = thread.tid();
         process.memory().write(block.address, &block.bytes)?;
         let mut borrowed = Borrowed {
@@ -94,10 +93,10 @@ impl<'p> Borrowed<'p> {
             block,
             scratch,
             scratch_mapped,
-            filtered: false,
+            halt,
             signals: Vec::new(),
         };
-        match borrowed.move_in() {
+        match borrowed.move_in(filtered) {
             Ok(()) => Ok(borrowed),
             Err(error) => {
                 // The reason why we give up is reported; what follows is a consequence of it.
@@ -107,20 +106,24 @@ impl<'p> Borrowed<'p> {
         }
     }
 
-    fn move_in(&mut self) -> Result<(), RemoteError> {
+    fn move_in(&mut self, filtered: bool) -> Result<(), RemoteError> {
         let home = self.registers_at(self.block.home());
         self.thread()?.set_registers(&home)?;
-        let mask = SYNCHRONOUS.iter().fold(u64::MAX, |mask, signal| mask & !(1 << (signal - 1)));
+        let mut unblocked = SYNCHRONOUS.to_vec();
+        if let Halt::BySignal { signal, .. } = self.halt {
+            unblocked.push(signal);
+        }
+        let mask = unblocked.iter().fold(u64::MAX, |mask, signal| mask & !bit(*signal));
         self.thread()?.set_signal_mask(mask | self.home.signal_mask)?;
-        if read_status(self.tid).is_ok_and(|status| status.seccomp != 0) {
-            self.filtered = true;
+        if filtered {
             self.thread()?.suspend_seccomp(true)?;
         }
         if self.scratch_mapped {
             self.close_left_behind();
             return self.process.memory().write(self.scratch.start, &[0; BUFFERS_LEN as usize]);
         }
-        self.map_anonymous(self.scratch.start, SCRATCH_LEN, "mmap of scratch memory")?;
+        let what = "mmap of scratch memory";
+        self.make_alone(&SystemCall::map_anonymous(what, self.scratch.start, SCRATCH_LEN, false))?;
         self.scratch_mapped = true;
         Ok(())
     }
@@ -145,19 +148,20 @@ impl<'p> Borrowed<'p> {
         &self.home.registers
     }
 
-    /// Makes a system call in the process. `what` names it in the error.
-    ///
-    /// # Errors
-    /// [`RemoteError::SystemCall`] with the error that it returned.
-    pub fn system_call(
-        &mut self,
-        what: &'static str,
-        number: i64,
-        arguments: [u64; 6],
-    ) -> Result<u64, RemoteError> {
-        let mut registers = self.registers_at(self.block.call_system());
+    /// It can make many calls in one go.
+    pub(crate) fn halts_by_signal(&self) -> bool {
+        self.halt != Halt::AtCall
+    }
+
+    /// Makes one system call; its result, which may be an error.
+    pub(crate) fn make(&mut self, number: i64, arguments: [u64; 6]) -> Result<u64, RemoteError> {
+        let place = if self.halts_by_signal() { self.block.one() } else { self.block.call_system() };
+        let mut registers = self.registers_at(place);
         registers.rax = number as u64;
         [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] = arguments;
+        if self.halts_by_signal() {
+            return Ok(self.run_to_halt(&registers)?.rbx);
+        }
         self.thread()?.set_registers(&registers)?;
         self.run_to_system_call()?;
         self.run_to_system_call()?;
@@ -165,14 +169,14 @@ impl<'p> Borrowed<'p> {
         if registers.rip != self.block.home() {
             return Err(self.interrupted(&registers, "it left the call"));
         }
-        let result = registers.rax as i64;
-        if (-4095..0).contains(&result) {
-            return Err(RemoteError::SystemCall {
-                what,
-                source: io::Error::from_raw_os_error(-result as i32),
-            });
-        }
-        Ok(result as u64)
+        Ok(registers.rax)
+    }
+
+    /// Goes through the list of calls at `start`.
+    pub(crate) fn go_through(&mut self, start: u64) -> Result<(), RemoteError> {
+        let mut registers = self.registers_on_our_stack(self.block.list());
+        registers.rbx = start;
+        self.run_to_halt(&registers).map(drop)
     }
 
     /// Calls a System V function in the process, on a stack of our own. It may clobber general registers only.
@@ -180,116 +184,33 @@ impl<'p> Borrowed<'p> {
     /// # Errors
     /// [`RemoteError::Interrupted`] when it faults.
     pub fn call(&mut self, function: u64, arguments: [u64; 3]) -> Result<u64, RemoteError> {
-        /// Reserved, and interrupts enabled: what every user thread has.
-        const PLAIN_FLAGS: u64 = 0x202;
-        let mut registers = self.registers_at(self.block.call());
+        let mut registers = self.registers_on_our_stack(self.block.call());
         registers.rax = function;
         [registers.rdi, registers.rsi, registers.rdx] = arguments;
-        registers.rsp = self.scratch.end - 64;
-        registers.eflags = PLAIN_FLAGS;
-        self.thread()?.set_registers(&registers)?;
-        loop {
-            self.run_to_system_call()?;
-            let registers = self.thread()?.registers()?;
-            if registers.rip == self.block.home() {
-                // The entry of the getpid behind the function; its exit is the state in which calls leave the thread.
+        self.run_to_halt(&registers).map(|registers| registers.rbx)
+    }
+
+    /// Runs from these registers to the halt; the registers then.
+    fn run_to_halt(&mut self, registers: &Registers) -> Result<Registers, RemoteError> {
+        self.thread()?.set_registers(registers)?;
+        let Halt::BySignal { signal, .. } = self.halt else {
+            loop {
                 self.run_to_system_call()?;
-                return Ok(registers.rdi);
+                let registers = self.thread()?.registers()?;
+                if registers.rip == self.block.home() {
+                    // The entry of the getpid behind the function; its exit is the state in which calls leave the thread.
+                    self.run_to_system_call()?;
+                    return Ok(registers);
+                }
+            }
+        };
+        loop {
+            let stop = self.run(Resume::Continue)?;
+            let registers = self.thread()?.registers()?;
+            if stop == Stop::Signal(signal) && registers.rip == self.block.home() {
+                return Ok(registers);
             }
         }
-    }
-
-    /// Maps zeroed private memory at exactly `address`.
-    ///
-    /// # Errors
-    /// `EEXIST` when something is mapped there, `ENOMEM` when a limit of the process is reached.
-    pub fn map_anonymous(&mut self, address: u64, len: u64, what: &'static str) -> Result<(), RemoteError> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | FIXED_NOREPLACE;
-        self.map(what, address, len, libc::PROT_READ | libc::PROT_WRITE, flags, u64::MAX, 0)
-    }
-
-    /// Maps zeroed private memory over a part of a mapping of ours.
-    ///
-    /// # Errors
-    /// `ENOMEM` when a limit of the process is reached.
-    pub fn replace_anonymous(
-        &mut self,
-        address: u64,
-        len: u64,
-        what: &'static str,
-    ) -> Result<(), RemoteError> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-        self.map(what, address, len, libc::PROT_READ | libc::PROT_WRITE, flags, u64::MAX, 0)
-    }
-
-    /// Maps an open file of the process at exactly the given address.
-    ///
-    /// # Errors
-    /// `EEXIST` when something is mapped there, `ENOMEM` when a limit of the process is reached.
-    pub fn map_file(&mut self, file: &FileMapping, what: &'static str) -> Result<(), RemoteError> {
-        let kind = if file.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
-        let place = if file.replace { libc::MAP_FIXED } else { FIXED_NOREPLACE };
-        self.map(what, file.address, file.len, file.protection, kind | place, file.descriptor, file.offset)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "they are mmap's")]
-    fn map(
-        &mut self,
-        what: &'static str,
-        address: u64,
-        len: u64,
-        protection: i32,
-        flags: i32,
-        descriptor: u64,
-        offset: u64,
-    ) -> Result<(), RemoteError> {
-        let arguments = [address, len, protection as u64, flags as u64, descriptor, offset];
-        let mapped = self.system_call(what, libc::SYS_mmap, arguments)?;
-        if mapped == address {
-            return Ok(());
-        }
-        self.unmap(mapped, len)?;
-        Err(RemoteError::SystemCall { what, source: io::Error::from_raw_os_error(libc::EEXIST) })
-    }
-
-    /// Unmaps a range.
-    ///
-    /// # Errors
-    /// Only for ranges that are none.
-    pub fn unmap(&mut self, address: u64, len: u64) -> Result<(), RemoteError> {
-        self.system_call("munmap", libc::SYS_munmap, [address, len, 0, 0, 0, 0]).map(drop)
-    }
-
-    /// Closes a descriptor of the process.
-    ///
-    /// # Errors
-    /// `EBADF` when it is not open.
-    pub fn close(&mut self, descriptor: u64) -> Result<(), RemoteError> {
-        self.system_call("close", libc::SYS_close, [descriptor, 0, 0, 0, 0, 0]).map(drop)
-    }
-
-    /// Closes descriptors of the process, neighbouring ones with one call.
-    ///
-    /// # Errors
-    /// `EBADF` when one is not open.
-    pub fn close_all(&mut self, descriptors: &[u64]) -> Result<(), RemoteError> {
-        let mut sorted = descriptors.to_vec();
-        sorted.sort_unstable();
-        for run in sorted.chunk_by(|a, b| a + 1 == *b) {
-            let (first, last) = (run[0], run[run.len() - 1]);
-            let all = [first, last, 0, 0, 0, 0];
-            if run.len() > 1
-                && !self.filtered
-                && self.system_call("close_range", libc::SYS_close_range, all).is_ok()
-            {
-                continue;
-            }
-            // A single one, or a kernel before 5.9, or a filter that may not know the call.
-            for &descriptor in run {
-                self.close(descriptor)?;
-            }
-        }
-        Ok(())
     }
 
     /// Puts the thread back as it was found and returns it.
@@ -305,7 +226,8 @@ impl<'p> Borrowed<'p> {
     }
 
     fn restore(&mut self) -> Result<(), RemoteError> {
-        let unmapped = if self.scratch_mapped { self.unmap(self.scratch.start, SCRATCH_LEN) } else { Ok(()) };
+        let scratch = SystemCall::unmap(self.scratch.start, SCRATCH_LEN);
+        let unmapped = if self.scratch_mapped { self.make_alone(&scratch) } else { Ok(()) };
         self.leave_system_call()?;
         self.thread()?.set_signal_mask(self.home.signal_mask)?;
         self.thread()?.set_registers(&self.home.registers)?;
@@ -335,8 +257,8 @@ impl<'p> Borrowed<'p> {
         }
     }
 
-    /// Lets the thread run to its next stop.
-    fn run(&mut self, how: Resume) -> Result<(), RemoteError> {
+    /// Lets the thread run to its next stop, and tells which it is.
+    fn run(&mut self, how: Resume) -> Result<Stop, RemoteError> {
         let tid = self.tid;
         let thread = self.thread.take().ok_or(RemoteError::Died { tid })?;
         match thread.resume(how)?.wait(CALL_TIMEOUT)? {
@@ -345,6 +267,10 @@ impl<'p> Borrowed<'p> {
                 // A stop takes effect at once, and the thread works on in it: sent again later, it would come behind the
                 // continuation that somebody may have sent meanwhile.
                 let signal = if stop == Stop::Signal(libc::SIGSTOP) { None } else { thread.take_signal() };
+                // Its own, or one that it would not have noticed either.
+                let halt =
+                    |&signal: &i32| matches!(self.halt, Halt::BySignal { signal: own, .. } if own == signal);
+                let signal = signal.filter(|signal| !halt(signal));
                 self.in_system_call = stop == Stop::Syscall;
                 let thread = self.thread.insert(thread);
                 match signal {
@@ -354,9 +280,9 @@ impl<'p> Borrowed<'p> {
                     }
                     Some(signal) => {
                         self.signals.push(signal);
-                        Ok(())
+                        Ok(stop)
                     }
-                    None => Ok(()),
+                    None => Ok(stop),
                 }
             }
         }
@@ -369,6 +295,13 @@ impl<'p> Borrowed<'p> {
     /// The registers as found, but at another place and in no system call.
     fn registers_at(&self, pc: u64) -> Registers {
         Registers { rip: pc, orig_rax: u64::MAX, ..self.home.registers }
+    }
+
+    /// The same for code that uses the stack.
+    fn registers_on_our_stack(&self, pc: u64) -> Registers {
+        /// Reserved, and interrupts enabled: what every user thread has.
+        const PLAIN_FLAGS: u64 = 0x202;
+        Registers { rsp: self.scratch.end - 64, eflags: PLAIN_FLAGS, ..self.registers_at(pc) }
     }
 
     /// The thread; it is lost when it died, or did not stop any more.
@@ -384,25 +317,6 @@ impl Drop for Borrowed<'_> {
             let _ = self.restore();
         }
     }
-}
-
-/// A file to be mapped.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FileMapping {
-    /// Where.
-    pub address: u64,
-    /// How many bytes.
-    pub len: u64,
-    /// `PROT_*`.
-    pub protection: i32,
-    /// Writes reach the file.
-    pub shared: bool,
-    /// What is mapped there is replaced: it is a part of a mapping of ours.
-    pub replace: bool,
-    /// Descriptor in the process.
-    pub descriptor: u64,
-    /// Where in the file.
-    pub offset: u64,
 }
 
 /// Unused bytes for the block, and what an earlier block there says.
@@ -447,6 +361,22 @@ impl Place {
         }
         Ok(())
     }
+}
+
+/// How a thread can halt that has no filter: by a signal that does nothing to a process which does not handle it, also when
+/// nobody traces it any more.
+fn halt_of(status: &Status, blocked: u64) -> Halt {
+    const HARMLESS: [i32; 2] = [libc::SIGURG, libc::SIGWINCH];
+    let harmless = HARMLESS.into_iter().find(|&signal| (status.caught | blocked) & bit(signal) == 0);
+    match (harmless, status.ids_inside) {
+        (Some(signal), Some(ids)) if status.seccomp == 0 => Halt::BySignal { signal, ids },
+        _ => Halt::AtCall,
+    }
+}
+
+/// A signal in a set.
+fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
 }
 
 /// The range is what a scratch mapping looks like; neighbours may have been merged with it.

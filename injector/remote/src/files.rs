@@ -9,6 +9,7 @@
 //! identity of the files, so that a later borrower can close what a killed one has left open.
 
 use crate::borrow::{BUFFERS_LEN, Borrowed};
+use crate::calls::{Descriptor, SystemCall};
 use crate::error::RemoteError;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use std::fs;
@@ -46,22 +47,32 @@ pub struct Received {
 }
 
 impl Borrowed<'_> {
-    /// Makes copies of `files` in the process, close-on-exec. To be called once for a borrower, with at most [`FILES_MAX`] files.
+    /// Makes copies of `files` in the process, close-on-exec, and `then` makes calls that use them. To be called once for a
+    /// borrower, with at most [`FILES_MAX`] files.
     ///
     /// # Errors
-    /// `EMFILE` when the process has no descriptors left. None stays open then.
-    pub fn receive(&mut self, files: &[BorrowedFd<'_>]) -> Result<Received, RemoteError> {
+    /// `EMFILE` when the process has no descriptors left; what a call of `then` returned. None stays open then.
+    pub fn receive(
+        &mut self,
+        files: &[BorrowedFd<'_>],
+        then: impl FnOnce(&[Descriptor]) -> Vec<SystemCall>,
+    ) -> Result<Received, RemoteError> {
         if files.len() > FILES_MAX {
             let source = io::Error::from_raw_os_error(libc::E2BIG);
             return Err(RemoteError::Local { what: "pass so many files", source });
         }
         let sockets = self.socket_pair()?;
+        let result = self.receive_batches(sockets, files, then);
         let mut received = Vec::with_capacity(files.len());
-        let mut result = Ok(());
-        for (index, batch) in files.chunks(BATCH).enumerate() {
-            let record = self.scratch() + RECORDS + index as u64 * RECORD_LEN;
-            result = result.and_then(|()| self.receive_batch(sockets, batch, record, &mut received));
+        for index in 0..files.chunks(BATCH).len() {
+            received.extend(self.descriptors(self.record(index))?);
         }
+        let result = if received.len() < files.len() && is_of_process(&result) {
+            let source = io::Error::from_raw_os_error(libc::EMFILE);
+            Err(RemoteError::SystemCall { what: "recvmsg (receiving all files)", source })
+        } else {
+            result
+        };
         if let Err(error) = result {
             received.extend(sockets);
             self.close_all(&received)?;
@@ -69,6 +80,33 @@ impl Borrowed<'_> {
             return Err(error);
         }
         Ok(Received { files: received, sockets })
+    }
+
+    fn receive_batches(
+        &mut self,
+        sockets: [u64; 2],
+        files: &[BorrowedFd<'_>],
+        then: impl FnOnce(&[Descriptor]) -> Vec<SystemCall>,
+    ) -> Result<(), RemoteError> {
+        let socket = copy_of([self.process().pid(), self.tid()], sockets[0])?;
+        let mut descriptors = Vec::with_capacity(files.len());
+        let mut calls = Vec::new();
+        for (index, batch) in files.chunks(BATCH).enumerate() {
+            // The last message is received together with what is done with the files.
+            self.make_all(&std::mem::take(&mut calls))?;
+            let record = self.record(index);
+            self.announce(batch, record)?;
+            send_files(&socket, batch)?;
+            calls.push(self.receive_call(sockets[1], record)?);
+            let word = |at| Descriptor { word: record + CONTROL + 16 + 4 * at as u64 };
+            descriptors.extend((0..batch.len()).map(word));
+        }
+        calls.extend(then(&descriptors));
+        self.make_all(&calls)
+    }
+
+    fn record(&self, index: usize) -> u64 {
+        self.scratch() + RECORDS + index as u64 * RECORD_LEN
     }
 
     /// Closes what [`receive`](Borrowed::receive) gave.
@@ -91,45 +129,26 @@ impl Borrowed<'_> {
         Ok([u64::from(memory.read_u32(place)?), u64::from(memory.read_u32(place + 4)?)])
     }
 
-    fn receive_batch(
-        &mut self,
-        sockets: [u64; 2],
-        files: &[BorrowedFd<'_>],
-        record: u64,
-        received: &mut Vec<u64>,
-    ) -> Result<(), RemoteError> {
-        self.announce(files, record)?;
-        let socket = copy_of([self.process().pid(), self.tid()], sockets[0])?;
-        let raw: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
-        let rights = [ControlMessage::ScmRights(&raw)];
-        sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(b"f")], &rights, MsgFlags::empty(), None).map_err(
-            |error| RemoteError::Local { what: "send files to the process", source: error.into() },
-        )?;
-        let flags = (libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT) as u64;
-        let header = self.message_header(record)?;
-        self.system_call("recvmsg", libc::SYS_recvmsg, [sockets[1], header, flags, 0, 0, 0])?;
-        let found = self.descriptors(record)?;
-        let complete = found.len() == files.len();
-        received.extend(found);
-        if complete {
-            return Ok(());
-        }
-        let source = io::Error::from_raw_os_error(libc::EMFILE);
-        Err(RemoteError::SystemCall { what: "recvmsg (receiving all files)", source })
-    }
-
-    /// Writes down what is about to arrive.
+    /// Writes down what is about to arrive; until it has, every descriptor is none.
     fn announce(&mut self, files: &[BorrowedFd<'_>], record: u64) -> Result<(), RemoteError> {
-        let mut words = vec![files.len() as u64];
+        let mut bytes = (files.len() as u64).to_le_bytes().to_vec();
         for file in files {
             let data = nix::sys::stat::fstat(file).map_err(|error| RemoteError::Local {
                 what: "look at a file to pass on",
                 source: error.into(),
             })?;
-            words.extend([data.st_dev, data.st_ino]);
+            bytes.extend([data.st_dev, data.st_ino].iter().flat_map(|word: &u64| word.to_le_bytes()));
         }
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        bytes.resize(CONTROL as usize + 16, 0);
+        bytes.resize((CONTROL + CONTROL_LEN) as usize, 0xff);
         self.process().memory().write(record, &bytes)
+    }
+
+    /// The call that receives a message: one byte of data, and descriptors.
+    fn receive_call(&mut self, socket: u64, record: u64) -> Result<SystemCall, RemoteError> {
+        let flags = (libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT) as u64;
+        let header = self.message_header(record)?;
+        Ok(SystemCall::new("recvmsg", libc::SYS_recvmsg, [socket, header, flags, 0, 0, 0], 1))
     }
 
     /// A `struct msghdr` with one byte of data and room for the descriptors.
@@ -171,7 +190,7 @@ impl Borrowed<'_> {
         }
         for descriptor in open {
             // Gone already, then.
-            let _ = self.close(descriptor);
+            let _ = self.close_all(&[descriptor]);
         }
     }
 
@@ -194,6 +213,19 @@ impl Borrowed<'_> {
         fs::read_link(format!("/proc/{}/fd/{descriptor}", self.process().pid()))
             .is_ok_and(|link| link.to_string_lossy().starts_with("socket:"))
     }
+}
+
+/// Nothing went wrong on our side.
+fn is_of_process(result: &Result<(), RemoteError>) -> bool {
+    matches!(result, Ok(()) | Err(RemoteError::SystemCall { .. }))
+}
+
+fn send_files(socket: &OwnedFd, files: &[BorrowedFd<'_>]) -> Result<(), RemoteError> {
+    let raw: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(b"f")], &rights, MsgFlags::empty(), None)
+        .map(drop)
+        .map_err(|error| RemoteError::Local { what: "send files to the process", source: error.into() })
 }
 
 /// Our own copy of a descriptor of the process, by the id of the process or of one of its living threads: a leader that has

@@ -10,6 +10,7 @@
 //! Nothing here knows of eBPF.
 
 mod borrow;
+mod calls;
 mod error;
 mod files;
 mod maps;
@@ -21,7 +22,8 @@ pub mod thread_pointer;
 mod trampoline;
 pub mod vdso;
 
-pub use borrow::{Borrowed, FileMapping, SCRATCH_LEN};
+pub use borrow::{Borrowed, SCRATCH_LEN};
+pub use calls::{Descriptor, FileMapping, SystemCall};
 pub use error::RemoteError;
 pub use files::{FILES_MAX, Received};
 pub use maps::{Mapping, Mappings};

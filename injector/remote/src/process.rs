@@ -12,6 +12,9 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+/// Bytes that are read of a file of `/proc` at first.
+const READ_LEN: usize = 32 << 10;
+
 /// A process, by the id of one of its living threads.
 #[derive(Debug)]
 pub struct Process {
@@ -149,14 +152,19 @@ impl Process {
 
     /// `start_brk` of `/proc/PID/stat`.
     fn program_break(&self) -> Option<u64> {
-        let text = fs::read_to_string(self.proc_path("stat")).ok()?;
+        let text = self.read("stat").ok()?;
+        let text = String::from_utf8_lossy(&text);
         // The name may contain anything; the fields behind its closing parenthesis begin with the third.
         let value = text.rsplit(')').next()?.split_whitespace().nth(47 - 3)?.parse().ok()?;
         (value != 0).then_some(value)
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>, RemoteError> {
-        fs::read(self.proc_path(name)).map_err(|source| self.failed(name, source))
+        // It has no length that `std` could go by; the room is for most of them.
+        let mut bytes = Vec::with_capacity(READ_LEN);
+        let mut read = || File::open(self.proc_path(name))?.read_to_end(&mut bytes);
+        read().map_err(|source| self.failed(name, source))?;
+        Ok(bytes)
     }
 
     fn proc_path(&self, name: &str) -> PathBuf {

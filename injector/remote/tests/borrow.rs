@@ -3,14 +3,15 @@
 mod targets;
 
 use beeline_ptrace::{RunState, StopOptions, StoppedProcess, read_status};
-use beeline_remote::{Borrowed, FileMapping, Process, RemoteError};
+use beeline_remote::{Borrowed, Descriptor, FileMapping, Mappings, Process, RemoteError, SystemCall};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use targets::{Target, traced};
 
-/// Waits in one system call (argument) until a byte arrives or a time is over, and prints how the call ended.
+/// Waits in one system call (argument) until a byte arrives or a time is over, and prints how the call ended. With `HANDLES` it
+/// handles every signal that can be handled and that processes ignore by themselves, and no signal is to come.
 const BLOCKED: &str = r#"
 #define _GNU_SOURCE
 #include <errno.h>
@@ -24,7 +25,9 @@ const BLOCKED: &str = r#"
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+static void unexpected(int signal) { _exit(signal); }
 int main(int argc, char **argv) {
+    if (HANDLES) { signal(SIGURG, unexpected); signal(SIGWINCH, unexpected); }
     puts("ready"); fflush(stdout);
     char c = 0;
     struct timespec half = {0, 400000000};
@@ -59,10 +62,25 @@ int main(int argc, char **argv) {
 }
 "#;
 
+/// The program that waits in a call of this kind.
+fn blocked(name: &str, kind: &str, handles: bool) -> Option<Target> {
+    let source =
+        BLOCKED.replace("KIND", &format!("{kind:?}")).replace("HANDLES", if handles { "1" } else { "0" });
+    Target::start(&format!("{name}-{handles}"), &source)
+}
+
+/// Does it with one that stops for us by a signal, and with one that cannot.
+fn both(check: impl Fn(bool)) {
+    [false, true].into_iter().for_each(check);
+}
+
 /// Borrows the only thread ten times, makes calls, and looks at how the target's own call ends.
 fn unharmed(kind: &str, feed: bool, expected: &str) {
-    let source = BLOCKED.replace("KIND", &format!("{kind:?}"));
-    let Some(mut target) = Target::start(&format!("blocked-{kind}"), &source) else { return };
+    both(|handles| unharmed_by(kind, feed, expected, handles));
+}
+
+fn unharmed_by(kind: &str, feed: bool, expected: &str, handles: bool) {
+    let Some(mut target) = blocked(&format!("blocked-{kind}"), kind, handles) else { return };
     let pid = target.pid();
     traced(|| {
         for _ in 0..10 {
@@ -130,8 +148,11 @@ fn in_user_mode() {
 
 #[test]
 fn a_group_stop_stays() {
-    let source = BLOCKED.replace("KIND", "\"read\"");
-    let Some(mut target) = Target::start("blocked-stopped", &source) else { return };
+    both(group_stop_stays);
+}
+
+fn group_stop_stays(handles: bool) {
+    let Some(mut target) = blocked("blocked-stopped", "read", handles) else { return };
     let pid = target.pid();
     let kill = |signal| {
         // SAFETY: the target is our child and not collected yet.
@@ -162,8 +183,11 @@ fn a_group_stop_stays() {
 
 #[test]
 fn files_and_functions() {
-    let source = BLOCKED.replace("KIND", "\"read\"");
-    let Some(mut target) = Target::start("blocked-files", &source) else { return };
+    both(files_and_functions_of);
+}
+
+fn files_and_functions_of(handles: bool) {
+    let Some(mut target) = blocked("blocked-files", "read", handles) else { return };
     let pid = target.pid();
     let descriptors = || std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     let before = descriptors();
@@ -176,32 +200,41 @@ fn files_and_functions() {
         let maps = process.maps().unwrap();
         let mut borrowed = Borrowed::begin(&process, &process.maps().unwrap(), &mut stopped, 0).unwrap();
         let borrowed_files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
-        let received = borrowed.receive(&borrowed_files).unwrap();
+        let address = process.free_range(&maps, 4096, 0x10_0000..0x7000_0000_0000, &[]).unwrap();
+        let of_file = |descriptor| {
+            let mapping = FileMapping {
+                address,
+                len: 4096,
+                protection: libc::PROT_READ | libc::PROT_EXEC,
+                shared: false,
+                replace: false,
+                descriptor,
+                offset: 0,
+            };
+            SystemCall::map_file("mmap", &mapping)
+        };
+        // The second mapping finds the first in its place; what comes after it is not done, and no file stays open.
+        let twice = |files: &[Descriptor]| {
+            let unmap = SystemCall::unmap(address, 4096);
+            vec![of_file(files[7]), of_file(files[199]), unmap]
+        };
+        let error = borrowed.receive(&borrowed_files, twice).unwrap_err();
+        assert_eq!(errno(&error), Some(libc::EEXIST), "{error}");
+        assert!(process.maps().unwrap().at(address).is_some());
+        assert_eq!(descriptors(), before);
+        borrowed.make_all(&[SystemCall::unmap(address, 4096)]).unwrap();
+        let received = borrowed.receive(&borrowed_files, |files| vec![of_file(files[199])]).unwrap();
         assert_eq!(received.files.len(), files.len());
         assert_eq!(
             descriptors(),
             before + files.len() + 2,
             "the files, and the sockets that they came through"
         );
-        let address = process.free_range(&maps, 4096, 0x10_0000..0x7000_0000_0000, &[]).unwrap();
-        let mapping = FileMapping {
-            address,
-            len: 4096,
-            protection: libc::PROT_READ | libc::PROT_EXEC,
-            shared: false,
-            replace: false,
-            descriptor: received.files[199],
-            offset: 0,
-        };
-        borrowed.map_file(&mapping, "mmap").unwrap();
-        let again = borrowed.map_file(&mapping, "mmap").unwrap_err();
-        assert!(
-            matches!(again, RemoteError::SystemCall { ref source, .. } if source.raw_os_error() == Some(libc::EEXIST))
-        );
         assert_eq!(borrowed.call(address, [40, 2, 0]).unwrap(), 42);
         borrowed.close_received(&received).unwrap();
         assert_eq!(descriptors(), before);
-        borrowed.unmap(address, 4096).unwrap();
+        borrowed.make_all(&[SystemCall::unmap(address, 4096)]).unwrap();
+        long_list(&mut borrowed, address);
         // A function that faults is our defect, and not the target's end.
         let error = borrowed.call(0x10, [0; 3]).unwrap_err();
         assert!(matches!(error, RemoteError::Interrupted { .. }), "{error}");
@@ -211,6 +244,29 @@ fn files_and_functions() {
     assert_eq!(descriptors(), before);
     target.child.stdin.take().unwrap().write_all(b"x").unwrap();
     assert_eq!(target.line(), "1 0 0");
+}
+
+/// More calls than go at once, of which one in the middle fails.
+fn long_list(borrowed: &mut Borrowed<'_>, address: u64) {
+    let map = |index: u64| SystemCall::map_anonymous("mmap of a page", address + 4096 * index, 4096, false);
+    let maps = borrowed.process().maps().unwrap();
+    let mut calls: Vec<SystemCall> = (0..500).map(map).collect();
+    borrowed.make_all(&calls).unwrap();
+    borrowed.make_all(&[SystemCall::unmap(address, 500 * 4096)]).unwrap();
+    calls[450] = SystemCall::unmap(1, 4096);
+    let error = borrowed.make_all(&calls).unwrap_err();
+    assert_eq!(errno(&error), Some(libc::EINVAL), "{error}");
+    let end = borrowed.process().maps().unwrap().at(address).unwrap().end;
+    assert_eq!(end, address + 450 * 4096);
+    borrowed.make_all(&[SystemCall::unmap(address, 500 * 4096)]).unwrap();
+    assert_eq!(borrowed.process().maps().unwrap(), maps);
+}
+
+fn errno(error: &RemoteError) -> Option<i32> {
+    match error {
+        RemoteError::SystemCall { source, .. } => source.raw_os_error(),
+        _ => None,
+    }
 }
 
 fn tempfile() -> std::fs::File {
@@ -304,7 +360,22 @@ fn borrows_in_a_loop() {
         match Borrowed::begin(&process, &process.maps().unwrap(), &mut stopped, index) {
             Ok(mut borrowed) => {
                 let files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
-                let received = borrowed.receive(&files).unwrap();
+                let start = process
+                    .free_range(&process.maps().unwrap(), 4096, 0x10_0000..0x1000_0000_0000, &[])
+                    .unwrap();
+                let map_and_unmap = |files: &[Descriptor]| {
+                    let mapping = FileMapping {
+                        address: start,
+                        len: 4096,
+                        protection: libc::PROT_READ,
+                        shared: true,
+                        replace: false,
+                        descriptor: files[4],
+                        offset: 0,
+                    };
+                    vec![SystemCall::map_file("mmap", &mapping), SystemCall::unmap(start, 4096)]
+                };
+                let received = borrowed.receive(&files, map_and_unmap).unwrap();
                 borrowed.close_received(&received).unwrap();
                 borrowed.end(&mut stopped).unwrap();
             }
@@ -328,6 +399,7 @@ fn killed_at_any_moment() {
     };
     let process = Process::open(pid, false).unwrap();
     let before = descriptors();
+    let maps_before = process.maps().unwrap();
     for round in 0..rounds {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "borrows_in_a_loop", "--nocapture"])
@@ -365,8 +437,10 @@ fn killed_at_any_moment() {
     });
     assert_eq!(descriptors(), before);
     let maps = process.maps().unwrap();
+    let shared = |maps: &Mappings| maps.iter().filter(|mapping| mapping.shared).count();
+    assert_eq!(shared(&maps), shared(&maps_before));
     let vdso = maps.named("[vdso]").unwrap();
-    assert_eq!(process.memory().read_vec(vdso.end - 208, 208).unwrap(), [0; 208]);
+    assert_eq!(process.memory().read_vec(vdso.end - 304, 304).unwrap(), [0; 304]);
     target.child.stdin.take().unwrap().write_all(b"x").unwrap();
     assert_eq!(target.line(), "done 0");
     assert!(target.child.wait().unwrap().success());
