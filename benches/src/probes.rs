@@ -153,16 +153,10 @@ fn report(name: &str, base: &Samples, kernel: &Samples, ours: &Samples) {
     println!("{name:32} {:>8}  {}", "none", base.spread());
     let net = |samples: &Samples| samples.median() - base.median();
     if kernel.is_empty() {
-        println!("{:32} {:>8}  not measured: this kernel or user may not attach uprobes", "", "kernel");
+        println!("{:32} {:>8}  not measured (see benches/README.md)", "", "kernel");
     } else {
         println!("{:32} {:>8}  {}  {:9.2}", "", "kernel", kernel.spread(), net(kernel));
     }
-    println!(
-        "{:32} {:>8}  {}  {:9.2}  {:8.0}",
-        "",
-        "beeline",
-        ours.spread(),
-        net(ours),
-        net(kernel) / net(ours)
-    );
+    let ratio = if kernel.is_empty() { "-".to_owned() } else { format!("{:.0}", net(kernel) / net(ours)) };
+    println!("{:32} {:>8}  {}  {:9.2}  {ratio:>8}", "", "beeline", ours.spread(), net(ours));
 }
