@@ -272,8 +272,16 @@ impl Loading<'_> {
         let entry = process.auxiliary(AT_ENTRY).map_err(|error| remote(process.pid(), error))?;
         match (ready.or(entry), program) {
             (Some(address), _) if ready.is_some() || self.early.is_none() => self.run_to(thread, address),
-            (_, Some(program)) if program.system_calls().sites.iter().any(|site| site.number == RSEQ) => {
-                self.run_through_set_up(thread)
+            (_, Some(program)) => {
+                let makes = |number: i64| {
+                    let mut sites = program.system_calls().sites.iter();
+                    sites.any(|site| site.number.is_some_and(|it| i64::from(it) == number))
+                };
+                match (makes(libc::SYS_rseq), makes(libc::SYS_arch_prctl)) {
+                    (true, _) => self.run_through_set_up(thread, true),
+                    (_, true) => self.run_through_set_up(thread, false),
+                    _ => Ok(thread),
+                }
             }
             _ => Ok(thread),
         }
@@ -364,9 +372,6 @@ struct Loading<'a> {
     early: Option<Early>,
 }
 
-/// Sites with this number are those of a C library that registers a `struct rseq` for each thread.
-const RSEQ: Option<u32> = Some(libc::SYS_rseq as u32);
-
 impl Loading<'_> {
     /// Runs to `address`.
     fn run_to(&self, thread: Stopped, address: u64) -> Result<Stopped, TargetRefused> {
@@ -432,8 +437,9 @@ impl Loading<'_> {
         self.interrupted(thread)
     }
 
-    /// Through the first calls of a static program without symbols: to the first behind those that set up its thread pointer.
-    fn run_through_set_up(&self, thread: Stopped) -> Result<Stopped, TargetRefused> {
+    /// To where a static program without symbols has its thread pointer; with a C library that makes further calls for its threads,
+    /// and always some more, to the first of those.
+    fn run_through_set_up(&self, thread: Stopped, makes_more: bool) -> Result<Stopped, TargetRefused> {
         const OF_THREADS: [i64; 4] =
             [libc::SYS_arch_prctl, libc::SYS_set_tid_address, libc::SYS_set_robust_list, libc::SYS_rseq];
         let mut thread = thread;
@@ -443,8 +449,11 @@ impl Loading<'_> {
             let registers = thread.registers().map_err(|error| self.failed(error.into()))?;
             let own = self.early.as_ref().is_some_and(|early| early.is_agent(registers.rip));
             let number = registers.orig_rax as i64;
-            let is_over = registers.fs_base != 0 && number >= 0 && !OF_THREADS.contains(&number);
-            if stop == Stop::Syscall && is_over && !own {
+            let is_over = match makes_more {
+                true => number >= 0 && !OF_THREADS.contains(&number),
+                false => number == libc::SYS_arch_prctl,
+            };
+            if stop == Stop::Syscall && registers.fs_base != 0 && is_over && !own {
                 return self.interrupted(thread);
             }
         }

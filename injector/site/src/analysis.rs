@@ -9,6 +9,9 @@
 //!   GNU C), and absolute words in data,
 //! - what dynamic relocations store, and landing pads of exceptions.
 //!
+//! What may be data by chance, immediates, tables and words, leads only to where an instruction begins: elsewhere it is no address of
+//! code, and a table ends.
+//!
 //! The same pass notes the padding behind code that does not go on: there is room for jumps that do not fit elsewhere.
 
 use crate::Binary;
@@ -19,12 +22,14 @@ use std::ops::Range;
 
 /// Most entries of one jump table.
 const TABLE_ENTRIES_MAX: usize = 1 << 16;
+/// Entries in a row that lead to a table's base itself: more are data that are zero.
+const ZEROS_MAX: u32 = 1 << 10;
 
 /// Bytes of code from which on two threads decode it: a tenth of a millisecond.
 const SHARED_MIN: usize = 32 << 10;
 
 /// One bit for each byte of an executable section.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Marks {
     start: u64,
     len: u64,
@@ -44,6 +49,17 @@ impl Marks {
         }
         self.bits[(at / 64) as usize] |= 1 << (at % 64);
         true
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u64> {
+        let words = self.bits.iter().zip((self.start..).step_by(64));
+        words.filter(|&(&word, _)| word != 0).flat_map(|(&word, first)| {
+            (0..64).filter(move |bit| word >> bit & 1 != 0).map(move |bit| first + bit)
+        })
+    }
+
+    fn covers(&self, vaddr: u64) -> bool {
+        vaddr.wrapping_sub(self.start) < self.len
     }
 
     fn get(&self, vaddr: u64) -> bool {
@@ -67,6 +83,11 @@ impl Addresses {
 
     fn contains(&self, vaddr: u64) -> bool {
         self.0.iter().any(|m| m.get(vaddr))
+    }
+
+    /// It lies in one of the sections.
+    fn covers(&self, vaddr: u64) -> bool {
+        self.0.iter().any(|m| m.covers(vaddr))
     }
 
     /// Adds those of another set over the same sections.
@@ -93,8 +114,12 @@ pub(crate) struct Analysis {
     conditional: Addresses,
     /// A jump from the code between this address and the next known start goes there.
     looped: Addresses,
+    /// An instruction begins there, or nobody knows: in a piece of code that does not decode to its end.
+    instructions: Addresses,
     /// Starts of pieces of code: symbols and unwind entries, in order.
     starts: Vec<u64>,
+    /// Addresses that code takes.
+    taken: Vec<u64>,
     /// Data addresses that code takes.
     tables: Vec<u64>,
     /// Runs of padding behind code that does not go on: nothing reaches them as far as the decoder sees.
@@ -108,16 +133,19 @@ impl Analysis {
         let sections: Vec<&Section> = binary.sections().iter().filter(|s| s.executable).collect();
         let mut analysis = Analysis::empty(&sections, starts(binary));
         analysis.sweep_all(binary, &sections);
+        analysis.sort_taken(binary);
         analysis.fillers.sort_unstable_by_key(|filler| filler.start);
         analysis.read_tables(binary);
         analysis.read_computed(binary);
         if binary.is_fixed() {
             analysis.read_words(binary);
         }
-        for &(_, target) in &binary.dynamic().stored {
-            analysis.take_address(target);
+        let stored = binary.dynamic().stored.iter().map(|&(_, target)| target);
+        for target in stored.chain([binary.entry()]) {
+            if analysis.targets.insert(target) {
+                analysis.called.insert(target);
+            }
         }
-        analysis.take_address(binary.entry());
         for &pad in binary.unwind().landing_pads() {
             analysis.targets.insert(pad);
         }
@@ -130,7 +158,9 @@ impl Analysis {
             called: Addresses::of(sections),
             conditional: Addresses::of(sections),
             looped: Addresses::of(sections),
+            instructions: Addresses::of(sections),
             starts,
+            taken: Vec::new(),
             tables: Vec::new(),
             fillers: Vec::new(),
             computed: Vec::new(),
@@ -140,6 +170,11 @@ impl Analysis {
     /// The first address in `range` at which execution can arrive by a jump.
     pub(crate) fn first_target_in(&self, mut range: Range<u64>) -> Option<u64> {
         range.find(|&v| self.targets.contains(v))
+    }
+
+    /// Addresses at which execution can arrive by a jump.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = u64> {
+        self.targets.0.iter().flat_map(Marks::iter)
     }
 
     /// The first start of other code in `range`.
@@ -218,6 +253,8 @@ impl Analysis {
         self.called.merge(&other.called);
         self.conditional.merge(&other.conditional);
         self.looped.merge(&other.looped);
+        self.instructions.merge(&other.instructions);
+        self.taken.extend(other.taken);
         self.tables.extend(other.tables);
         self.fillers.extend(other.fillers);
         self.computed.extend(other.computed);
@@ -243,9 +280,12 @@ impl Analysis {
     fn sweep(&mut self, bytes: &[u8], start: u64, fixed: bool) {
         let mut decoder = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE);
         let mut instruction = Instruction::default();
-        let (tables_before, mut labels) = (self.tables.len(), Vec::new());
+        let (taken_before, mut labels, mut decodes) = (self.taken.len(), Vec::new(), true);
         let end = start + bytes.len() as u64;
         let mut filler: Option<Range<u64>> = None;
+        // Those of the section that the piece lies in.
+        let section = self.instructions.0.iter().position(|marks| marks.covers(start)).unwrap_or_default();
+        let mut instructions = std::mem::take(&mut self.instructions.0[section]);
         while decoder.can_decode() {
             let at = decoder.position();
             decoder.decode_out(&mut instruction);
@@ -254,16 +294,26 @@ impl Analysis {
                 // In range: `at` is the position of a byte that exists.
                 let _ = decoder.set_position(at + 1);
                 decoder.set_ip(start + at as u64 + 1);
+                decodes = false;
                 continue;
             }
+            instructions.set(instruction.ip());
             self.visit(&instruction, start, fixed);
             if is_lea_rip(&instruction) && (start + 1..end).contains(&instruction.ip_rel_memory_address()) {
                 labels.push(instruction.ip_rel_memory_address());
             }
         }
         self.fillers.extend(filler.filter(|filler| !filler.is_empty()));
-        if !labels.is_empty() && self.tables.len() > tables_before {
-            self.computed.push((labels, self.tables[tables_before..].to_vec()));
+        if !decodes {
+            for vaddr in start..end {
+                instructions.set(vaddr);
+            }
+        }
+        self.instructions.0[section] = instructions;
+        let outside = |vaddr: &&u64| !self.targets.covers(**vaddr);
+        let data: Vec<u64> = self.taken[taken_before..].iter().filter(outside).copied().collect();
+        if !labels.is_empty() && !data.is_empty() {
+            self.computed.push((labels, data));
         }
     }
 
@@ -304,7 +354,7 @@ impl Analysis {
             return;
         }
         if is_lea_rip(instruction) {
-            self.take_address(instruction.ip_rel_memory_address());
+            self.taken.push(instruction.ip_rel_memory_address());
         } else if fixed {
             self.visit_fixed(instruction);
         }
@@ -317,26 +367,30 @@ impl Analysis {
             instruction.op_kind(last),
             OpKind::Immediate32 | OpKind::Immediate32to64 | OpKind::Immediate64
         ) {
-            self.take_address(instruction.immediate(last));
+            self.taken.push(instruction.immediate(last));
         }
         if instruction.code() == Code::Lea_r64_m || instruction.code() == Code::Lea_r32_m {
-            self.take_address(instruction.memory_displacement64());
+            self.taken.push(instruction.memory_displacement64());
         }
     }
 
-    /// Something holds this address: code may arrive there, or it is data and may be a jump table.
-    fn take_address(&mut self, vaddr: u64) {
-        if self.targets.insert(vaddr) {
-            self.called.insert(vaddr);
-        } else {
-            self.tables.push(vaddr);
+    /// Code takes these addresses: execution may arrive there, or they are data and may be jump tables.
+    fn sort_taken(&mut self, binary: &Binary) {
+        let mut taken = std::mem::take(&mut self.taken);
+        taken.sort_unstable();
+        taken.dedup();
+        for vaddr in taken {
+            if !self.targets.covers(vaddr) {
+                self.tables.extend(binary.section_at(vaddr).map(|_| vaddr));
+            } else if self.instructions.contains(vaddr) {
+                self.targets.insert(vaddr);
+                self.called.insert(vaddr);
+            }
         }
     }
 
     /// Tables of 32-bit offsets from their own start, as GCC and LLVM write them for position-independent code.
     fn read_tables(&mut self, binary: &Binary) {
-        self.tables.sort_unstable();
-        self.tables.dedup();
         for i in 0..self.tables.len() {
             let table = self.tables[i];
             self.read_table(binary, table, table);
@@ -345,23 +399,35 @@ impl Analysis {
 
     /// Tables of 32-bit offsets from a label, as in glibc's `vfprintf`.
     fn read_computed(&mut self, binary: &Binary) {
-        for (labels, tables) in std::mem::take(&mut self.computed) {
+        for (mut labels, mut tables) in std::mem::take(&mut self.computed) {
+            for addresses in [&mut labels, &mut tables] {
+                addresses.sort_unstable();
+                addresses.dedup();
+            }
+            tables.retain(|table| self.tables.binary_search(table).is_ok());
             for (&label, &table) in labels.iter().flat_map(|l| tables.iter().map(move |t| (l, t))) {
                 self.read_table(binary, table, label);
             }
         }
     }
 
-    /// One table, with offsets from `base`. It ends at the first word that leads to no code, and where the next begins.
+    /// One table, with offsets from `base`. It ends at the first word that leads to no instruction, and where the next begins.
     fn read_table(&mut self, binary: &Binary, table: u64, base: u64) {
         let Some(bytes) = binary.section_at(table).and_then(|_| binary.bytes_from(table)) else { return };
         let behind = self.tables.partition_point(|&t| t <= table);
         let room = self.tables.get(behind).map_or(usize::MAX, |&next| (next - table) as usize);
+        let mut zeros = 0;
         for entry in bytes[..room.min(bytes.len())].chunks_exact(4).take(TABLE_ENTRIES_MAX) {
             let offset = i32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]);
-            if !self.targets.insert(base.wrapping_add_signed(i64::from(offset))) {
+            zeros = if offset == 0 { zeros + 1 } else { 0 };
+            if zeros > ZEROS_MAX {
                 break;
             }
+            let target = base.wrapping_add_signed(i64::from(offset));
+            if !self.instructions.contains(target) {
+                break;
+            }
+            self.targets.insert(target);
         }
     }
 
@@ -372,7 +438,8 @@ impl Analysis {
             let bytes = binary.data()[section.bytes.clone()].get(skip..).unwrap_or_default();
             for word in bytes.chunks_exact(8) {
                 let value = word.iter().rev().fold(0u64, |v, &b| v << 8 | u64::from(b));
-                if self.targets.insert(value) {
+                if self.instructions.contains(value) {
+                    self.targets.insert(value);
                     self.called.insert(value);
                 }
             }

@@ -19,6 +19,7 @@ mod gopclntab;
 mod hole;
 mod library;
 mod plan;
+mod reached;
 mod resolve;
 mod returns;
 mod rseq;

@@ -11,13 +11,16 @@
 //! A call that stays in its place is made from where it always was: unwinders, cancellation handlers, seccomp filters and a thread
 //! that waits in it see no difference. Where a window does not fit, the call is displaced.
 //!
-//! An occurrence of the two bytes is a call only when decoding from the start of the function arrives at it.
+//! An occurrence of the two bytes is a call only when decoding from the start of the function arrives at it. Where no function is
+//! known, its number has to be a constant, or branches have to lead to it.
 
 use crate::analysis::Analysis;
 use crate::binary::Binary;
 use crate::error::Refusal;
 use crate::plan::{SitePlan, WINDOW_MIN, ends_flow, is_call, plan, plan_before, refuse_signal_return};
+use crate::reached;
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use std::cell::OnceCell;
 use std::ops::Range;
 
 /// `syscall`.
@@ -73,11 +76,18 @@ pub struct SystemCalls {
 /// Finds all system calls of an object.
 pub(crate) fn find(binary: &Binary) -> SystemCalls {
     let mut found = SystemCalls::default();
+    let (certain, likely) = (OnceCell::new(), OnceCell::new());
     for section in binary.sections().iter().filter(|section| section.executable) {
         let bytes = &binary.data()[section.bytes.clone()];
         for at in occurrences(bytes) {
             let vaddr = section.vaddr + at as u64;
             let Some(lead) = Lead::to(binary, vaddr) else { continue };
+            let is_certain = || certain.get_or_init(|| reached::certain(binary)).contains(&vaddr);
+            let is_likely = || likely.get_or_init(|| reached::likely(binary)).contains(&vaddr);
+            let is_code = lead.is_code(binary) || is_certain() || lead.sets_number() && is_likely();
+            if !is_code {
+                continue;
+            }
             match site(binary, &lead) {
                 Ok(site) => found.sites.push(site),
                 Err(refusal) => found.refused.push((vaddr, refusal)),
@@ -100,7 +110,7 @@ struct Lead {
 }
 
 impl Lead {
-    /// Decodes from the start of the function; none when `vaddr` is no instruction, or lies in no known code.
+    /// Decodes from the start of the function, or from the next one before it; none when `vaddr` is no instruction then.
     fn to(binary: &Binary, vaddr: u64) -> Option<Lead> {
         let start = binary.analysis().start_before(vaddr).filter(|&start| vaddr - start <= RESYNC_MAX)?;
         let bytes = binary.bytes_from(start)?;
@@ -119,11 +129,19 @@ impl Lead {
             before.push(instruction);
         }
         let call = decoder.decode();
-        let lead = Lead { vaddr, before };
         let is_call = call.ip() == vaddr && call.mnemonic() == Mnemonic::Syscall;
-        // Constants among the code have neither a range nor a number before them.
-        let in_function = binary.function_at(vaddr).is_some();
-        (is_call && (in_function || lead.number(binary.analysis()).is_some())).then_some(lead)
+        is_call.then_some(Lead { vaddr, before })
+    }
+
+    /// Constants among the code have neither a range nor a number before them.
+    fn is_code(&self, binary: &Binary) -> bool {
+        binary.function_at(self.vaddr).is_some() || self.number(binary.analysis()).is_some()
+    }
+
+    /// An instruction before the call puts its number into eax.
+    fn sets_number(&self) -> bool {
+        let straight = self.before.iter().rev().take_while(|it| !ends_flow(it) && !is_call(it));
+        straight.filter(|it| it.op_count() > 0).any(writes_rax)
     }
 
     /// The constant that is in eax when the call is reached.
