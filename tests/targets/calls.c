@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Makes system calls: `calls kinds`, `calls wait` until a line comes, `calls storm N`.
+// Makes system calls: `calls kinds`, `calls wait` until a line comes, `calls lines`, `calls storm N`.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
@@ -174,8 +174,28 @@ static int storm(int rounds)
 	return 0;
 }
 
+// On each line: ten times getppid(2), by libc's function and by syscall(2), and what getpgid(2) says.
+static int lines(void)
+{
+	char line[16];
+
+	puts("ready");
+	fflush(stdout);
+	while (fgets(line, sizeof(line), stdin)) {
+		for (int i = 0; i < 10; i++) {
+			getppid();
+			syscall(SYS_getppid);
+		}
+		printf("%d %ld\n", getpgid(0), syscall(SYS_getpgid, 0L));
+		fflush(stdout);
+	}
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
+	if (argc > 1 && strcmp(argv[1], "lines") == 0)
+		return lines();
 	if (argc > 1 && strcmp(argv[1], "kinds") == 0)
 		return kinds();
 	if (argc > 1 && strcmp(argv[1], "wait") == 0)

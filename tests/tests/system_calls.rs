@@ -148,6 +148,56 @@ fn waiting_threads_survive_attach_and_detach() {
 }
 
 #[test]
+fn programs_come_and_go_at_sites_that_are_there() {
+    let (program, store, rounds) = (calls(), Store::new(), rounds(3));
+    let mut target = Target::spawn(Command::new(&program).arg("lines"));
+    assert_eq!(target.line(), "ready");
+    let pid = target.pid();
+    let before = text_of(&pid);
+    target.send("");
+    let untraced = target.line();
+    let mut line = |expected: &str| {
+        target.send("");
+        assert_eq!(target.line(), expected);
+    };
+    let counted = || {
+        let (enters, exits) = (store.number("enters", GETPPID), store.number("exits", GETPPID));
+        assert_eq!(enters, exits);
+        enters
+    };
+    for _ in 0..rounds {
+        load(&store, "call_counts");
+        store.ok(&["attach", &pid]);
+        line(&untraced);
+        assert_eq!(counted(), 20);
+        // Programs that want registers, and one that skips a call, at sites that have others.
+        load(&store, "system_calls");
+        store.ok(&["attach", &pid]);
+        line("4242 4242");
+        assert_eq!(counted(), 40);
+        store.ok(&["unload", "call_counts"]);
+        line("4242 4242");
+        store.ok(&["attach", &pid]);
+        line("4242 4242");
+        load(&store, "call_counts");
+        store.ok(&["attach", &pid]);
+        store.ok(&["unload", "system_calls"]);
+        line(&untraced);
+        assert_eq!(counted(), 20);
+        store.ok(&["attach", &pid]);
+        line(&untraced);
+        assert_eq!(counted(), 40);
+        store.ok(&["unload", "call_counts"]);
+        line(&untraced);
+        store.ok(&["detach", &pid]);
+        assert_eq!(our_mappings(&pid), Vec::<String>::new());
+        assert!(text_of(&pid) == before, "the text is not as it was");
+        line(&untraced);
+    }
+    assert_eq!(target.finish(), "");
+}
+
+#[test]
 fn what_was_covered_is_told() {
     let (program, store) = (calls(), Store::new());
     load(&store, "call_counts");

@@ -5,10 +5,12 @@ use crate::wire::{BlockHead, HEAD_LEN, NoBlock, Wire, region_offset};
 use beeline_abi::link::{LINK_MAGIC, LinkRuntime};
 use beeline_abi::map::{MAP_MAGIC, MapHandle};
 use beeline_abi::process::{ProcessBlock, ProgramRuntime, Region, SiteRuntime};
+use beeline_abi::system_call::Hooks;
 use beeline_abi::trace::TRACE_MAGIC;
 use beeline_abi::unwind::UnwindText;
 use beeline_remote::{Mapping, Mappings, Process};
 use beeline_site::{SHORT_WINDOW, WINDOW_MIN};
+use beeline_stub::{HOOK_LEN, hook};
 use std::ops::Range;
 
 /// Name of the memory file that all private mappings of ours are made of, as `/proc/PID/maps` shows it.
@@ -148,6 +150,29 @@ impl Existing {
         sites.find(|(site, _)| is_call_site(site)).map_or(&[], |(_, links)| links)
     }
 
+    /// The hooks of the stubs at system calls. What does not look like one is left alone.
+    pub(crate) fn hooks(&self, process: &Process) -> Vec<PlacedHook> {
+        let mut found = Vec::new();
+        for site in self.sites.iter().filter(|site| is_call_site(site)) {
+            let end = site.stub.wrapping_add(site.stub_len.into());
+            let trailer = process.memory().read_array::<{ Hooks::LEN }>(end.wrapping_sub(Hooks::LEN as u64));
+            let Ok(hooks) = trailer.map(Hooks::from_bytes) else { continue };
+            for (offset, is_exit) in [(hooks.enter, false), (hooks.exit, true)] {
+                let at = site.stub.wrapping_add(offset.into());
+                let within =
+                    offset != Hooks::NONE && usize::from(offset) + HOOK_LEN <= site.stub_len as usize;
+                let stands = || {
+                    let bytes = process.memory().read_array::<HOOK_LEN>(at);
+                    bytes.is_ok_and(|bytes| bytes[0] == 0xe8 || hook(at, None) == Some(bytes))
+                };
+                if within && stands() {
+                    found.push(PlacedHook { at, number: hooks.number, is_exit });
+                }
+            }
+        }
+        found
+    }
+
     /// The links of probes that are in force, each with the address of its site and its program's id.
     pub(crate) fn in_force(&self) -> impl Iterator<Item = (u32, u64, u32)> + '_ {
         let sites = self.sites.iter().zip(&self.links);
@@ -200,6 +225,15 @@ impl Existing {
         let distance = i64::from(i32::from_le_bytes([a, b, c, d]));
         self.owns(address.wrapping_add(5).wrapping_add_signed(distance))
     }
+}
+
+/// A place in a stub at a system call that calls the programs of its number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PlacedHook {
+    pub(crate) at: u64,
+    pub(crate) number: u32,
+    /// It is behind the call.
+    pub(crate) is_exit: bool,
 }
 
 /// The site is there for system calls.

@@ -17,7 +17,7 @@ mod mapping;
 
 use crate::agent::{AgentImage, LinkedAgent, Own};
 use crate::error::TargetRefused;
-use crate::existing::Existing;
+use crate::existing::{Existing, PlacedHook};
 use crate::group::{Group, groups};
 use crate::ingredients::Ingredients;
 use crate::maps::{SharedFile, map_handle};
@@ -177,6 +177,10 @@ struct Builder<'a> {
     trace: u64,
     link_pages: HashMap<u32, u64>,
     calls: CallLinks,
+    /// Hooks of earlier stubs that do not know their programs yet.
+    hooks: Vec<PlacedHook>,
+    /// What is to be written there.
+    hook_writes: Vec<(u64, Vec<u8>)>,
     /// Address of the process's `SystemCalls`, 0 = it has none.
     system_calls: u64,
     /// Where the links of system calls are, and how many.
@@ -204,21 +208,39 @@ impl<'a> Builder<'a> {
                 region: Region::default(),
             });
         }
-        for group in &mut groups {
+        let calls = CallLinks::of(given.request, given.existing, &planned.calls);
+        let hooks = given.existing.map_or_else(Vec::new, |existing| existing.hooks(given.process));
+        let chains_len = if calls.is_empty() { 0 } else { calls.chains_len() + SYSTEM_CALL_GATES_MAX };
+        let mut waiting = if calls.is_empty() { Vec::new() } else { hooks.clone() };
+        let mut index = 0;
+        while let Some(group) = groups.get_mut(index) {
+            index += 1;
             let sites = &planned.sites[group.sites.clone()];
             let probed = || sites.iter().filter(|site| site.call.is_none());
             let stubs: u64 = probed().map(|site| stub_len_max(given.link_count(site))).sum();
             let copies = sites.iter().filter(|site| site.is_short()).count() as u64 * stub_len_max(0);
-            let len = given.programs_len() + stubs + copies + ARENA_OVERHEAD + SLOTS_LEN + calls_len(sites);
+            let len = given.programs_len()
+                + stubs
+                + copies
+                + ARENA_OVERHEAD
+                + SLOTS_LEN
+                + calls_len(sites)
+                + chains_len;
             group.region = space.take(len, group.reach.clone(), "probe code")?;
             let offset = memory.add(group.region.len)?;
             areas.push(whole(group.region, offset, libc::PROT_READ | libc::PROT_EXEC));
+            let region = group.region;
+            waiting.retain(|hook| !serves(&region, hook));
+            if let (Some(hook), true) = (waiting.first(), index == groups.len()) {
+                // One more for the stubs that no other serves.
+                let reach = reach::around(hook.at, 1 << 30);
+                groups.push(Group { sites: 0..0, reach, region: Region::default() });
+            }
         }
         let near = reach::serving(groups[0].region.start..groups[0].region.start + groups[0].region.len);
         let map_count = given.map_count();
         let program_count = given.program_count();
         let site_count = given.site_count(planned);
-        let calls = CallLinks::of(given.request, given.existing, &planned.calls);
         let probed = planned.sites.iter().filter(|site| site.call.is_none());
         let link_count = probed.map(|site| given.link_count(site)).sum::<usize>() + calls.links.len();
         let listed = calls.listed();
@@ -244,6 +266,8 @@ impl<'a> Builder<'a> {
             trace: 0,
             link_pages: HashMap::new(),
             calls,
+            hooks,
+            hook_writes: Vec::new(),
             system_calls: given.existing.map_or(0, |existing| existing.head.system_calls),
             call_links: (0, 0),
             texts: Texts::default(),
@@ -421,9 +445,11 @@ impl<'a> Builder<'a> {
                 }
                 self.link_calls(&mut arena, &mut entries)?;
             }
+            let mut chains = HashMap::new();
+            self.link_hooks(&mut arena, &mut entries, &mut chains)?;
             for site in &planned.sites[self.groups[index].sites.clone()] {
                 let added = match &site.call {
-                    Some(call) => self.add_call(&mut arena, site, call)?,
+                    Some(call) => self.add_call(&mut arena, site, call, &mut entries, &mut chains)?,
                     None => self.add_site(&mut arena, site, &mut entries)?,
                 };
                 match added {
@@ -432,6 +458,10 @@ impl<'a> Builder<'a> {
                 }
             }
             self.memory.write(self.areas[index].offset, arena.bytes())?;
+        }
+        if let Some(hook) = self.hooks.first() {
+            let what = format!("the programs of the system call at {:#x}", hook.at);
+            return Err(TargetRefused::NoRoom { pid: self.given.process.pid(), what });
         }
         for (address, reason) in refusals {
             planned.refuse(address, &reason);
@@ -471,10 +501,11 @@ impl<'a> Builder<'a> {
         self.memory.write(offset(tables.programs), &bytes_of(&self.programs))?;
         self.memory.write(offset(tables.sites), &bytes_of(&self.sites))?;
         self.memory.write(offset(tables.links), &self.link_bytes)?;
+        let hooks = std::mem::take(&mut self.hook_writes);
         let lists = self.calls.lists(self.call_links.0);
         self.memory.write(offset(tables.call_lists), &bytes_of(&lists.addresses))?;
         let call_tables =
-            (self.system_calls != 0).then(|| lists.tables(self.system_calls, tables.call_lists));
+            (self.system_calls != 0).then(|| lists.tables(self.system_calls, tables.call_lists, hooks));
         let regions: Vec<Region> = self.areas.iter().map(|area| area.region).collect();
         let known = self.given.existing.map_or(0, |existing| existing.regions.len());
         let free = self.given.existing.map_or(0, |existing| existing.free_regions().count());
@@ -569,7 +600,12 @@ impl<'a> Builder<'a> {
 /// Bytes that the sites at system calls want of an arena.
 fn calls_len(sites: &[PlannedSite]) -> u64 {
     let count = sites.iter().filter(|site| site.call.is_some()).count() as u64;
-    if count == 0 { 0 } else { count * SYSTEM_CALL_STUB_MAX + SYSTEM_CALL_GATES_MAX }
+    count * SYSTEM_CALL_STUB_MAX
+}
+
+/// The hook can call what lies in the region.
+fn serves(region: &Region, hook: &PlacedHook) -> bool {
+    hook.at.abs_diff(region.start).max(hook.at.abs_diff(region.start + region.len)) < reach::REACH
 }
 
 /// An area that is one piece.

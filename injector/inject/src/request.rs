@@ -99,6 +99,12 @@ impl ProgramRequest {
         const OVERRIDE_RETURN: Symbol = Symbol::Helper(58);
         self.relocs.iter().any(|reloc| reloc.symbol == OVERRIDE_RETURN)
     }
+
+    /// The program, or one that it reaches by a tail call, may ask for the thread's registers (`bpf_task_pt_regs`).
+    pub(crate) fn asks_registers(&self) -> bool {
+        const TASK_PT_REGS: Symbol = Symbol::Helper(175);
+        self.needs.tail_calls || self.relocs.iter().any(|reloc| reloc.symbol == TASK_PT_REGS)
+    }
 }
 
 /// When the program of a probe runs.

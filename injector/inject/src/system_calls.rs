@@ -6,7 +6,7 @@
 //! every mapped file ─▶ its `syscall` instructions ─▶ PlannedSites, two for most
 //! ```
 //!
-//! All sites of a process have the same links. A site whose number is a constant that nobody wants is left alone until somebody
+//! All sites of a process have the same links; what of them concerns a number, the hooks of its sites call. A site whose number is a constant that nobody wants is left alone until somebody
 //! does.
 
 use crate::error::TargetRefused;
@@ -23,7 +23,8 @@ use beeline_abi::system_call::{CLONES, List, NUMBERS, SystemCalls, WANTED_LEN};
 use beeline_ptrace::StoppedProcess;
 use beeline_remote::{Process, RemoteError};
 use beeline_site::{SitePlan, SystemCallSite, Windows};
-use std::collections::BTreeMap;
+use beeline_stub::chain_len_max;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::offset_of;
 
 /// A system call of the process, at one of the sites planned for it.
@@ -33,6 +34,8 @@ pub(crate) struct PlannedCall {
     pub(crate) address: u64,
     /// Its number, where that is a constant.
     pub(crate) number: Option<u32>,
+    /// Nobody behind the call looks at the flags.
+    pub(crate) flags_dead: bool,
 }
 
 /// What of a process's code is traced.
@@ -90,7 +93,7 @@ impl PlannedCalls {
         }
         planned.changed |= in_force.iter().any(|link| request.is_over(link));
         let links = CallLinks::of(request, existing, &planned);
-        if links.links.iter().any(is_call) {
+        if !links.is_empty() {
             let before = sites.len();
             let mut search =
                 Search { sites, taken: Taken::of(existing), existing, coverage: CallCoverage::default() };
@@ -221,7 +224,7 @@ impl Search<'_> {
         for plan in windows {
             let at = address.wrapping_add(plan.vaddr.wrapping_sub(site.vaddr));
             let mut planned = PlannedSite::new(at, plan.clone());
-            planned.call = Some(PlannedCall { address, number: site.number });
+            planned.call = Some(PlannedCall { address, number: site.number, flags_dead: site.flags_dead });
             self.sites.insert(at, planned);
         }
         self.coverage.patched += 1;
@@ -290,11 +293,46 @@ impl CallLinks {
         CallLinks { links }
     }
 
+    /// No program wants any call.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.links.iter().any(is_call)
+    }
+
     /// A program wants calls with this number; `None`: with one that is not known.
     fn wants(&self, number: Option<u32>) -> bool {
         let mut calls = self.links.iter().filter(|link| is_call(link));
         let always = number.is_none_or(|number| CLONES.contains(&number.into()));
         calls.any(|link| always || number_of(link).is_none() || number_of(link) == number)
+    }
+
+    /// Indexes of the links whose programs run at a call with this number, before it or behind it.
+    pub(crate) fn at(&self, number: u32, is_exit: bool) -> Vec<usize> {
+        let number = Some(number).filter(|&number| (number as usize) < NUMBERS);
+        self.running(is_exit, number).collect()
+    }
+
+    fn running(&self, is_exit: bool, number: Option<u32>) -> impl Iterator<Item = usize> {
+        let runs = move |link: &LinkRuntime| {
+            let applies = number_of(link).is_none() || number_of(link) == number;
+            is_call(link) && applies && (link.flags & LinkRuntime::RETURN != 0) == is_exit
+        };
+        self.links.iter().enumerate().filter(move |(_, link)| runs(link)).map(|(index, _)| index)
+    }
+
+    /// The agent has to know of the ends of these calls, whoever traces any: they happen in the child, too.
+    pub(crate) fn concern_agent(&self, number: u32, is_exit: bool) -> bool {
+        is_exit && CLONES.contains(&number.into()) && !self.is_empty()
+    }
+
+    /// Bytes that the chains of all numbers take, at most.
+    pub(crate) fn chains_len(&self) -> u64 {
+        let asked: BTreeSet<Option<u32>> =
+            self.links.iter().filter(|it| is_call(it)).map(number_of).collect();
+        let numbers = asked.into_iter().chain([None]);
+        numbers
+            .flat_map(|number| [false, true].map(|is_exit| self.running(is_exit, number).count()))
+            .map(|count| if count == 0 { 0 } else { chain_len_max(count) })
+            .sum()
     }
 
     /// Entries in all lists together, at most.
@@ -325,13 +363,8 @@ impl CallLinks {
 
     fn add(&self, lists: &mut CallLists, at: u64, is_return: bool, number: Option<u32>) -> List {
         let first = lists.addresses.len() as u32;
-        for (index, link) in self.links.iter().enumerate() {
-            let returns = link.flags & LinkRuntime::RETURN != 0;
-            let applies = number_of(link).is_none() || number_of(link) == number;
-            if is_call(link) && returns == is_return && applies {
-                lists.addresses.push(at + (index * LinkRuntime::LEN) as u64);
-            }
-        }
+        let running = self.running(is_return, number);
+        lists.addresses.extend(running.map(|index| at + (index * LinkRuntime::LEN) as u64));
         List { first, count: lists.addresses.len() as u32 - first }
     }
 }
@@ -361,8 +394,8 @@ pub(crate) struct CallLists {
 }
 
 impl CallLists {
-    /// What is to be written to the process's [`SystemCalls`] at `at`, the addresses being at `links`.
-    pub(crate) fn tables(&self, at: u64, links: u64) -> CallTables {
+    /// What is to be written to the process's [`SystemCalls`] at `at`, the addresses being at `links`, and to hooks.
+    pub(crate) fn tables(&self, at: u64, links: u64, hooks: Vec<(u64, Vec<u8>)>) -> CallTables {
         let wanted = |lists: &[List]| {
             let rest = lists.last().is_some_and(|list| list.count != 0);
             let mut bytes = vec![u8::from(rest); WANTED_LEN];
@@ -380,7 +413,8 @@ impl CallLists {
         let either: Vec<u8> = enter.iter().zip(&exit).map(|(enter, exit)| enter | exit).collect();
         let any_exit = u64::from(exit.contains(&1));
         let lists = |lists: &[List]| -> Vec<u8> { lists.iter().flat_map(Wire::to_bytes).collect() };
-        let writes = vec![
+        let mut writes = hooks;
+        writes.extend([
             (at + offset_of!(SystemCalls, enter) as u64, enter),
             (at + offset_of!(SystemCalls, exit) as u64, exit),
             (at + offset_of!(SystemCalls, either) as u64, either),
@@ -388,7 +422,7 @@ impl CallLists {
             (at + offset_of!(SystemCalls, links) as u64, links.to_bytes()),
             (at + offset_of!(SystemCalls, entered) as u64, lists(&self.entered)),
             (at + offset_of!(SystemCalls, left) as u64, lists(&self.left)),
-        ];
+        ]);
         CallTables { writes }
     }
 }

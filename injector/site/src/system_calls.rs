@@ -19,7 +19,9 @@ use crate::binary::Binary;
 use crate::error::Refusal;
 use crate::plan::{SitePlan, WINDOW_MIN, ends_flow, is_call, plan, plan_before, refuse_signal_return};
 use crate::reached;
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits,
+};
 use std::cell::OnceCell;
 use std::ops::Range;
 
@@ -44,6 +46,8 @@ pub struct SystemCallSite {
     pub vaddr: u64,
     /// The number of the call, where it is a constant of the code before it.
     pub number: Option<u32>,
+    /// Nothing behind the call looks at the status flags that were set before it: code at the call may change them.
+    pub flags_dead: bool,
     /// Where the jumps go.
     pub windows: Windows,
     /// The same with the instruction displaced, for when another probe has the bytes around it.
@@ -224,7 +228,34 @@ fn site(binary: &Binary, lead: &Lead) -> Result<SystemCallSite, Refusal> {
         None => Windows::Over(over.clone()?),
     };
     let over = over.ok().filter(|_| matches!(windows, Windows::Around { .. }));
-    Ok(SystemCallSite { vaddr, number, windows, over })
+    let flags_dead = binary.bytes_from(vaddr + SYSCALL_LEN).is_some_and(flags_dead);
+    Ok(SystemCallSite { vaddr, number, flags_dead, windows, over })
+}
+
+/// How many instructions behind the call are looked at for what becomes of the flags.
+const BEHIND_MAX: usize = 8;
+
+/// Every status flag is written before one is read in this code. Functions hand none to whom they call or return to (System V
+/// AMD64 ABI, 3.2.1; Go's is the same there).
+fn flags_dead(code: &[u8]) -> bool {
+    const STATUS: u32 =
+        RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+    let mut live = STATUS;
+    for instruction in Decoder::new(64, code, DecoderOptions::NONE).into_iter().take(BEHIND_MAX) {
+        // Another call keeps what flags there are.
+        let is_call = instruction.mnemonic() == Mnemonic::Syscall;
+        if is_call || instruction.is_invalid() || instruction.rflags_read() & live != 0 {
+            return false;
+        }
+        live &= !instruction.rflags_modified();
+        match instruction.flow_control() {
+            _ if live == 0 => return true,
+            FlowControl::Next => {}
+            FlowControl::Return | FlowControl::Call | FlowControl::IndirectCall => return true,
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// Windows on both sides of the call, which nobody else reaches.
@@ -285,4 +316,33 @@ fn over(binary: &Binary, lead: &Lead) -> Result<SitePlan, Refusal> {
         }
     }
     Err(refusal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_behind_a_call() {
+        let dead: [&[u8]; 5] = [
+            &[0x48, 0x3d, 0x00, 0xf0, 0xff, 0xff],       // cmp $-4096,%rax
+            &[0x85, 0xc0, 0x78, 0x02],                   // test %eax,%eax; js
+            &[0xc3],                                     // ret
+            &[0x48, 0x89, 0xc3, 0xe8, 0, 0, 0, 0],       // mov %rax,%rbx; call
+            &[0xff, 0xc0, 0x48, 0x29, 0xc8, 0x72, 0x02], // inc %eax; sub %rcx,%rax; jb
+        ];
+        let live: [&[u8]; 7] = [
+            &[0x72, 0x02, 0x48, 0x29, 0xc8],                               // jb; sub
+            &[0xff, 0xc0, 0x72, 0x02],                                     // inc %eax leaves the carry; jb
+            &[0x9c, 0x58],                                                 // pushfq
+            &[0x0f, 0x05, 0x48, 0x29, 0xc8],                               // another call
+            &[0xeb, 0x10],                                                 // somewhere else
+            &[0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0xc3], // further than is looked
+            &[],
+        ];
+        assert!(dead.into_iter().all(flags_dead));
+        for code in live {
+            assert!(!flags_dead(code), "{code:02x?}");
+        }
+    }
 }

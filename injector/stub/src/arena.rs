@@ -8,12 +8,15 @@
 //! A jump slot is `jmp *[rip+0]` and the address: how code here reaches what is more than 2 GiB away.
 
 use crate::assemble::{build_copy, build_stub};
+use crate::chain::{CallLink, build_chain, is_chain};
 use crate::gates::{Gates, build_gates};
 use crate::link::{LinkError, link_code};
 use crate::phase::Shared;
 use crate::program_use::body;
 use crate::site_code::{Environment, SiteCode, Stub, StubError};
-use crate::system_call::{CallGates, SystemCallCode, SystemCallTarget, build_call_gates, build_call_stub};
+use crate::system_call::{
+    CallGates, CallStub, SystemCallCode, SystemCallTarget, build_call_gates, build_call_stub,
+};
 use beeline_abi::code::{Reloc, Symbol};
 use beeline_site::SitePlan;
 use std::collections::HashMap;
@@ -133,8 +136,7 @@ impl Arena {
         Ok(stub)
     }
 
-    /// Makes the code of a window at a system call, and the offset behind the copy of the call where that is displaced, else 0. One
-    /// arena serves one [`SystemCallTarget`].
+    /// Makes the code of a window at a system call. One arena serves one [`SystemCallTarget`].
     ///
     /// # Errors
     /// [`ArenaError`]; the arena is as before, but for the gates.
@@ -143,21 +145,52 @@ impl Arena {
         environment: &Environment,
         target: &SystemCallTarget,
         code: &SystemCallCode<'_>,
-    ) -> Result<(Stub, u32), ArenaError> {
-        let gates = self.gates(environment)?;
-        let call_gates = match self.call_gates {
-            Some(known) => known,
-            None => {
-                let (code, made) = build_call_gates((environment, &gates), target, self.base + self.used)?;
-                self.check_room(code.len() as u64)?;
-                self.put(&code);
-                *self.call_gates.insert(made)
-            }
-        };
+    ) -> Result<CallStub, ArenaError> {
+        let call_gates = self.call_gates(environment, target)?;
         let built = build_call_stub(code, target, call_gates, self.base + self.used)?;
         self.check_room(built.stub.bytes.len() as u64)?;
         self.put(&built.stub.bytes);
-        Ok((built.stub, built.behind))
+        Ok(built)
+    }
+
+    /// Whom hooks call before the calls of a number, or behind them: a chain of these programs, or the gate where they cannot be run
+    /// without the agent, or `agent` says that it has to know of the calls.
+    ///
+    /// # Errors
+    /// [`ArenaError`]; the arena is as before, but for the gates.
+    pub fn add_chain(
+        &mut self,
+        environment: &Environment,
+        target: &SystemCallTarget,
+        links: &[CallLink],
+        is_exit: bool,
+        agent: bool,
+    ) -> Result<u64, ArenaError> {
+        let call_gates = self.call_gates(environment, target)?;
+        if agent || !is_chain(links) {
+            return Ok(call_gates.hooked[usize::from(is_exit)]);
+        }
+        let gates = self.gates(environment)?;
+        let shared = Shared { environment, gates: &gates, bodies: &self.bodies };
+        let chain = build_chain(shared, links, is_exit, self.base + self.used)?;
+        self.check_room(chain.bytes.len() as u64)?;
+        Ok(self.put(&chain.bytes))
+    }
+
+    /// The gates for system calls, which the first of them brings.
+    fn call_gates(
+        &mut self,
+        environment: &Environment,
+        target: &SystemCallTarget,
+    ) -> Result<CallGates, ArenaError> {
+        if let Some(known) = self.call_gates {
+            return Ok(known);
+        }
+        let gates = self.gates(environment)?;
+        let (code, made) = build_call_gates((environment, &gates), target, self.base + self.used)?;
+        self.check_room(code.len() as u64)?;
+        self.put(&code);
+        Ok(*self.call_gates.insert(made))
     }
 
     /// Puts the displaced instructions of a window into the arena, without a probe: they give room to a neighbour.

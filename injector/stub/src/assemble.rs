@@ -17,19 +17,16 @@
 use crate::cpu::Sequence;
 use crate::displaced::{Moved, displace, reaches};
 use crate::frame::{Kept, RED_ZONE, SaveArea};
-use crate::phase::{Phase, RUN_FLAGS, Shared, changed, session_skip, test_enabled_word};
+use crate::phase::{Phase, RUN_FLAGS, RUN_OVERRIDE_VALUE, Shared, changed, session_skip, test_enabled_word};
 use crate::returns::{self, ReturnHalf};
 use crate::site_code::{LinkCode, PcMapping, SiteCode, Stub, StubError};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
-use beeline_abi::thread::{SESSIONS, ThreadSlot};
+use beeline_abi::thread::SESSIONS;
 use beeline_site::SitePlan;
 use iced_x86::code_asm::{CodeAssembler, CodeLabel, dword_ptr, eax, qword_ptr, rax, rcx, rsp};
 use iced_x86::{BlockEncoderOptions, IcedError};
 use std::mem::offset_of;
-
-/// From the slot, what `bpf_override_return` wants returned; the flags of the run say that it does.
-const RUN_OVERRIDE_VALUE: i32 = (offset_of!(ThreadSlot, run) + offset_of!(RunContext, override_value)) as i32;
 
 /// Makes the code of `site` for address `at`.
 ///
@@ -58,17 +55,23 @@ pub(crate) fn build_copy(plan: &SitePlan, address: u64, at: u64) -> Result<Stub,
     finish(&mut asm, &Marks { return_point: None, displaced, cold, sequences: Vec::new() }, at)
 }
 
-/// Assembles code without programs of its own: `displaced` instructions, then what never runs.
+/// Assembles code without programs of its own: `displaced` instructions, then what rarely runs. Gives the offsets of the `marked`
+/// instructions as well.
 pub(crate) fn finish_copy(
     asm: &mut CodeAssembler,
-    displaced: Vec<Moved>,
+    mut displaced: Vec<Moved>,
     cold: usize,
+    marked: Vec<usize>,
     at: u64,
-) -> Result<Stub, StubError> {
-    finish(asm, &Marks { return_point: None, displaced, cold, sequences: Vec::new() }, at)
+) -> Result<(Stub, Vec<u32>), StubError> {
+    let known = displaced.len();
+    displaced.extend(marked.into_iter().map(|index| Moved { original: 0, index }));
+    let mut stub = finish(asm, &Marks { return_point: None, displaced, cold, sequences: Vec::new() }, at)?;
+    let marked = stub.displaced.split_off(known).into_iter().map(|mapping| mapping.stub_offset).collect();
+    Ok((stub, marked))
 }
 
-fn finish(asm: &mut CodeAssembler, marks: &Marks, at: u64) -> Result<Stub, StubError> {
+pub(crate) fn finish(asm: &mut CodeAssembler, marks: &Marks, at: u64) -> Result<Stub, StubError> {
     let result = asm
         .assemble_options(at, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)
         .map_err(|e| assembler(at, &e))?
@@ -96,11 +99,11 @@ fn finish(asm: &mut CodeAssembler, marks: &Marks, at: u64) -> Result<Stub, StubE
 }
 
 /// Indices of instructions whose offsets are asked for afterwards.
-struct Marks {
-    return_point: Option<usize>,
-    displaced: Vec<Moved>,
-    cold: usize,
-    sequences: Vec<Sequence>,
+pub(crate) struct Marks {
+    pub(crate) return_point: Option<usize>,
+    pub(crate) displaced: Vec<Moved>,
+    pub(crate) cold: usize,
+    pub(crate) sequences: Vec<Sequence>,
 }
 
 fn check(site: &SiteCode<'_>, at: u64) -> Result<(), StubError> {
@@ -191,6 +194,7 @@ impl<'a> EntryHalf<'a> {
             read_flags: entries.iter().any(|l| l.needs.context.reads(flags)),
             own_stack: shared.environment.small_stacks,
             changed: changed(&entries),
+            contexts: 0,
         };
         EntryHalf {
             phase: Phase::new(asm, shared, at, save),

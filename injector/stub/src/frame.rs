@@ -81,6 +81,8 @@ pub(crate) struct SaveArea {
     pub(crate) own_stack: bool,
     /// What running the programs changes.
     pub(crate) changed: Registers,
+    /// Bytes of contexts that are no `pt_regs`: they lie behind it, or behind the save area that it is a part of. A multiple of 16.
+    pub(crate) contexts: i32,
 }
 
 impl SaveArea {
@@ -106,6 +108,11 @@ impl SaveArea {
     /// A word, from rsp = S.
     pub(crate) fn at(&self, word: Kept) -> AsmMemoryOperand {
         qword_ptr(rsp + self.offset(word))
+    }
+
+    /// Offset of those contexts from rsp while programs run.
+    pub(crate) fn contexts_at(&self) -> i32 {
+        if self.own_stack { FRAME_LEN } else { LEN }
     }
 
     /// A word, while programs run.
@@ -161,7 +168,7 @@ impl SaveArea {
         if self.own_stack {
             asm.mov(self.at(Kept::Rbx), rbx)?;
             asm.mov(rbx, rsp)?;
-            asm.lea(rsp, qword_ptr(rax - FRAME_LEN))?;
+            asm.lea(rsp, qword_ptr(rax - (FRAME_LEN + self.contexts)))?;
         }
         for (register, offset) in others() {
             if self.changed.contains(register) || used.reads(offset as u32) {

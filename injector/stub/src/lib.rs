@@ -13,6 +13,7 @@
 
 mod arena;
 mod assemble;
+mod chain;
 mod cpu;
 mod displaced;
 mod frame;
@@ -26,6 +27,7 @@ mod site_code;
 mod system_call;
 
 pub use arena::{Arena, ArenaError};
+pub use chain::{CallContext, CallLink, chain_len_max};
 pub use displaced::DisplaceError;
 pub use link::{LinkError, link_code};
 pub use patch::{PatchError, jump, patch_bytes, short_jump};
@@ -33,8 +35,9 @@ pub use program_use::{ProgramUse, Registers};
 pub use site_code::{
     AgentSymbols, Environment, LinkCode, OnlyIn, PcMapping, SiteCode, Stub, StubError, ThreadKey,
 };
-
-pub use system_call::{SYSTEM_CALL_GATES_MAX, SYSTEM_CALL_STUB_MAX, SystemCallCode, SystemCallTarget};
+pub use system_call::{
+    CallStub, HOOK_LEN, SYSTEM_CALL_GATES_MAX, SYSTEM_CALL_STUB_MAX, SystemCallCode, SystemCallTarget, hook,
+};
 
 /// What an arena needs besides its programs and stubs: the gates.
 pub const ARENA_OVERHEAD: u64 = 2048;

@@ -11,7 +11,7 @@ use crate::site_code::{Environment, LinkCode, ThreadKey};
 use beeline_abi::code::ContextUse;
 use beeline_abi::link::{LinkRuntime, LinkShared};
 use beeline_abi::run::RunContext;
-use beeline_abi::thread::{HASH_MULTIPLIER, HASH_SHIFT, ThreadSlot};
+use beeline_abi::thread::{HASH_MULTIPLIER, HASH_SHIFT, ThreadSlot, home_index};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
     AsmMemoryOperand, CodeAssembler, CodeLabel, dword_ptr, eax, ecx, edx, qword_ptr, rax, rcx, rdi, rdx, rsi,
@@ -26,11 +26,14 @@ pub(crate) fn slot_field(offset: usize) -> AsmMemoryOperand {
 }
 
 const RUN: i32 = offset_of!(ThreadSlot, run) as i32;
-/// From the slot, the flags of the run.
+/// From the slot, the flags of the run, and what `bpf_override_return` wants returned.
 pub(crate) const RUN_FLAGS: i32 = RUN + offset_of!(RunContext, flags) as i32;
+pub(crate) const RUN_OVERRIDE_VALUE: i32 = RUN + offset_of!(RunContext, override_value) as i32;
 
 /// Code that is entered from the hot path and is put behind it.
 enum Cold {
+    /// The thread has no thread pointer.
+    Early { here: CodeLabel },
     /// The home slot is another thread's.
     Claim { here: CodeLabel },
     /// The guard word is set.
@@ -71,6 +74,8 @@ pub(crate) struct Phase<'a> {
     pub(crate) missed: CodeLabel,
     /// No slot for this thread: from rsp = S, rcx = 0.
     pub(crate) no_slot: CodeLabel,
+    /// A thread without a thread pointer may have a slot.
+    pub(crate) may_be_early: bool,
     /// Restartable sequences so far.
     pub(crate) sequences: Vec<Sequence>,
     /// Found out too late for `missed` that there is no stack to run on: from rsp = S, with the guard cleared.
@@ -85,6 +90,7 @@ impl<'a> Phase<'a> {
             gates: shared.gates,
             shared,
             sequences: Vec::new(),
+            may_be_early: false,
             at,
             save,
             slot_found: asm.create_label(),
@@ -108,7 +114,13 @@ impl<'a> Phase<'a> {
                 asm.rdfsbase(rdx)?;
                 asm.xor(ecx, ecx)?;
                 asm.test(rdx, rdx)?;
-                asm.je(self.no_slot)?;
+                if self.may_be_early {
+                    let here = asm.create_label();
+                    asm.je(here)?;
+                    self.cold.push(Cold::Early { here });
+                } else {
+                    asm.je(self.no_slot)?;
+                }
             }
         }
         asm.mov(rcx, HASH_MULTIPLIER)?;
@@ -144,6 +156,21 @@ impl<'a> Phase<'a> {
         test_enabled: bool,
         ip: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
     ) -> Result<(), IcedError> {
+        let used = links.iter().fold(ContextUse::NONE, |all, l| all.union(l.needs.context));
+        let run: Vec<(&LinkCode, i32)> = links.iter().map(|&link| (link, 0)).collect();
+        self.call_with(asm, &run, used, test_enabled, |save, asm| save.fill_context(asm, used, ip))
+    }
+
+    /// As [`call_programs`](Phase::call_programs), each program with the context at its offset from rsp. `fill` makes them, and may
+    /// change rax; of `pt_regs` the words `used` are there before.
+    pub(crate) fn call_with(
+        &mut self,
+        asm: &mut CodeAssembler,
+        links: &[(&LinkCode, i32)],
+        used: ContextUse,
+        test_enabled: bool,
+        fill: impl FnOnce(&SaveArea, &mut CodeAssembler) -> Result<(), IcedError>,
+    ) -> Result<(), IcedError> {
         if links.is_empty() {
             return Ok(());
         }
@@ -154,25 +181,25 @@ impl<'a> Phase<'a> {
             asm.je(here)?;
             self.cold.push(Cold::NoStack { here });
         }
-        let used = links.iter().fold(ContextUse::NONE, |all, l| all.union(l.needs.context));
         self.save.enter_frame(asm, used)?;
-        self.save.fill_context(asm, used, ip)?;
-        if links.iter().any(|link| link.uses.calls) {
+        fill(&self.save, asm)?;
+        if links.iter().any(|(link, _)| link.uses.calls) {
             asm.mov(qword_ptr(rcx + RUN + offset_of!(RunContext, regs) as i32), rsp)?;
         }
         self.clear_flags(asm, links)?;
-        for link in links {
-            self.call_program(asm, link, test_enabled)?;
+        for (link, context) in links {
+            self.call_program(asm, link, *context, test_enabled)?;
         }
         self.save.leave_frame(asm)
     }
 
     /// The flags of the run as the entry's programs find them: nobody wants the function skipped, and no session's program has
     /// run and returned 0. At a return they are those of the entry.
-    fn clear_flags(&self, asm: &mut CodeAssembler, links: &[&LinkCode]) -> Result<(), IcedError> {
-        let sessions = links.iter().filter(|link| !link.is_return).filter_map(|link| link.session);
+    fn clear_flags(&self, asm: &mut CodeAssembler, links: &[(&LinkCode, i32)]) -> Result<(), IcedError> {
+        let entries = links.iter().filter(|(link, _)| !link.is_return);
+        let sessions = entries.filter_map(|(link, _)| link.session);
         let skipped = sessions.clone().fold(0, |all, index| all | session_skip(index));
-        if skipped != 0 || links.iter().any(|link| link.overrides) {
+        if skipped != 0 || links.iter().any(|(link, _)| link.overrides) {
             asm.mov(dword_ptr(rcx + RUN_FLAGS), skipped)?;
         }
         for index in sessions {
@@ -186,6 +213,7 @@ impl<'a> Phase<'a> {
         &mut self,
         asm: &mut CodeAssembler,
         link: &LinkCode,
+        context: i32,
         test_enabled: bool,
     ) -> Result<(), IcedError> {
         let mut next = asm.create_label();
@@ -215,7 +243,11 @@ impl<'a> Phase<'a> {
             asm.lock().inc(qword_ptr(rax + IN_SHARED))?;
         }
         if link.uses.reads_context() {
-            asm.mov(rdi, rsp)?;
+            if context == 0 {
+                asm.mov(rdi, rsp)?;
+            } else {
+                asm.lea(rdi, qword_ptr(rsp + context))?;
+            }
         }
         if link.uses.reads_run() {
             asm.lea(rsi, qword_ptr(rcx + RUN))?;
@@ -263,6 +295,7 @@ impl<'a> Phase<'a> {
     pub(crate) fn cold(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         for piece in std::mem::take(&mut self.cold) {
             match piece {
+                Cold::Early { here } => self.early(asm, here)?,
                 Cold::Claim { here } => self.claim(asm, here)?,
                 Cold::Guard { here } => self.guard(asm, here)?,
                 Cold::ClaimCpu { claim, runtime, next } => self.claim_cpu_cold(asm, claim, runtime, next)?,
@@ -279,6 +312,21 @@ impl<'a> Phase<'a> {
             }
         }
         Ok(())
+    }
+
+    /// A thread that stands before its program's first instruction has a slot all the same: that at the home of 0, when it is ready.
+    fn early(&self, asm: &mut CodeAssembler, mut here: CodeLabel) -> Result<(), IcedError> {
+        const _: () = assert!(home_index(0) == 0);
+        let mut none = asm.create_label();
+        asm.set_label(&mut here)?;
+        asm.mov(rcx, self.environment.threads)?;
+        asm.cmp(slot_field(offset_of!(ThreadSlot, key)), 0)?;
+        asm.jne(none)?;
+        asm.cmp(qword_ptr(rcx + RUN + offset_of!(RunContext, process) as i32), 0)?;
+        asm.jne(self.slot_found)?;
+        asm.set_label(&mut none)?;
+        asm.xor(ecx, ecx)?;
+        asm.jmp(self.no_slot)
     }
 
     /// From rdx = key.

@@ -132,6 +132,7 @@ impl<'a> ReturnHalf<'a> {
             read_flags: links.iter().any(|l| l.needs.context.reads(flags)),
             own_stack: shared.environment.small_stacks,
             changed: changed(&links),
+            contexts: 0,
         };
         ReturnHalf {
             word,

@@ -1,39 +1,46 @@
 //! The code at a system call.
 //!
 //! ```text
-//! around    enter stub:  displaced; is the number wanted? ─ no ─▶ jmp to the call
-//!                                       └ yes ─▶ gate: programs ─▶ jmp to the call, or behind it
-//!           exit stub:   is its end wanted? ─ yes ─▶ gate: programs; displaced; jmp back
+//! around    enter stub:  displaced; hook ─▶ jmp to the call, or behind it
+//!           exit stub:   hook; displaced; jmp back
 //! over      both in one, with the call between them
 //! ```
 //!
-//! A call changes rcx and r11 and keeps the flags. So the test of a number uses these registers, and `jrcxz`, which leaves the flags
-//! alone; calls that nobody wants touch nothing else, not even the stack.
+//! A *hook* is five bytes: a call of the programs, or a `nop` where nobody wants this call. The injector writes it; the rest of a stub
+//! stays as it is. Whom it calls:
 //!
-//! The gate of an arena makes a whole `pt_regs` on the stack and calls the agent with it. Afterwards registers come from there:
-//! programs may change a call's arguments and its result.
+//! - the chain of the number's programs (see [`chain`](crate::chain)),
+//! - or, where programs want a whole `pt_regs` or the agent has to know of the call, the arena's gate, which makes a `pt_regs` on
+//!   the stack and calls the agent with it. Afterwards registers come from there: programs may change a call's arguments.
+//!
+//! A number that is no constant is looked up at the call, by `jrcxz`, which leaves the flags alone; then comes the gate.
+//!
+//! A call changes rcx and r11 and keeps the flags. So the stub uses these registers, and saves the flags only where somebody behind
+//! the call looks at them.
 //!
 //! ```text
 //!   │ the caller's stack            │ ◀ its stack pointer
-//!   │ red zone, 128 bytes; 8 bytes  │
+//!   │ red zone, and what the hook keeps
 //!   │ return address of the gate    │
 //!   ├───────────────────────────────┤
 //!   │ status flags, slot            │
 //!   │ pt_regs                       │ ◀ S; rbx while the agent runs
 //! ```
 
+use crate::assemble::finish_copy;
+use crate::chain::HOOK_BELOW;
 use crate::displaced::{Around, Moved, displace_around, reaches};
 use crate::gates::Gates;
 use crate::phase::{call, slot_field};
 use crate::site_code::{Environment, Stub, StubError, ThreadKey};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
-use beeline_abi::system_call::SystemCalls;
+use beeline_abi::system_call::{Hooks, SystemCalls};
 use beeline_abi::thread::{HASH_MULTIPLIER, HASH_SHIFT, ThreadSlot};
 use beeline_site::SitePlan;
 use iced_x86::code_asm::{
-    AsmRegister64, CodeAssembler, CodeLabel, al, ax, byte_ptr, ecx, edx, qword_ptr, r8, r9, r10, r11, r11d,
-    r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp,
+    AsmRegister64, CodeAssembler, CodeLabel, al, ax, byte_ptr, eax, ecx, edx, qword_ptr, r8, r9, r10, r11,
+    r11d, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp,
 };
 use iced_x86::{BlockEncoderOptions, IcedError, Instruction, Mnemonic};
 use std::mem::offset_of;
@@ -62,6 +69,10 @@ pub struct SystemCallCode<'a> {
     pub call: u64,
     /// The number, where it is a constant.
     pub number: Option<u32>,
+    /// Nobody behind the call looks at the flags.
+    pub flags_dead: bool,
+    /// Whom the hooks call now: before and behind the call.
+    pub hooked: [Option<u64>; 2],
 }
 
 impl SystemCallCode<'_> {
@@ -84,8 +95,8 @@ pub const SYSTEM_CALL_STUB_MAX: u64 = 448;
 /// What the gates of an arena are not longer than.
 pub const SYSTEM_CALL_GATES_MAX: u64 = 1536;
 
-/// Bytes that the stub goes below the caller's stack pointer before it calls a gate: the red zone, and one word.
-const BELOW: i32 = 136;
+/// Bytes that the stub goes below the caller's stack pointer before it calls a gate: as much as a hook and its gate do.
+const BELOW: i32 = HOOK_BELOW + 16;
 /// Bytes of the frame.
 const FRAME_LEN: i32 = size_of::<PtRegs>() as i32 + 24;
 const STATUS: i32 = size_of::<PtRegs>() as i32;
@@ -101,6 +112,8 @@ const UNKNOWN: u32 = u32::MAX;
 pub(crate) struct CallGates {
     enter: u64,
     exit: u64,
+    /// What hooks call: before the call, behind it.
+    pub(crate) hooked: [u64; 2],
 }
 
 /// Makes the gates for address `at`.
@@ -111,17 +124,50 @@ pub(crate) fn build_call_gates(
 ) -> Result<(Vec<u8>, CallGates), StubError> {
     let wrap = |e: IcedError| StubError::Assembler { at, reason: e.to_string() };
     let mut asm = CodeAssembler::new(64).map_err(wrap)?;
-    let mut starts = [0; 2];
-    for (start, is_exit) in starts.iter_mut().zip([false, true]) {
-        *start = asm.instructions().len();
+    let mut starts = [0; 4];
+    let mut entries = [asm.create_label(), asm.create_label()];
+    for (index, (entry, is_exit)) in entries.iter_mut().zip([false, true]).enumerate() {
+        starts[index] = asm.instructions().len();
+        asm.set_label(entry).map_err(wrap)?;
         Gate { environment, gates, target, at, is_exit }.write(&mut asm).map_err(wrap)?;
     }
+    let [enter, exit] = entries;
+    starts[2] = asm.instructions().len();
+    hooked_enter(&mut asm, enter).map_err(wrap)?;
+    starts[3] = asm.instructions().len();
+    hooked_exit(&mut asm, exit).map_err(wrap)?;
     let result =
         asm.assemble_options(at, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS).map_err(wrap)?.inner;
     let offsets = result.new_instruction_offsets;
     let address = |index: usize| at + u64::from(offsets.get(index).copied().unwrap_or_default());
-    let [enter, exit] = starts.map(address);
-    Ok((result.code_buffer, CallGates { enter, exit }))
+    let [enter, exit, hooked_enter, hooked_exit] = starts.map(address);
+    Ok((result.code_buffer, CallGates { enter, exit, hooked: [hooked_enter, hooked_exit] }))
+}
+
+/// What a hook before a call calls, with rcx = address behind the call, r11 = where to go on when it is skipped.
+fn hooked_enter(asm: &mut CodeAssembler, gate: CodeLabel) -> Result<(), IcedError> {
+    let mut call = asm.create_label();
+    asm.lea(rsp, qword_ptr(rsp - 8))?;
+    asm.mov(qword_ptr(rsp), r11)?;
+    asm.mov(r11, rcx)?;
+    asm.mov(ecx, eax)?;
+    asm.call(gate)?;
+    asm.mov(r11, qword_ptr(rsp))?;
+    asm.lea(rsp, qword_ptr(rsp + 8))?;
+    asm.jrcxz(call)?;
+    // Past the return address.
+    asm.lea(rsp, qword_ptr(rsp + 8))?;
+    asm.jmp(r11)?;
+    asm.set_label(&mut call)?;
+    asm.ret()
+}
+
+/// What a hook behind a call calls, with rcx = number, r11 = address behind the call.
+fn hooked_exit(asm: &mut CodeAssembler, gate: CodeLabel) -> Result<(), IcedError> {
+    asm.lea(rsp, qword_ptr(rsp - 8))?;
+    asm.call(gate)?;
+    asm.lea(rsp, qword_ptr(rsp + 8))?;
+    asm.ret()
 }
 
 /// One gate while it is written. It takes rax = number or result, rcx = number or [`UNKNOWN`], r11 = address behind the call; it
@@ -302,6 +348,26 @@ impl Gate<'_> {
     }
 }
 
+/// Bytes of a hook.
+pub const HOOK_LEN: usize = 5;
+
+/// The bytes of a hook at `at` that calls `target`; none where nobody wants the call. None when it is too far away.
+pub fn hook(at: u64, target: Option<u64>) -> Option<[u8; HOOK_LEN]> {
+    let Some(target) = target else { return Some([0x0f, 0x1f, 0x44, 0x00, 0x00]) };
+    let distance = i128::from(target) - i128::from(at) - HOOK_LEN as i128;
+    let [a, b, c, d] = i32::try_from(distance).ok()?.to_le_bytes();
+    Some([0xe8, a, b, c, d])
+}
+
+/// Where a stub goes on when its call is skipped.
+#[derive(Clone, Copy)]
+enum Skipped {
+    /// Behind the copy of it.
+    Copy(CodeLabel),
+    /// Behind the call in its place.
+    Call,
+}
+
 /// The windows at a call, while they are written.
 struct Windows<'a> {
     code: &'a SystemCallCode<'a>,
@@ -309,67 +375,103 @@ struct Windows<'a> {
     gates: CallGates,
     /// Index of what is behind the displaced call.
     behind: Option<usize>,
+    /// Indexes of the hooks.
+    hooks: [Option<usize>; 2],
+    /// Where the hook before the call goes on when that is skipped, and what is there.
+    skip: Option<(CodeLabel, Skipped)>,
 }
 
 impl Windows<'_> {
-    fn number(&self) -> u32 {
-        self.code.number.unwrap_or(UNKNOWN)
-    }
-
-    /// rcx = a byte of a table of [`SystemCalls`], by the number in eax unless that is a constant.
+    /// rcx = a byte of a table of [`SystemCalls`], by the number in eax.
     fn wanted(&self, asm: &mut CodeAssembler, table: usize) -> Result<(), IcedError> {
-        match self.code.number {
-            Some(number) => {
-                asm.mov(rcx, self.target.calls + table as u64 + u64::from(number & 0xffff))?;
-                asm.movzx(ecx, byte_ptr(rcx))
-            }
-            None => {
-                asm.mov(rcx, self.target.calls + table as u64)?;
-                asm.movzx(r11d, ax)?;
-                asm.movzx(ecx, byte_ptr(rcx + r11))
-            }
-        }
+        asm.mov(rcx, self.target.calls + table as u64)?;
+        asm.movzx(r11d, ax)?;
+        asm.movzx(ecx, byte_ptr(rcx + r11))
     }
 
+    /// Through a gate, where the number is no constant.
     fn through(&self, asm: &mut CodeAssembler, gate: u64) -> Result<(), IcedError> {
         asm.lea(rsp, qword_ptr(rsp - BELOW))?;
-        asm.mov(ecx, self.number())?;
+        asm.mov(ecx, UNKNOWN)?;
         asm.mov(r11, self.code.behind())?;
         asm.call(gate)?;
         asm.lea(rsp, qword_ptr(rsp + BELOW))
     }
 
+    fn go_on(&self, asm: &mut CodeAssembler, skipped: Skipped) -> Result<(), IcedError> {
+        match skipped {
+            Skipped::Copy(behind) => asm.jmp(behind),
+            Skipped::Call => asm.jmp(self.code.behind()),
+        }
+    }
+
     /// Runs the programs of the beginning; to `skipped` when the call is not to be made.
-    fn enter(&self, asm: &mut CodeAssembler, skipped: CodeLabel) -> Result<(), IcedError> {
+    fn enter(&mut self, asm: &mut CodeAssembler, skipped: Skipped) -> Result<(), IcedError> {
+        if self.code.number.is_some() {
+            let skip = asm.create_label();
+            asm.mov(rcx, self.code.behind())?;
+            asm.lea(r11, qword_ptr(skip))?;
+            self.skip = Some((skip, skipped));
+            return self.hook(asm, 0);
+        }
         let mut plain = asm.create_label();
-        // Without a constant the call has to be remembered, too.
-        let table = match self.code.number {
-            Some(_) => offset_of!(SystemCalls, enter),
-            None => offset_of!(SystemCalls, either),
-        };
-        self.wanted(asm, table)?;
+        // The call has to be remembered, too.
+        self.wanted(asm, offset_of!(SystemCalls, either))?;
         asm.jrcxz(plain)?;
         self.through(asm, self.gates.enter)?;
         asm.jrcxz(plain)?;
-        asm.jmp(skipped)?;
+        self.go_on(asm, skipped)?;
         asm.set_label(&mut plain)?;
         asm.zero_bytes()
     }
 
     /// Runs the programs of the end.
-    fn exit(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
-        let mut plain = asm.create_label();
-        match self.code.number {
-            Some(_) => self.wanted(asm, offset_of!(SystemCalls, exit))?,
-            None => {
-                asm.mov(rcx, self.target.calls + offset_of!(SystemCalls, any_exit) as u64)?;
-                asm.mov(rcx, qword_ptr(rcx))?;
-            }
+    fn exit(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        if let Some(number) = self.code.number {
+            asm.mov(ecx, number)?;
+            asm.mov(r11, self.code.behind())?;
+            return self.hook(asm, 1);
         }
+        let mut plain = asm.create_label();
+        asm.mov(rcx, self.target.calls + offset_of!(SystemCalls, any_exit) as u64)?;
+        asm.mov(rcx, qword_ptr(rcx))?;
         asm.jrcxz(plain)?;
         self.through(asm, self.gates.exit)?;
         asm.set_label(&mut plain)?;
         asm.zero_bytes()
+    }
+
+    /// The hook before the call, or behind it.
+    fn hook(&mut self, asm: &mut CodeAssembler, index: usize) -> Result<(), IcedError> {
+        if self.code.flags_dead {
+            asm.lea(rsp, qword_ptr(rsp - HOOK_BELOW))?;
+        } else {
+            asm.lea(rsp, qword_ptr(rsp - (HOOK_BELOW - 8)))?;
+            asm.pushfq()?;
+        }
+        self.hooks[index] = Some(asm.instructions().len());
+        asm.db(&[0x0f, 0x1f, 0x44, 0x00, 0x00])?;
+        self.leave_hook(asm)
+    }
+
+    /// Back to the caller's stack pointer and flags.
+    fn leave_hook(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        if self.code.flags_dead {
+            return asm.lea(rsp, qword_ptr(rsp + HOOK_BELOW));
+        }
+        asm.popfq()?;
+        asm.lea(rsp, qword_ptr(rsp + (HOOK_BELOW - 8)))
+    }
+
+    /// What runs when a call is skipped.
+    fn cold(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        if let Some((mut skip, skipped)) = self.skip {
+            asm.set_label(&mut skip)?;
+            self.leave_hook(asm)?;
+            self.go_on(asm, skipped)?;
+        }
+        // What assembles to nothing has no offset: this has one, and never runs.
+        asm.int3()
     }
 }
 
@@ -388,7 +490,7 @@ impl Around for Windows<'_> {
             return Ok(false);
         }
         let mut skipped = asm.create_label();
-        self.enter(asm, skipped)?;
+        self.enter(asm, Skipped::Copy(skipped))?;
         asm.syscall()?;
         let behind = asm.instructions().len();
         moved.push(Moved { original: self.code.behind(), index: behind });
@@ -402,20 +504,17 @@ impl Around for Windows<'_> {
         if self.code.address + u64::from(self.code.plan.code_len) != self.code.call {
             return Ok(());
         }
-        let (mut skipped, mut plain) = (asm.create_label(), asm.create_label());
-        self.enter(asm, skipped)?;
-        asm.jmp(plain)?;
-        asm.set_label(&mut skipped)?;
-        asm.jmp(self.code.behind())?;
-        asm.set_label(&mut plain)?;
-        asm.zero_bytes()
+        self.enter(asm, Skipped::Call)
     }
 }
 
-/// A stub, and where in it the copy of the call ends.
-pub(crate) struct CallStub {
-    pub(crate) stub: Stub,
-    pub(crate) behind: u32,
+/// A stub at a call.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CallStub {
+    /// Its code.
+    pub stub: Stub,
+    /// Offset behind the copy of the call, where that is displaced; else 0.
+    pub behind: u32,
 }
 
 /// Makes the code of a window for address `at`.
@@ -435,13 +534,28 @@ pub(crate) fn build_call_stub(
         }
     }
     let mut asm = CodeAssembler::new(64).map_err(wrap)?;
-    let mut windows = Windows { code, target, gates, behind: None };
+    let mut windows = Windows { code, target, gates, behind: None, hooks: [None; 2], skip: None };
     let mut displaced = displace_around(&mut asm, code.plan, code.address, at, &mut windows)?;
     // Found before the place of the same address that is behind the programs.
     displaced.sort_by_key(|moved| moved.index);
     let cold = asm.instructions().len();
-    asm.int3().map_err(wrap)?;
-    let stub = crate::assemble::finish_copy(&mut asm, displaced, cold, at)?;
+    windows.cold(&mut asm).map_err(wrap)?;
+    let marked = windows.hooks.into_iter().flatten().collect();
+    let (mut stub, marked) = finish_copy(&mut asm, displaced, cold, marked, at)?;
+    let mut marked = marked.into_iter();
+    let hooks = windows.hooks.map(|hook| hook.and_then(|_| marked.next()));
+    for (offset, target) in hooks.into_iter().zip(code.hooked) {
+        let Some((offset, target)) = offset.zip(target) else { continue };
+        let at = at + u64::from(offset);
+        let bytes = hook(at, Some(target)).ok_or(StubError::OutOfRange { at, target })?;
+        if let Some(place) = stub.bytes.get_mut(offset as usize..offset as usize + HOOK_LEN) {
+            place.copy_from_slice(&bytes);
+        }
+    }
+    let offset = |hook: Option<u32>| hook.and_then(|at| u16::try_from(at).ok()).unwrap_or(Hooks::NONE);
+    let [enter, exit] = hooks.map(offset);
+    let trailer = Hooks { number: code.number.unwrap_or(UNKNOWN), enter, exit };
+    stub.bytes.extend(trailer.to_bytes());
     let found = windows.behind.filter(|_| code.is_over()).and(stub.pc_in_stub(code.behind()));
     let behind = found.map_or(0, |address| (address - at) as u32);
     Ok(CallStub { stub, behind })

@@ -46,7 +46,8 @@ pub struct Reloc {
     pub addend: i64,
 }
 
-/// Which of the 21 words of `pt_regs` a program can read: bit n is the word at byte offset 8 n.
+/// Which of the 21 words of `pt_regs`, or of the first 21 of a tracepoint's record, a program can read: bit n is the word at byte
+/// offset 8 n. A helper that looks at registers has the bits of their words in `pt_regs`, whatever the context is.
 ///
 /// The stub materialises only these. A program whose context escapes (a tail call, a helper that reads it, an address
 /// computed at run time) uses [`ContextUse::ALL`].
@@ -82,7 +83,7 @@ impl ContextUse {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ProgramNeeds {
-    /// The words of `pt_regs` that it can read.
+    /// The words of its context that it can read.
     pub context: ContextUse,
     /// It touches per-CPU data: the stub claims a CPU for the run (see [`process::CpuSlot`](crate::process::CpuSlot)).
     pub cpu: bool,

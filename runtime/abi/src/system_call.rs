@@ -52,6 +52,43 @@ const _: () = assert!(size_of::<List>() == 8);
 const _: () = assert!(core::mem::offset_of!(SystemCalls, any_exit) == 3 * WANTED_LEN);
 const _: () = assert!(size_of::<SystemCalls>() == 3 * WANTED_LEN + 16 + 16 * (NUMBERS + 1));
 
+/// The last bytes of a stub at a system call: where its hooks are, which call the programs.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hooks {
+    /// The number of the call; `u32::MAX` when it is no constant.
+    pub number: u32,
+    /// Offset from the start of the stub of the hook before the call; [`Hooks::NONE`].
+    pub enter: u16,
+    /// Of the hook behind it.
+    pub exit: u16,
+}
+
+impl Hooks {
+    /// There is no such hook.
+    pub const NONE: u16 = u16::MAX;
+    /// Bytes of it.
+    pub const LEN: usize = size_of::<Hooks>();
+
+    /// As they stand in memory.
+    pub fn to_bytes(self) -> [u8; Hooks::LEN] {
+        let mut bytes = [0; Hooks::LEN];
+        bytes[..4].copy_from_slice(&self.number.to_le_bytes());
+        bytes[4..6].copy_from_slice(&self.enter.to_le_bytes());
+        bytes[6..].copy_from_slice(&self.exit.to_le_bytes());
+        bytes
+    }
+
+    /// What [`to_bytes`](Hooks::to_bytes) wrote.
+    pub fn from_bytes([a, b, c, d, e, f, g, h]: [u8; Hooks::LEN]) -> Hooks {
+        Hooks {
+            number: u32::from_le_bytes([a, b, c, d]),
+            enter: u16::from_le_bytes([e, f]),
+            exit: u16::from_le_bytes([g, h]),
+        }
+    }
+}
+
 /// A call whose number only the stub before it knew: it stands in its thread's slot until it returns.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -121,6 +121,19 @@ pub(crate) fn may_write_packet(prog_type: ProgType) -> bool {
     matches!(prog_type, ProgType::SCHED_CLS | ProgType::SCHED_ACT | ProgType::XDP)
 }
 
+/// True for programs whose context is made for the run, of the words that they read.
+pub(crate) fn is_made_for_reads(prog_type: ProgType) -> bool {
+    matches!(prog_type, ProgType::KPROBE | ProgType::TRACEPOINT | ProgType::RAW_TRACEPOINT)
+}
+
+/// The words of the context that an access touches; all of them when it goes beyond those that can be named.
+pub(crate) fn words(off: u32, size: u32) -> ContextUse {
+    match off.checked_add(size) {
+        Some(end) if end <= PT_REGS_SIZE && size != 0 => ContextUse::NONE.with_access(off, size),
+        _ => ContextUse::ALL,
+    }
+}
+
 /// Which words of `pt_regs` a helper reads through its context argument.
 pub(crate) fn read_by_helper(helper: i32) -> ContextUse {
     const PERF_EVENT_OUTPUT: i32 = 25;

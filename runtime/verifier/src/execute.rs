@@ -111,8 +111,9 @@ impl Explorer<'_> {
     fn load_context(&mut self, target: &Target, signed: bool) -> Checked<RegState> {
         let field = self.context(target, Access::Read)?;
         self.facts.context_len = self.facts.context_len.max((target.off as u32).saturating_add(target.size));
-        if self.program.prog_type == crate::ProgType::KPROBE {
-            self.facts.context = self.facts.context.with_access(target.off as u32, target.size);
+        if crate::context::is_made_for_reads(self.program.prog_type) {
+            self.facts.context =
+                self.facts.context.union(crate::context::words(target.off as u32, target.size));
         }
         Ok(match field {
             _ if signed && field != Field::Number => {

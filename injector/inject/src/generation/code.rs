@@ -14,12 +14,18 @@ use beeline_abi::link::{LinkRuntime, LinkShared};
 use beeline_abi::map::MapHandle;
 use beeline_abi::process::{ForkPage, ProgramRuntime, SiteRuntime};
 use beeline_remote::reach;
-use beeline_stub::{Arena, LinkCode, OnlyIn, ProgramUse, SiteCode, SystemCallCode, SystemCallTarget};
+use beeline_stub::{
+    Arena, CallContext, CallLink, CallStub, LinkCode, OnlyIn, ProgramUse, SiteCode, SystemCallCode,
+    SystemCallTarget, hook,
+};
 use std::collections::HashMap;
 use std::mem::offset_of;
 
 /// Bytes of `syscall`.
 const SYSCALL_LEN: u64 = 2;
+
+/// Where the code is that hooks call: by the indexes of the links, whether it runs behind the call, and whether the agent has to know.
+pub(super) type Chains = HashMap<(Vec<usize>, bool, bool), u64>;
 
 impl Builder<'_> {
     /// The links of system calls, before the sites that have them.
@@ -50,22 +56,111 @@ impl Builder<'_> {
         Ok(())
     }
 
+    fn call_target(&self) -> SystemCallTarget {
+        let [enter, exit, missed] = self.agent.system_call;
+        SystemCallTarget { calls: self.system_calls, enter, exit, missed }
+    }
+
+    /// Whom hooks of calls with this number call; none when nobody wants them.
+    fn chain(
+        &mut self,
+        arena: &mut Arena,
+        number: u32,
+        is_exit: bool,
+        entries: &mut HashMap<u32, u64>,
+        chains: &mut Chains,
+    ) -> Result<Option<u64>, TargetRefused> {
+        let wanted = self.calls.at(number, is_exit);
+        let agent = self.calls.concern_agent(number, is_exit);
+        if wanted.is_empty() && !agent {
+            return Ok(None);
+        }
+        let key = (wanted, is_exit, agent);
+        if let Some(&known) = chains.get(&key) {
+            return Ok(Some(known));
+        }
+        let links = key.0.iter().map(|&index| self.call_link(arena, index, entries));
+        let links: Vec<CallLink> = links.collect::<Result<_, _>>()?;
+        let made = arena.add_chain(&self.environment(), &self.call_target(), &links, is_exit, agent);
+        let made = made.map_err(|error| TargetRefused::BadRequest {
+            what: format!("no code for the programs of system call {number}: {error}"),
+        })?;
+        chains.insert(key, made);
+        Ok(Some(made))
+    }
+
+    /// A link of system calls as the code in `arena` runs it.
+    fn call_link(
+        &mut self,
+        arena: &mut Arena,
+        index: usize,
+        entries: &mut HashMap<u32, u64>,
+    ) -> Result<CallLink, TargetRefused> {
+        let link = self.calls.links[index];
+        let (mut entry, mut asks_registers) = (link.entry, true);
+        if let Ok(program) = self.given.program(link.prog_id) {
+            entry = self.link_program(arena, program, entries)?;
+            asks_registers = program.asks_registers();
+        }
+        let (needs, uses) = (self.given.needs_of(&link), self.use_of(&link));
+        let runtime = self.call_links.0 + (index * LinkRuntime::LEN) as u64;
+        let code = self.link_code(&LinkRuntime { entry, ..link }, needs, uses, runtime);
+        let context = match link.flags & LinkRuntime::SYSTEM_CALL {
+            LinkRuntime::RECORD => CallContext::Record,
+            LinkRuntime::RAW => CallContext::Raw,
+            _ => CallContext::Registers,
+        };
+        Ok(CallLink { code, context, asks_registers })
+    }
+
+    /// Lets the hooks of earlier stubs in reach of `arena` call the programs as they are now.
+    pub(super) fn link_hooks(
+        &mut self,
+        arena: &mut Arena,
+        entries: &mut HashMap<u32, u64>,
+        chains: &mut Chains,
+    ) -> Result<(), TargetRefused> {
+        for placed in std::mem::take(&mut self.hooks) {
+            let wanted = !self.calls.at(placed.number, placed.is_exit).is_empty()
+                || self.calls.concern_agent(placed.number, placed.is_exit);
+            if wanted && placed.at.abs_diff(arena.base()) >= reach::REACH {
+                self.hooks.push(placed);
+                continue;
+            }
+            let target = self.chain(arena, placed.number, placed.is_exit, entries, chains)?;
+            match hook(placed.at, target) {
+                Some(bytes) => self.hook_writes.push((placed.at, bytes.to_vec())),
+                None => self.hooks.push(placed),
+            }
+        }
+        Ok(())
+    }
+
     /// Stub and table entry of a site at a system call. The inner error is the reason why it cannot be served.
     pub(super) fn add_call(
         &mut self,
         arena: &mut Arena,
         site: &PlannedSite,
         planned: &PlannedCall,
+        entries: &mut HashMap<u32, u64>,
+        chains: &mut Chains,
     ) -> Result<Result<Patch, String>, TargetRefused> {
-        let [enter, exit, missed] = self.agent.system_call;
-        let target = SystemCallTarget { calls: self.system_calls, enter, exit, missed };
+        let mut hooked = [None; 2];
+        for (chain, is_exit) in hooked.iter_mut().zip([false, true]) {
+            if let Some(number) = planned.number {
+                *chain = self.chain(arena, number, is_exit, entries, chains)?;
+            }
+        }
         let code = SystemCallCode {
             plan: &site.plan,
             address: site.address,
             call: planned.address,
             number: planned.number,
+            flags_dead: planned.flags_dead,
+            hooked,
         };
-        let (stub, behind) = match arena.add_system_call(&self.environment(), &target, &code) {
+        let target = self.call_target();
+        let CallStub { stub, behind } = match arena.add_system_call(&self.environment(), &target, &code) {
             Ok(made) => made,
             Err(error) => return Ok(Err(error.to_string())),
         };
@@ -184,7 +279,6 @@ impl Builder<'_> {
             links.retain(|known| known.link_id != LinkRuntime::OWN || known.entry != link.entry);
             links.push(link);
         }
-        let fork_page = self.fork_page();
         for probe in site.probes.iter().map(|&index| &given.request.probes[index]) {
             let program = given.program(probe.program_id)?;
             let entry = self.link_program(arena, program, entries)?;
@@ -221,21 +315,30 @@ impl Builder<'_> {
         let needs: Vec<ProgramNeeds> = links.iter().map(|link| given.needs_of(link)).collect();
         let uses: Vec<ProgramUse> = links.iter().map(|link| self.use_of(link)).collect();
         let first = self.tables.links + (self.links_used * LinkRuntime::LEN) as u64;
-        let code = |(index, (link, needs)): (usize, (&LinkRuntime, &ProgramNeeds))| LinkCode {
-            uses: uses[index],
-            runtime: first + (index * LinkRuntime::LEN) as u64,
+        let code = |(index, (link, needs)): (usize, (&LinkRuntime, &ProgramNeeds))| {
+            let runtime = first + (index * LinkRuntime::LEN) as u64;
+            LinkCode { session: sessions[index], ..self.link_code(link, *needs, uses[index], runtime) }
+        };
+        let codes = links.iter().zip(&needs).enumerate().map(code).collect();
+        Ok((links, codes))
+    }
+
+    /// A link whose [`LinkRuntime`] lies at `runtime`, for a stub.
+    fn link_code(&self, link: &LinkRuntime, needs: ProgramNeeds, uses: ProgramUse, runtime: u64) -> LinkCode {
+        let fork_page = self.fork_page();
+        LinkCode {
+            uses,
+            runtime,
             enabled: link.shared + offset_of!(LinkShared, enabled) as u64,
             entry: link.entry,
-            needs: *needs,
+            needs,
             is_return: link.flags & LinkRuntime::RETURN != 0,
-            session: sessions[index],
+            session: None,
             only_in: (link.pid != 0 && fork_page != 0)
                 .then(|| OnlyIn { pid: link.pid, word: fork_page + offset_of!(ForkPage, attached) as u64 }),
             counts_hits: link.flags & LinkRuntime::COUNTS_HITS != 0,
             overrides: link.flags & LinkRuntime::OVERRIDES != 0,
-        };
-        let codes = links.iter().zip(&needs).enumerate().map(code).collect();
-        Ok((links, codes))
+        }
     }
 
     /// The address of a program's entry for code in `arena`: a copy there, unless an earlier one is in reach.

@@ -205,9 +205,14 @@ impl World {
     pub(crate) fn probe(&mut self, plan: &SitePlan, address: u64, links: &[LinkCode]) -> Stub {
         let site = SiteCode { plan, address, site_runtime: 0x5173_0000, links };
         let stub = self.arena.add_stub(&self.environment, &site).unwrap();
+        self.patch(plan, address, &stub);
+        stub
+    }
+
+    /// Patches a site for which there is a stub.
+    pub(crate) fn patch(&mut self, plan: &SitePlan, address: u64, stub: &Stub) {
         let patch = patch_bytes(plan, address, stub.address + u64::from(stub.entry)).unwrap();
         self.write(address, &patch);
-        stub
     }
 
     /// Writes the arena and makes the code executable.

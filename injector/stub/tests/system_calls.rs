@@ -1,0 +1,279 @@
+//! Stubs at system calls, executed: what programs see, what the caller keeps, what becomes of the call.
+
+#[path = "harness/mod.rs"]
+mod harness;
+#[path = "harness/programs.rs"]
+mod programs;
+
+use beeline_abi::code::ContextUse;
+use beeline_abi::run::RunContext;
+use beeline_abi::system_call::Hooks;
+use beeline_stub::{CallContext, CallLink, LinkCode, SystemCallCode, SystemCallTarget, ThreadKey, hook};
+use harness::{CODE_VADDR, World};
+use iced_x86::code_asm::{
+    CodeAssembler, dl, dword_ptr, eax, qword_ptr, r8, r9, r10, r11, rax, rcx, rdi, rdx, rsi,
+};
+use programs::{REGISTERS, counter, pattern, surround};
+use std::mem::offset_of;
+use std::sync::atomic::Ordering;
+
+const GETPID: u32 = 39;
+const STATUS_MASK: u64 = 0x8d5;
+
+fn words(at: *const u64, count: usize) -> Vec<u64> {
+    // SAFETY: the tests pass blocks of the world's data.
+    unsafe { std::slice::from_raw_parts(at, count).to_vec() }
+}
+
+/// Counts in the first word of `data`, stores `count` words of the context behind it, and leaves nonsense in every register that it
+/// may change, and in the flags.
+fn recorder(world: &mut World, data: *mut u64, count: i32) -> u64 {
+    world.assemble(|asm| {
+        asm.mov(rax, data as u64).unwrap();
+        asm.inc(qword_ptr(rax)).unwrap();
+        for word in 0..count {
+            asm.mov(rdx, qword_ptr(rdi + 8 * word)).unwrap();
+            asm.mov(qword_ptr(rax + (8 + 8 * word)), rdx).unwrap();
+        }
+        for register in [rax, rcx, rdx, rsi, rdi, r8, r9, r10, r11] {
+            asm.mov(register, 0xbad0_bad0_bad0_bad0u64).unwrap();
+        }
+        asm.add(rax, rax).unwrap();
+        asm.ret().unwrap();
+    })
+}
+
+/// Asks for another result: `bpf_override_return`.
+fn overrider(world: &mut World, value: u64) -> u64 {
+    world.assemble(|asm| {
+        asm.mov(rax, value).unwrap();
+        asm.mov(qword_ptr(rsi + offset_of!(RunContext, override_value) as i32), rax).unwrap();
+        asm.or(dword_ptr(rsi + offset_of!(RunContext, flags) as i32), RunContext::OVERRIDE).unwrap();
+        asm.ret().unwrap();
+    })
+}
+
+/// A function that makes the call GETPID.
+struct Function {
+    address: u64,
+    len: usize,
+    flags_dead: bool,
+    /// The call is displaced.
+    is_over: bool,
+}
+
+/// Offset of the call: behind `mov $39, %eax`.
+const CALL: u64 = 5;
+
+impl Function {
+    fn new(world: &mut World, flags_dead: bool, is_over: bool) -> Function {
+        let mut asm = CodeAssembler::new(64).unwrap();
+        asm.mov(eax, GETPID).unwrap();
+        asm.syscall().unwrap();
+        if flags_dead {
+            asm.cmp(rax, -4096).unwrap();
+        }
+        // Long enough for a jump, without a change of flags.
+        asm.lea(rax, qword_ptr(rax)).unwrap();
+        asm.lea(rax, qword_ptr(rax)).unwrap();
+        if !flags_dead {
+            asm.setc(dl).unwrap();
+        }
+        asm.ret().unwrap();
+        let bytes = asm.assemble(CODE_VADDR).unwrap();
+        Function { address: world.code(&bytes), len: bytes.len(), flags_dead, is_over }
+    }
+
+    /// Puts jumps to stubs there that run these programs before and behind the call.
+    fn trace(&self, world: &mut World, links: [&[CallLink]; 2]) {
+        let target = SystemCallTarget { calls: 0x1000, enter: 1, exit: 1, missed: 1 };
+        let environment = world.environment;
+        let mut hooked = [None; 2];
+        for (index, links) in links.into_iter().enumerate().filter(|(_, links)| !links.is_empty()) {
+            let made = world.arena.add_chain(&environment, &target, links, index == 1, false);
+            hooked[index] = Some(made.unwrap());
+        }
+        let windows = if self.is_over { &[CALL][..] } else { &[0, CALL + 2] };
+        for &offset in windows {
+            let plan = world.plan(self.address, self.len, offset, false);
+            let code = SystemCallCode {
+                plan: &plan,
+                address: self.address + offset,
+                call: self.address + CALL,
+                number: Some(GETPID),
+                flags_dead: self.flags_dead,
+                hooked,
+            };
+            let made = world.arena.add_system_call(&environment, &target, &code).unwrap();
+            assert_eq!(made.behind != 0, self.is_over);
+            check_trailer(&made.stub.bytes, made.stub.address, hooked);
+            world.patch(&plan, self.address + offset, &made.stub);
+        }
+    }
+}
+
+/// Flags dead or looked at, call in its place or displaced.
+const FORMS: [(bool, bool); 4] = [(true, false), (true, true), (false, false), (false, true)];
+
+/// The last bytes of a stub say where its hooks are.
+fn check_trailer(bytes: &[u8], at: u64, hooked: [Option<u64>; 2]) {
+    let trailer = bytes.last_chunk::<{ Hooks::LEN }>().unwrap();
+    let hooks = Hooks::from_bytes(*trailer);
+    assert_eq!(hooks.number, GETPID);
+    let places = [hooks.enter, hooks.exit];
+    assert!(places.iter().any(|&place| place != Hooks::NONE));
+    for (place, target) in places.into_iter().zip(hooked).filter(|(place, _)| *place != Hooks::NONE) {
+        let expected = hook(at + u64::from(place), target).unwrap();
+        assert_eq!(bytes[usize::from(place)..][..expected.len()], expected);
+    }
+}
+
+fn record(code: LinkCode) -> CallLink {
+    CallLink { code, context: CallContext::Record, asks_registers: false }
+}
+
+fn enter_words() -> ContextUse {
+    ContextUse::NONE.with_access(8, 56)
+}
+
+fn exit_words() -> ContextUse {
+    ContextUse::NONE.with_access(8, 16)
+}
+
+fn check_registers(small_stacks: bool, key: ThreadKey, (flags_dead, is_over): (bool, bool)) {
+    for flags in [0x202u64, 0xad7, 0x203, 0x242, 0xa02] {
+        let mut world = World::with(small_stacks, key);
+        let (entered, left) = (world.data(16), world.data(16));
+        let (from, to) = (world.data(REGISTERS), world.data(REGISTERS));
+        let programs = [recorder(&mut world, entered, 8), recorder(&mut world, left, 3)];
+        let function = Function::new(&mut world, flags_dead, is_over);
+        let run = surround(&mut world, function.address, from, to);
+        pattern(from, flags);
+        let enter = record(world.link(programs[0], enter_words(), false));
+        let exit = record(world.link(programs[1], exit_words(), true));
+        function.trace(&mut world, [&[enter], &[exit]]);
+        world.run();
+        let stack = vec![0u64; 4096];
+        world.slot().stack_top = if small_stacks { (stack.as_ptr() as u64 + 4096 * 8) & !15 } else { 0 };
+        for round in 1..=3u64 {
+            world.call(run, 0, 0);
+            let (before, after) = (words(from, REGISTERS), words(to, REGISTERS));
+            // rax is the result; a call changes rcx and r11; rsp and flags stand apart.
+            let changed = if flags_dead { &[0, 1, 4, 11, 16][..] } else { &[0, 1, 2, 4, 11, 16][..] };
+            for i in (0..REGISTERS).filter(|i| !changed.contains(i)) {
+                assert_eq!(before[i], after[i], "register {i}, flags {flags:#x}");
+            }
+            let pid = u64::from(std::process::id());
+            assert_eq!((after[0], after[4]), (pid, 0), "result, stack pointer");
+            if !flags_dead {
+                assert_eq!(after[16] & STATUS_MASK, flags & STATUS_MASK, "flags");
+                assert_eq!(after[2] & 0xff, flags & 1, "the carry flag behind the call");
+            }
+            let (entered, left) = (words(entered, 9), words(left, 4));
+            assert_eq!((entered[0], left[0]), (round, round));
+            // rdi rsi rdx r10 r8 r9
+            let arguments = [7, 6, 2, 10, 8, 9].map(|register| before[register]);
+            assert_eq!(entered[2..], [&[u64::from(GETPID)], &arguments[..]].concat());
+            assert_eq!(left[2..], [u64::from(GETPID), pid]);
+            assert_eq!(world.slot().guard.load(Ordering::Relaxed), 0);
+        }
+    }
+}
+
+#[test]
+fn registers_survive_and_the_records_are_the_kernels() {
+    for form in FORMS {
+        check_registers(false, ThreadKey::FsSelf, form);
+        check_registers(true, ThreadKey::FsBase, form);
+    }
+}
+
+#[test]
+fn a_call_is_skipped_or_gets_another_result() {
+    for (flags_dead, is_over) in FORMS {
+        for (enter_overrides, exit_overrides) in [(true, false), (false, true), (true, true)] {
+            let mut world = World::new();
+            let left = world.data(16);
+            let saw = recorder(&mut world, left, 3);
+            let instead = [overrider(&mut world, 1111), overrider(&mut world, 2222)];
+            let function = Function::new(&mut world, flags_dead, is_over);
+            let mut link = |entry, words, is_return, overrides| {
+                let mut code = world.link(entry, words, is_return);
+                code.overrides = overrides;
+                record(code)
+            };
+            let mut enters = Vec::new();
+            let mut exits = vec![link(saw, exit_words(), true, false)];
+            if enter_overrides {
+                enters.push(link(instead[0], ContextUse::NONE, false, true));
+            }
+            if exit_overrides {
+                exits.push(link(instead[1], ContextUse::NONE, true, true));
+            }
+            function.trace(&mut world, [&enters, &exits]);
+            world.run();
+            let pid = u64::from(std::process::id());
+            let made = if enter_overrides { 1111 } else { pid };
+            let expected = if exit_overrides { 2222 } else { made };
+            assert_eq!(world.call(function.address, 0, 0), expected);
+            assert_eq!(
+                words(left, 4)[2..],
+                [u64::from(GETPID), made],
+                "the end sees what the beginning made"
+            );
+            assert_eq!(world.slot().guard.load(Ordering::Relaxed), 0);
+        }
+    }
+}
+
+#[test]
+fn what_is_off_does_not_run_and_what_is_nested_is_missed() {
+    let mut world = World::new();
+    let (first, second) = (world.data(8), world.data(8));
+    let programs = [counter(&mut world, first), counter(&mut world, second)];
+    let function = Function::new(&mut world, true, false);
+    let one = record(world.link(programs[0], ContextUse::NONE, false));
+    let other = record(world.link(programs[1], ContextUse::NONE, false));
+    function.trace(&mut world, [&[one, other], &[]]);
+    world.run();
+    let pid = u64::from(std::process::id());
+    let call = |world: &World| assert_eq!(world.call(function.address, 0, 0), pid);
+    let counts = || (words(first, 1)[0], words(second, 1)[0]);
+    call(&world);
+    assert_eq!(counts(), (1, 1));
+    world.shared(&one.code).enable(false);
+    call(&world);
+    assert_eq!(counts(), (1, 2));
+    // As if a program ran below.
+    world.slot().guard.store(u64::MAX, Ordering::Relaxed);
+    call(&world);
+    assert_eq!(counts(), (1, 2));
+    let missed = [one, other].map(|link| world.shared(&link.code).missed());
+    assert_eq!(missed, [0, 1], "those that are on");
+    assert_eq!(world.slot().guard.load(Ordering::Relaxed), u64::MAX, "it is the other's");
+}
+
+#[test]
+fn raw_arguments_are_number_and_result() {
+    let mut world = World::new();
+    let (entered, left) = (world.data(8), world.data(8));
+    let programs = [recorder(&mut world, entered, 2), recorder(&mut world, left, 2)];
+    let function = Function::new(&mut world, true, false);
+    let second = ContextUse::NONE.with_access(8, 8);
+    let raw = |code| CallLink { code, context: CallContext::Raw, asks_registers: false };
+    let enter = raw(world.link(programs[0], second, false));
+    let exit = raw(world.link(programs[1], second, true));
+    function.trace(&mut world, [&[enter], &[exit]]);
+    world.run();
+    let pid = u64::from(std::process::id());
+    assert_eq!(world.call(function.address, 0, 0), pid);
+    assert_eq!((words(entered, 3)[2], words(left, 3)[2]), (u64::from(GETPID), pid));
+}
+
+#[test]
+fn hooks_are_calls_or_nothing() {
+    assert_eq!(hook(0x1000, None), Some([0x0f, 0x1f, 0x44, 0, 0]));
+    assert_eq!(hook(0x1000, Some(0x1005)), Some([0xe8, 0, 0, 0, 0]));
+    assert_eq!(hook(0x1000, Some(0x1000)), Some([0xe8, 0xfb, 0xff, 0xff, 0xff]));
+    assert_eq!(hook(0x1000, Some(0x1005 + (1 << 31))), None);
+}
