@@ -20,6 +20,7 @@
 //! All of this takes rcx = slot, and leaves it.
 
 use crate::phase::{Phase, slot_field};
+use crate::site_code::ThreadKey;
 use beeline_abi::map::Access;
 use beeline_abi::process::{CpuSlot, ForkPage, ProcessBlock};
 use beeline_abi::run::RunContext;
@@ -126,6 +127,12 @@ impl Phase<'_> {
 
     fn sequence(&self, asm: &mut CodeAssembler, claim: &Claim) -> Result<Sequence, IcedError> {
         self.same_process(asm, claim.slow)?;
+        if self.may_be_early && self.environment.thread_key == ThreadKey::FsBase {
+            // There is no thread control block where there is no thread pointer.
+            asm.rdfsbase(rax)?;
+            asm.test(rax, rax)?;
+            asm.je(claim.slow)?;
+        }
         asm.mov(rax, self.environment.block + offset_of!(ProcessBlock, tid_offset) as u64)?;
         asm.mov(eax, dword_ptr(rax))?;
         asm.mov(eax, dword_ptr(rax).fs())?;
