@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Records the system calls in the order in which they end, with their arguments, and the beginnings of execve(2).
+// Records the system calls in the order in which they end, with their arguments.
 #include <linux/bpf.h>
 #include <linux/ptrace.h>
 #include <bpf/bpf_helpers.h>
@@ -8,14 +8,12 @@
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 #define RECORDS 16384
-#define EXECVE 59
-#define EXECVEAT 322
 
 struct record {
 	__u32 pid;
 	__u32 tid;
 	__u32 id;
-	__u32 begins;
+	__u32 unused;
 	__s64 ret;
 	__u64 args[6];
 };
@@ -29,7 +27,7 @@ struct {
 
 __u64 recorded;
 
-static struct record *next(__u32 id, __u32 begins, __s64 ret)
+static struct record *next(__u32 id, __s64 ret)
 {
 	__u32 index = __sync_fetch_and_add(&recorded, 1);
 	struct record *record = bpf_map_lookup_elem(&records, &index);
@@ -40,7 +38,6 @@ static struct record *next(__u32 id, __u32 begins, __s64 ret)
 	record->pid = ids >> 32;
 	record->tid = ids;
 	record->id = id;
-	record->begins = begins;
 	record->ret = ret;
 	return record;
 }
@@ -53,20 +50,12 @@ static __u64 word(const void *registers, size_t offset)
 	return value;
 }
 
-SEC("raw_tp/sys_enter")
-int on_enter(struct bpf_raw_tracepoint_args *ctx)
-{
-	if (ctx->args[1] == EXECVE || ctx->args[1] == EXECVEAT)
-		next(ctx->args[1], 1, 0);
-	return 0;
-}
-
 SEC("raw_tp/sys_exit")
 int on_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	const void *registers = (const void *)ctx->args[0];
 	__u32 id = word(registers, offsetof(struct pt_regs, orig_rax));
-	struct record *record = next(id, 0, ctx->args[1]);
+	struct record *record = next(id, ctx->args[1]);
 
 	if (!record)
 		return 0;

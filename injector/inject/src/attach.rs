@@ -448,8 +448,9 @@ impl<'a> Prepared<'a> {
             self.write_head_at(generation.block, &unfinished)?;
         }
         self.narrow_gate(generation.call_gate, filters)?;
-        let result =
-            borrowed.call(generation.init, [generation.block, 0, 0]).map_err(|error| self.failed(error))?;
+        let result = borrowed
+            .call(generation.init, [generation.block, 0, 0, 0])
+            .map_err(|error| self.failed(error))?;
         match result as i64 {
             0 if self.early => {
                 early::place_slot(borrowed, generation.claim_slot, generation.block, head.threads)

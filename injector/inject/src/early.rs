@@ -17,11 +17,13 @@ use crate::attach::{Failure, Prepared};
 use crate::error::TargetRefused;
 use crate::generation::Generation;
 use crate::report::{AttachReport, ProbeOutcome, ProbeState};
-use crate::request::Request;
+use crate::request::{ProbeKind, Request};
 use crate::start::AT_ENTRY;
 use crate::target::{self, remote};
 use crate::wire::{BlockHead, HEAD_LEN};
 use beeline_abi::process::{ProcessBlock, Region};
+use beeline_abi::regs::PtRegs;
+use beeline_abi::run::RunContext;
 use beeline_abi::thread::{THREAD_SLOTS, ThreadSlot, home_index};
 use beeline_ptrace::{Registers, StopError, StopOptions, Stopped, StoppedProcess};
 use beeline_remote::{Borrowed, Process, RemoteError};
@@ -49,17 +51,21 @@ pub(crate) struct Early {
     again: Cell<Option<Registers>>,
 }
 
-/// Attaches to a program that stands before its first instruction. None when there is nothing to be had so early; then the thread
-/// is as it was.
+/// Attaches to a program that stands before its first instruction, and runs the programs of the end of its `execve`, at which its
+/// registers were `executed`. None when there is nothing to be had so early; then the thread is as it was.
 ///
 /// # Errors
 /// When the process is lost.
-pub(crate) fn put_in(request: &Request, thread: Stopped) -> Result<(Stopped, Option<Early>), TargetRefused> {
+pub(crate) fn put_in(
+    request: &Request,
+    thread: Stopped,
+    executed: &Registers,
+) -> Result<(Stopped, Option<Early>), TargetRefused> {
     let pid = thread.tid();
     let mut stopped = StoppedProcess::around(thread, StopOptions::default())?;
     // Why it cannot be done is told when everything else is put in.
     let early = match request.of_system_calls() {
-        Ok(request) => attempt(&request, &mut stopped).unwrap_or_default(),
+        Ok(request) => attempt(&request, &mut stopped, executed).unwrap_or_default(),
         Err(_) => None,
     };
     let mut threads = stopped.into_threads().0;
@@ -67,7 +73,11 @@ pub(crate) fn put_in(request: &Request, thread: Stopped) -> Result<(Stopped, Opt
     Ok((only, early))
 }
 
-fn attempt(request: &Request, stopped: &mut StoppedProcess) -> Result<Option<Early>, TargetRefused> {
+fn attempt(
+    request: &Request,
+    stopped: &mut StoppedProcess,
+    executed: &Registers,
+) -> Result<Option<Early>, TargetRefused> {
     let process = target::open_traced(stopped.pid())?;
     let entry = process.auxiliary(AT_ENTRY).map_err(|error| remote(process.pid(), error))?;
     let mut key = None;
@@ -79,10 +89,19 @@ fn attempt(request: &Request, stopped: &mut StoppedProcess) -> Result<Option<Ear
         }
         let generation = Generation::build(prepared.ingredients(), &mut planned)?;
         let block = generation.block;
+        let agent = Agent {
+            exit: generation.system_call_exit,
+            slot: generation.head.threads,
+            calls: generation.head.system_calls,
+        };
         let home = generation.regions.iter().find(|region| block.wrapping_sub(region.start) < region.len);
         let home = home.copied().unwrap_or_default();
         match prepared.apply(&mut planned, generation, stopped) {
             Ok(()) => {
+                if wants_end(request, executed.orig_rax) {
+                    // It is lost if the process is, which shows later.
+                    let _ = end_of_execve(&process, stopped, &agent, executed);
+                }
                 let report = prepared.report(&planned, stopped.threads().len(), Duration::ZERO);
                 let maps_all_first = !process.began_with_variable("LD_AUDIT");
                 return Ok(Some(Early { report, block, home, maps_all_first, again: Cell::new(None) }));
@@ -95,6 +114,52 @@ fn attempt(request: &Request, stopped: &mut StoppedProcess) -> Result<Option<Ear
     Ok(None)
 }
 
+/// Addresses in a process that was attached to before its first instruction.
+struct Agent {
+    /// The function that is called behind a system call.
+    exit: u64,
+    /// The slot of the only thread.
+    slot: u64,
+    /// The process's [`SystemCalls`](beeline_abi::system_call::SystemCalls).
+    calls: u64,
+}
+
+/// A program wants the end of the call with this number.
+fn wants_end(request: &Request, number: u64) -> bool {
+    let mut ends = request.system_calls.iter().filter(|call| call.kind == ProbeKind::Return);
+    ends.any(|call| call.number.is_none_or(|wanted| u64::from(wanted) == number))
+}
+
+/// Runs the programs of the end of a call that succeeded, and came back in a new program. Its registers are the kernel's for that: all
+/// but three are zero.
+fn end_of_execve(
+    process: &Process,
+    stopped: &mut StoppedProcess,
+    agent: &Agent,
+    executed: &Registers,
+) -> Result<(), RemoteError> {
+    const REGISTERS: u64 = (offset_of!(ThreadSlot, run) + offset_of!(RunContext, regs)) as u64;
+    let maps = process.maps()?;
+    let mut borrowed = Borrowed::begin(process, &maps, stopped, 0)?;
+    let at = borrowed.scratch();
+    let mut bytes = [0u8; size_of::<PtRegs>()];
+    for (offset, value) in [
+        (offset_of!(PtRegs, orig_ax), executed.orig_rax),
+        (offset_of!(PtRegs, ip), executed.rip),
+        (offset_of!(PtRegs, cs), executed.cs),
+        (offset_of!(PtRegs, flags), executed.eflags),
+        (offset_of!(PtRegs, sp), executed.rsp),
+        (offset_of!(PtRegs, ss), executed.ss),
+    ] {
+        bytes[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    process.memory().write(at, &bytes)?;
+    process.memory().write_u64(agent.slot + REGISTERS, at)?;
+    borrowed.call(agent.exit, [at, agent.slot, agent.calls, executed.orig_rax])?;
+    process.memory().write_u64(agent.slot + REGISTERS, 0)?;
+    borrowed.end(stopped)
+}
+
 /// Gives the thread without a thread pointer its slot. `claim` is the agent's function.
 pub(crate) fn place_slot(
     borrowed: &mut Borrowed<'_>,
@@ -105,7 +170,7 @@ pub(crate) fn place_slot(
     /// No thread's: fs bases are aligned.
     const KEY: u64 = 2;
     const _: () = assert!(home_index(0) == 0 && home_index(KEY) != 0);
-    let claimed = borrowed.call(claim, [KEY, block, 0])?;
+    let claimed = borrowed.call(claim, [KEY, block, 0, 0])?;
     if !is_slot(claimed, threads) {
         // Its calls are counted as missed.
         return Ok(());

@@ -89,6 +89,8 @@ pub(crate) struct Generation<'a> {
     pub(crate) init: u64,
     /// Address of the agent's function that claims a thread's slot.
     pub(crate) claim_slot: u64,
+    /// Address of the agent's function behind a system call.
+    pub(crate) system_call_exit: u64,
     /// Address of the agent's gate of system calls.
     pub(crate) call_gate: u64,
     pub(crate) patches: Vec<Patch>,
@@ -527,6 +529,7 @@ impl<'a> Builder<'a> {
             regions,
             init: self.agent.init,
             claim_slot: self.agent.symbols.claim_slot,
+            system_call_exit: self.agent.system_call[1],
             call_gate: self.agent.call_gate,
             patches,
             call_tables,

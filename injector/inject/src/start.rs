@@ -232,9 +232,10 @@ fn load(path: &Path, request: &Request, stopped: Stopped) -> Result<(Stopped, Op
     let mut loading = Loading { process: &process, path, stopped_by: Cell::new(None), early: None };
     let mut thread = stopped;
     if !request.system_calls.is_empty() {
+        let executed = thread.registers().map_err(|error| loading.failed(error.into()))?;
         // The agent is started by a thread that is in no system call, not at the end of execve either.
         thread = loading.interrupted(thread)?;
-        (thread, loading.early) = early::put_in(request, thread)?;
+        (thread, loading.early) = early::put_in(request, thread, &executed)?;
     }
     let thread = loading.run(thread, program, &files, hook)?;
     if let Some(signal) = loading.stopped_by.get() {

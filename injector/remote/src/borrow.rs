@@ -183,10 +183,10 @@ impl<'p> Borrowed<'p> {
     ///
     /// # Errors
     /// [`RemoteError::Interrupted`] when it faults.
-    pub fn call(&mut self, function: u64, arguments: [u64; 3]) -> Result<u64, RemoteError> {
+    pub fn call(&mut self, function: u64, arguments: [u64; 4]) -> Result<u64, RemoteError> {
         let mut registers = self.registers_on_our_stack(self.block.call());
         registers.rax = function;
-        [registers.rdi, registers.rsi, registers.rdx] = arguments;
+        [registers.rdi, registers.rsi, registers.rdx, registers.rcx] = arguments;
         self.run_to_halt(&registers).map(|registers| registers.rbx)
     }
 

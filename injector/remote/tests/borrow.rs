@@ -230,13 +230,13 @@ fn files_and_functions_of(handles: bool) {
             before + files.len() + 2,
             "the files, and the sockets that they came through"
         );
-        assert_eq!(borrowed.call(address, [40, 2, 0]).unwrap(), 42);
+        assert_eq!(borrowed.call(address, [40, 2, 0, 0]).unwrap(), 42);
         borrowed.close_received(&received).unwrap();
         assert_eq!(descriptors(), before);
         borrowed.make_all(&[SystemCall::unmap(address, 4096)]).unwrap();
         long_list(&mut borrowed, address);
         // A function that faults is our defect, and not the target's end.
-        let error = borrowed.call(0x10, [0; 3]).unwrap_err();
+        let error = borrowed.call(0x10, [0; 4]).unwrap_err();
         assert!(matches!(error, RemoteError::Interrupted { .. }), "{error}");
         borrowed.end(&mut stopped).unwrap();
         assert_eq!(process.maps().unwrap(), maps);
