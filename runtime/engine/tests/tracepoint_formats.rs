@@ -19,7 +19,7 @@ impl Field {
         Field { declaration: declaration.to_owned(), offset, len }
     }
 
-    /// `field:int dfd;	offset:16;	size:8;	signed:0;`
+    /// `field:int dfd; offset:16; size:8; signed:0;`, with tabs between.
     fn parse(line: &str) -> Option<Field> {
         let mut parts = line.trim().split(';').map(str::trim);
         let declaration = parts.next()?.strip_prefix("field:")?;
