@@ -26,6 +26,7 @@ use crate::request::Request;
 use crate::seccomp::Filters;
 use crate::semaphore;
 use crate::sites::PlannedSites;
+use crate::sweep::sweep;
 use crate::target::{self, Facts, Surroundings, remote};
 use crate::tracer;
 use crate::wire::{BlockHead, HEAD_LEN, Wire, region_offset};
@@ -79,6 +80,10 @@ pub(crate) fn attach_with(
             let mut stopped = StoppedProcess::stop(pid, StopOptions::default())?;
             let threads = stopped.threads().len();
             let result = prepared.apply(&mut planned, generation, &mut stopped);
+            if result.is_ok() && prepared.existing.is_some() {
+                // What cannot be taken out stays until the process is detached.
+                let _ = sweep(&process, &mut stopped, &[]);
+            }
             let time = stopped.release();
             match result {
                 Ok(()) => return Ok(prepared.report(&planned, threads, time)),
@@ -168,7 +173,9 @@ impl<'a> Prepared<'a> {
         let maps = process.maps().map_err(|error| remote(pid, error))?;
         let image = AgentImage::parse(AGENT_IMAGE).map_err(|what| TargetRefused::BadRequest { what })?;
         let existing = match find(process, &maps)? {
-            Found::Agent(existing) => Some(Box::new(existing.without_gone(process, &maps))),
+            Found::Agent(existing) => {
+                Some(Box::new(existing.without_gone(process, &maps).without_unused(request)))
+            }
             Found::Nothing | Found::Remains => None,
         };
         if let Some(existing) = &existing {

@@ -170,9 +170,8 @@ impl<'a> Follower<'a> {
             };
             match Running::with_event(tid).wait(Duration::ZERO) {
                 Ok(Waited::Dead(how)) if Some(tid) == root => return Ok(Some(how.into())),
-                Ok(Waited::Dead(_)) => self.libraries.borrow_mut().forget(tid),
                 // Who was killed meanwhile reports that next.
-                Err(_) => {}
+                Ok(Waited::Dead(_)) | Err(_) => {}
                 Ok(Waited::Stopped(thread, stop)) => drop(self.handle(thread, stop)),
             }
         }
@@ -199,7 +198,6 @@ impl<'a> Follower<'a> {
     /// A new program, before its first instruction.
     fn executes(&self, mut thread: Stopped) -> Result<(), PtraceError> {
         let pid = thread.tid();
-        self.libraries.borrow_mut().forget(pid);
         thread.follow()?;
         match self.put_into(thread) {
             Ok((report, mut threads)) => {

@@ -13,7 +13,7 @@ use crate::generation::Generation;
 use crate::report::AttachReport;
 use crate::request::Request;
 use crate::start::loader_hook;
-use crate::sweep::{Unit, sweep};
+use crate::sweep::sweep;
 use crate::target::{self, remote};
 use beeline_abi::bell::thread_of;
 use beeline_ptrace::{StoppedProcess, read_status, thread_ids};
@@ -45,20 +45,13 @@ pub(crate) enum Looked {
 pub(crate) struct Libraries<'a> {
     request: &'a Request,
     bell: &'a FollowerBell,
-    /// What was mapped for libraries, by process.
-    units: HashMap<i32, Vec<Unit>>,
     /// How often callers were looked at that could not be served yet.
     looks: HashMap<u64, u32>,
 }
 
 impl<'a> Libraries<'a> {
     pub(crate) fn new(request: &'a Request, bell: &'a FollowerBell) -> Libraries<'a> {
-        Libraries { request, bell, units: HashMap::new(), looks: HashMap::new() }
-    }
-
-    /// The process is another program now, or has ended.
-    pub(crate) fn forget(&mut self, pid: i32) {
-        self.units.remove(&pid);
+        Libraries { request, bell, looks: HashMap::new() }
     }
 
     /// Serves all who call. `tell` hears of every process for which something was done, or could not be.
@@ -96,17 +89,14 @@ impl<'a> Libraries<'a> {
                 return Ok(Looked::Nothing);
             }
             let generation = Generation::build(prepared.ingredients(), &mut planned)?;
-            let unit = Unit::new(&generation);
             let Some(mut stopped) = StoppedProcess::stop_followed(pid, PATIENCE)? else {
                 return Ok(Looked::Later);
             };
             let threads = stopped.threads().len();
             let result = prepared.apply(&mut planned, generation, &mut stopped);
             if result.is_ok() {
-                let units = self.units.entry(pid).or_default();
                 // What cannot be taken out stays until the process is detached.
-                let _ = sweep(&process, &mut stopped, units, &[waiting]);
-                units.push(unit);
+                let _ = sweep(&process, &mut stopped, &[waiting]);
             }
             let time = stopped.resume_followed();
             match result {

@@ -1,32 +1,63 @@
-//! Takes out what an earlier attach has mapped for libraries that are not there any more.
+//! Takes out what earlier attaches have mapped and nobody needs any more: its library is not there, its links have ended or have
+//! other programs.
 //!
-//! What one attach adds is taken out as a whole, when nothing refers to any part of it: no site, link, program or table of the
-//! process, and no thread. A thread that is in our code at the moment is a reason to leave it for another time.
+//! What one attach adds is a *unit*: all of it is made of one memory file. A unit is taken out as a whole, when nothing refers to any
+//! part of it:
+//!
+//! ```text
+//! block ─▶ tables ─▶ sites, links, programs, maps       what is in force
+//! return stacks ─▶ stubs                                what was, and is still to run: with the units that it runs
+//! thread ─▶ code, stack, links                          the same: a stub that was replaced ─▶ its links ─▶ programs, maps
+//! ```
+//!
+//! The process stands still. A thread in the way is a reason to leave its units for another time.
 
 use crate::detach::Slots;
 use crate::error::TargetRefused;
-use crate::existing::{Existing, Found, find};
-use crate::generation::Generation;
+use crate::existing::{Existing, Found, find, is_ours};
+use crate::request::Request;
 use crate::stack::Stack;
 use crate::target::remote;
 use crate::wire::{Wire, region_offset};
+use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::Region;
-use beeline_ptrace::{Registers, Stopped, StoppedProcess};
+use beeline_ptrace::{Registers, StoppedProcess};
 use beeline_remote::{Borrowed, Mappings, Process, RemoteError, SystemCall};
 
 /// What one attach has mapped.
 #[derive(Debug)]
-pub(crate) struct Unit {
+struct Unit {
     regions: Vec<Region>,
+    /// Ranges of addresses in which words refer to other units.
+    tables: Vec<Region>,
     /// Tables for walking stacks are among it: a program that runs may be reading them.
     has_texts: bool,
 }
 
 impl Unit {
-    pub(crate) fn new(generation: &Generation<'_>) -> Unit {
-        let regions = generation.regions.clone();
-        let has_texts = regions.iter().any(|region| region.start == generation.head.texts);
-        Unit { regions, has_texts }
+    /// All of them, the first attach's aside: that stays as long as the agent.
+    fn all(existing: &Existing, maps: &Mappings) -> Vec<Unit> {
+        let mut files: Vec<((u64, u64), Unit)> = Vec::new();
+        for &region in existing.regions.iter().filter(|region| region.len != 0) {
+            let Some(mapping) = maps.at(region.start).filter(|mapping| is_ours(mapping)) else { continue };
+            let file = (mapping.device, mapping.inode);
+            let unit = match files.iter_mut().find(|(known, _)| *known == file) {
+                Some((_, unit)) => unit,
+                None => {
+                    let unit = Unit { regions: Vec::new(), tables: Vec::new(), has_texts: false };
+                    files.push((file, unit));
+                    let Some((_, unit)) = files.last_mut() else { continue };
+                    unit
+                }
+            };
+            unit.regions.push(region);
+            unit.has_texts |= mapping.read && !mapping.write && !mapping.execute;
+            if mapping.write && !mapping.execute {
+                unit.tables.push(region);
+            }
+        }
+        let units = files.into_iter().map(|(_, unit)| unit);
+        units.filter(|unit| !unit.holds(existing.block)).collect()
     }
 
     fn holds(&self, address: u64) -> bool {
@@ -61,34 +92,32 @@ impl Unit {
     }
 }
 
-/// Takes out those of the units that nobody needs; the process stands still. `rings` are threads that wait for their follower's
-/// answer: they are in our code, in a part of it that stays.
+/// Takes out the units that nobody needs; the process stands still. `waiting` are threads that wait for their follower's answer:
+/// they are in our code, in a part of it that stays.
 pub(crate) fn sweep(
     process: &Process,
     stopped: &mut StoppedProcess,
-    units: &mut Vec<Unit>,
     waiting: &[i32],
 ) -> Result<(), TargetRefused> {
     let failed = |error: RemoteError| remote(process.pid(), error);
     let maps = process.maps().map_err(failed)?;
     let Found::Agent(existing) = find(process, &maps)? else { return Ok(()) };
     let existing = existing.without_gone(process, &maps);
-    if units.iter().all(|unit| unit.is_referred_to(&existing)) {
+    let units = Unit::all(&existing, &maps);
+    let in_force: Vec<bool> = units.iter().map(|unit| unit.is_referred_to(&existing)).collect();
+    if in_force.iter().all(|&referred| referred) || !existing.knows_its_programs() {
         return Ok(());
     }
     let slots = Slots::read(process, &existing)?;
     let threads = Threads { process, maps: &maps, existing: &existing, slots: &slots, waiting };
-    let mut free = Vec::new();
-    let mut kept = Vec::new();
-    for unit in units.drain(..) {
-        let needed = unit.is_referred_to(&existing)
-            || slots.returns(process).any(|entry| {
-                [entry.site, entry.trampoline, entry.return_address].iter().any(|&at| unit.holds(at))
-            })
-            || stopped.threads().iter().any(|thread| threads.need(thread, &unit).unwrap_or(true));
-        if needed { kept.push(unit) } else { free.push(unit) }
-    }
-    *units = kept;
+    let Some(in_use) = threads.in_use(stopped, &units)? else { return Ok(()) };
+    let in_use = with_what_they_use(process, &units, in_use).map_err(failed)?;
+    let free: Vec<&Unit> = units
+        .iter()
+        .zip(in_force.iter().zip(&in_use))
+        .filter(|(_, (in_force, in_use))| !**in_force && !**in_use)
+        .map(|(unit, _)| unit)
+        .collect();
     if free.is_empty() {
         return Ok(());
     }
@@ -107,6 +136,51 @@ pub(crate) fn sweep(
     result.and(ended).map_err(failed)
 }
 
+/// The units that are used, and those that their tables refer to, and so on.
+fn with_what_they_use(
+    process: &Process,
+    units: &[Unit],
+    mut in_use: Vec<bool>,
+) -> Result<Vec<bool>, RemoteError> {
+    let mut ahead: Vec<usize> = (0..units.len()).filter(|&index| in_use[index]).collect();
+    while let Some(index) = ahead.pop() {
+        for table in &units[index].tables {
+            let bytes = process.memory().read_vec(table.start, table.len as usize)?;
+            for word in bytes.chunks_exact(8).map(u64::get) {
+                let other = units.iter().position(|unit| unit.holds(word));
+                if let Some(other) = other.filter(|&other| !in_use[other]) {
+                    in_use[other] = true;
+                    ahead.push(other);
+                }
+            }
+        }
+    }
+    Ok(in_use)
+}
+
+impl Existing {
+    /// Every program in force stands in the table of programs, and so do the maps that it uses in theirs. Else one was to be
+    /// replaced and could not be, and what it uses is not known.
+    fn knows_its_programs(&self) -> bool {
+        let known = |id: u32| self.programs.iter().any(|program| program.id == id);
+        self.links.iter().flatten().all(|link| link.link_id == LinkRuntime::OWN || known(link.prog_id))
+    }
+
+    /// The same without programs and maps that no probe has any more, when the request is all that the process is to carry.
+    pub(crate) fn without_unused(mut self, request: &Request) -> Existing {
+        let has = |id: u32| {
+            request.probes.iter().any(|probe| probe.link_id == id)
+                || request.system_calls.iter().any(|call| call.link_id == id)
+        };
+        let stays = |link: &&LinkRuntime| link.link_id != LinkRuntime::OWN && !request.is_over(link);
+        if self.links.iter().flatten().filter(stays).all(|link| has(link.link_id)) {
+            self.programs.retain(|known| request.programs.iter().any(|program| program.id == known.id));
+            self.maps.retain(|known| request.maps.iter().any(|map| map.id == known.id));
+        }
+        self
+    }
+}
+
 /// The threads of a process that stands still.
 struct Threads<'a> {
     process: &'a Process,
@@ -117,23 +191,44 @@ struct Threads<'a> {
 }
 
 impl Threads<'_> {
-    /// The thread is in a unit, or will come back to it.
-    fn need(&self, thread: &Stopped, unit: &Unit) -> Result<bool, TargetRefused> {
-        let registers = thread.registers().map_err(|error| remote(self.process.pid(), error.into()))?;
-        let waits = self.waiting.contains(&thread.tid());
-        let runs = self.slots.link_that_runs(&registers);
-        if runs.is_some_and(|link| unit.holds(link)) || (unit.has_texts && runs.is_some() && !waits) {
-            return Ok(true);
+    /// Which units the threads are in, or will come back to; none when that cannot be told.
+    fn in_use(&self, stopped: &StoppedProcess, units: &[Unit]) -> Result<Option<Vec<bool>>, TargetRefused> {
+        let mut in_use = vec![false; units.len()];
+        let mut mark = |address: u64| {
+            for (unit, used) in units.iter().zip(&mut in_use) {
+                *used |= unit.holds(address);
+            }
+        };
+        for entry in self.slots.returns(self.process) {
+            [entry.site, entry.trampoline, entry.return_address].into_iter().for_each(&mut mark);
         }
-        if general(&registers).into_iter().any(|word| unit.holds(word)) {
-            return Ok(true);
+        let mut reads_texts = false;
+        for thread in stopped.threads() {
+            let failed = |error: RemoteError| remote(self.process.pid(), error);
+            let registers = thread.known_registers().map_err(|error| failed(error.into()))?;
+            general(&registers).into_iter().for_each(&mut mark);
+            // A restartable sequence that it was in.
+            if let Some(rseq) = thread.rseq().map_err(|error| failed(error.into()))? {
+                self.process.memory().read_u64(rseq.address + 8).ok().into_iter().for_each(&mut mark);
+            }
+            let waits = self.waiting.contains(&thread.tid());
+            let runs = self.slots.link_that_runs(&registers);
+            runs.into_iter().for_each(&mut mark);
+            reads_texts |= runs.is_some() && !waits;
+            let stack = Stack::of(self.process, self.maps, &registers);
+            let owns = |address| self.existing.owns(address);
+            if stack.handler_returns().any(|(pc, sp)| owns(pc) || owns(sp)) {
+                return Ok(None);
+            }
+            // In the agent, which may have been called from anywhere.
+            if owns(registers.rip) && !waits {
+                stack.words_in(0..u64::MAX).for_each(&mut mark);
+            }
         }
-        let stack = Stack::of(self.process, self.maps, &registers);
-        let mut handlers = stack.handler_returns();
-        let interrupted = handlers.any(|(pc, sp)| self.existing.owns(pc) || self.existing.owns(sp));
-        // In the agent, which may have been called from anywhere.
-        let inside = self.existing.owns(registers.rip) && !waits;
-        Ok((interrupted || inside) && stack.words_in(0..u64::MAX).any(|word| unit.holds(word)))
+        for (unit, used) in units.iter().zip(&mut in_use) {
+            *used |= unit.has_texts && reads_texts;
+        }
+        Ok(Some(in_use))
     }
 }
 

@@ -95,7 +95,7 @@ impl Store {
 
     /// A program that adds one to counter `index` of an array, with a locked instruction; its id.
     pub(crate) fn counter(&mut self, map: u32, index: u32) -> u32 {
-        let id = 200 + self.request.programs.len() as u32;
+        let id = self.request.programs.iter().map(|program| program.id + 1).max().unwrap_or(200);
         let mut code = vec![0x48, 0xb8]; // mov $counter, %rax
         code.extend([0; 8]);
         code.extend([0xf0, 0x48, 0xff, 0x00]); // lock incq (%rax)
@@ -284,4 +284,10 @@ pub(crate) fn snapshot(pid: i32) -> Vec<(String, Vec<u8>)> {
 /// Open descriptors of a process.
 pub(crate) fn descriptors(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+/// Mappings of memory files: ours, and those of the test store.
+pub(crate) fn mappings_of_ours(pid: i32) -> usize {
+    let maps = beeline_remote::Process::open(pid, false).unwrap().maps().unwrap();
+    maps.iter().filter(|mapping| mapping.name.starts_with("/memfd:")).count()
 }
