@@ -19,6 +19,8 @@ const MAPPING_NAME: &str = "/memfd:beeline-agent (deleted)";
 
 /// Entries of a table that are believed.
 const TABLE_MAX: u32 = 1 << 20;
+/// The opcode of a hook that calls a chain.
+const CALL: u8 = 0xe8;
 /// Links of one site that are believed.
 const LINKS_MAX: u32 = 1 << 14;
 
@@ -163,7 +165,7 @@ impl Existing {
                     offset != Hooks::NONE && usize::from(offset) + HOOK_LEN <= site.stub_len as usize;
                 let stands = || {
                     let bytes = process.memory().read_array::<HOOK_LEN>(at);
-                    bytes.is_ok_and(|bytes| bytes[0] == 0xe8 || hook(at, None) == Some(bytes))
+                    bytes.is_ok_and(|bytes| bytes[0] == CALL || hook(at, None) == Some(bytes))
                 };
                 if within && stands() {
                     found.push(PlacedHook { at, number: hooks.number, is_exit });
@@ -171,6 +173,16 @@ impl Existing {
             }
         }
         found
+    }
+
+    /// Where the hooks of the stubs at system calls go.
+    pub(crate) fn hooked(&self, process: &Process) -> Vec<u64> {
+        let target = |hook: &PlacedHook| {
+            let [opcode, distance @ ..] = process.memory().read_array::<HOOK_LEN>(hook.at).ok()?;
+            let distance = i64::from(i32::from_le_bytes(distance));
+            (opcode == CALL).then(|| hook.at.wrapping_add(HOOK_LEN as u64).wrapping_add_signed(distance))
+        };
+        self.hooks(process).iter().filter_map(target).collect()
     }
 
     /// The links of probes that are in force, each with the address of its site and its program's id.

@@ -1,6 +1,6 @@
 //! What is in the way of sites of a process that stands still: other bytes than were planned for, and threads in the middle.
 
-use crate::patch::Patch;
+use crate::patch::{Patch, Write};
 use crate::stack::Stack;
 use beeline_ptrace::StoppedProcess;
 use beeline_remote::{Mappings, Process, RemoteError};
@@ -23,19 +23,22 @@ pub(crate) fn unusable_sites(
 ) -> Result<Vec<Unusable>, RemoteError> {
     let mut unusable = Vec::new();
     let mut inner = HashMap::new();
-    for patch in patches {
-        for write in &patch.writes {
-            let now = process.memory().read_vec(write.address, write.expected.len())?;
-            if now != write.expected {
-                let reason = format!(
-                    "the bytes at {:#x} in memory, {now:02x?}, are not those of the file, {:02x?}",
-                    write.address, write.expected
-                );
-                unusable.push(Unusable { address: patch.address, reason, passes: false });
-            }
-            inner.extend(write.inner_addresses().map(|at| (at, patch.address)));
+    let writes: Vec<(u64, &Write)> =
+        patches.iter().flat_map(|patch| patch.writes.iter().map(|write| (patch.address, write))).collect();
+    let places: Vec<_> = writes.iter().map(|(_, write)| (write.address, write.expected.len())).collect();
+    process.memory().visit(&places, |index, now| {
+        let (address, write) = writes[index];
+        if now != Some(&write.expected) {
+            let reason = format!(
+                "the bytes at {:#x} in memory, {:02x?}, are not those of the file, {:02x?}",
+                write.address,
+                now.unwrap_or_default(),
+                write.expected
+            );
+            unusable.push(Unusable { address, reason, passes: false });
         }
-    }
+        inner.extend(write.inner_addresses().map(|at| (at, address)));
+    });
     for address in saved_inside(process, &inner, maps, stopped)? {
         let reason =
             format!("a signal handler is about to return into the instructions at {address:#x}; try again");

@@ -104,9 +104,13 @@ pub(crate) fn sweep(
     let Found::Agent(existing) = find(process, &maps)? else { return Ok(()) };
     let existing = existing.without_gone(process, &maps);
     let units = Unit::all(&existing, &maps);
-    let in_force: Vec<bool> = units.iter().map(|unit| unit.is_referred_to(&existing)).collect();
+    let mut in_force: Vec<bool> = units.iter().map(|unit| unit.is_referred_to(&existing)).collect();
     if in_force.iter().all(|&referred| referred) || !existing.knows_its_programs() {
         return Ok(());
+    }
+    let hooked = existing.hooked(process);
+    for (unit, referred) in units.iter().zip(&mut in_force) {
+        *referred |= hooked.iter().any(|&chain| unit.holds(chain));
     }
     let slots = Slots::read(process, &existing)?;
     let threads = Threads { process, maps: &maps, existing: &existing, slots: &slots, waiting };
