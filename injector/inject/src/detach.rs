@@ -23,7 +23,7 @@ use crate::wire::{BlockHead, Wire, region_offset};
 use beeline_abi::process::{ProcessBlock, Region};
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
-use beeline_ptrace::{Registers, StopError, StopOptions, Stopped, StoppedProcess};
+use beeline_ptrace::{Registers, StopError, StopOptions, StoppedProcess};
 use beeline_remote::{Borrowed, Mapping, Mappings, Process, RemoteError, SystemCall};
 use std::mem::offset_of;
 use std::time::{Duration, Instant};
@@ -142,10 +142,8 @@ impl<'a> Round<'a> {
         self.leave_calls(&existing)?;
         let slots = Slots::read(self.process, &existing)?;
         report.returns += self.restore_returns(&existing, &slots);
-        for thread in self.stopped.threads() {
-            if let Some(why) = self.occupied(thread, &existing, &slots, &maps)? {
-                return Ok(State::Busy(format!("thread {} {why}", thread.tid())));
-            }
+        if let Some((tid, why)) = self.occupied(&existing, &slots, &maps)? {
+            return Ok(State::Busy(format!("thread {tid} {why}")));
         }
         self.restore_holes(&existing, &maps, report)?;
         if let Some(address) = report.foreign.first() {
@@ -200,7 +198,7 @@ impl<'a> Round<'a> {
     /// again it goes back from there.
     fn leave_calls(&self, existing: &Existing) -> Result<(), TargetRefused> {
         for thread in self.stopped.threads() {
-            let registers = thread.registers().map_err(|error| self.failed(error.into()))?;
+            let registers = thread.known_registers().map_err(|error| self.failed(error.into()))?;
             if let Some(rip) = existing.original_call(self.process, registers.rip) {
                 let back = Registers { rip, ..registers };
                 thread.set_registers(&back).map_err(|error| self.failed(error.into()))?;
@@ -246,31 +244,39 @@ impl<'a> Round<'a> {
         count
     }
 
-    /// Why a thread still needs our code; none when it does not.
+    /// A thread that still needs our code, and why; none when nobody does.
     fn occupied(
         &self,
-        thread: &Stopped,
         existing: &Existing,
         slots: &Slots,
         maps: &Mappings,
-    ) -> Result<Option<&'static str>, TargetRefused> {
-        let registers = thread.registers().map_err(|error| self.failed(error.into()))?;
-        if existing.owns(registers.rip) {
-            return Ok(Some("is in a probe"));
-        }
-        if existing.owns(registers.rsp) {
-            return Ok(Some("is on the stack of a probe"));
-        }
-        let stack = Stack::of(self.process, maps, &registers);
-        let mut handler = false;
-        for (pc, sp) in stack.handler_returns() {
-            handler = true;
-            if existing.owns(pc) || existing.owns(sp) {
-                return Ok(Some("will return from a signal handler into a probe"));
+    ) -> Result<Option<(i32, &'static str)>, TargetRefused> {
+        let mut registers = Vec::with_capacity(self.stopped.threads().len());
+        for thread in self.stopped.threads() {
+            let its = thread.known_registers().map_err(|error| self.failed(error.into()))?;
+            if existing.owns(its.rip) {
+                return Ok(Some((thread.tid(), "is in a probe")));
             }
+            if existing.owns(its.rsp) {
+                return Ok(Some((thread.tid(), "is on the stack of a probe")));
+            }
+            registers.push((thread.tid(), its));
         }
-        let runs = slots.runs_program(&registers, maps.at(registers.rsp), handler);
-        Ok(runs.then_some("runs a program"))
+        let places: Vec<_> = registers.iter().map(|(_, its)| Stack::place(maps, its)).collect();
+        let mut occupied = None;
+        self.process.memory().visit(&places, |index, bytes| {
+            let (tid, its) = &registers[index];
+            let stack = Stack::new(places[index].0, bytes.unwrap_or_default());
+            let mut handler = false;
+            let mut returns = stack.handler_returns().inspect(|_| handler = true);
+            if returns.any(|(pc, sp)| existing.owns(pc) || existing.owns(sp)) {
+                occupied.get_or_insert((*tid, "will return from a signal handler into a probe"));
+            }
+            if slots.runs_program(its, maps.at(its.rsp), handler) {
+                occupied.get_or_insert((*tid, "runs a program"));
+            }
+        });
+        Ok(occupied)
     }
 
     /// No thread's `struct rseq` lies in our memory or refers to it.
@@ -418,12 +424,23 @@ pub(crate) struct Slots(Vec<Slot>);
 
 impl Slots {
     pub(crate) fn read(process: &Process, existing: &Existing) -> Result<Slots, TargetRefused> {
-        let len = size_of::<ThreadSlot>();
-        let bytes = process
-            .memory()
-            .read_vec(existing.head.threads, THREAD_SLOTS as usize * len)
-            .map_err(|error| remote(process.pid(), error))?;
-        Ok(Slots(bytes.chunks_exact(len).map(Slot::read).filter(|slot| slot.key != 0).collect()))
+        const LEN: u64 = size_of::<ThreadSlot>() as u64;
+        let start = existing.head.threads;
+        let all = start..start.wrapping_add(THREAD_SLOTS * LEN);
+        // Most of them were never used, and their memory is not there; reading it would make it.
+        let written = process.written(all.clone()).unwrap_or_else(|_| vec![all.clone()]);
+        let mut slots = Vec::new();
+        let mut next = 0;
+        for pages in written {
+            let first = (pages.start.saturating_sub(start) / LEN).max(next);
+            next = (pages.end.saturating_sub(start).div_ceil(LEN)).min(THREAD_SLOTS).max(first);
+            let bytes = process
+                .memory()
+                .read_vec(start + first * LEN, ((next - first) * LEN) as usize)
+                .map_err(|error| remote(process.pid(), error))?;
+            slots.extend(bytes.chunks_exact(LEN as usize).map(Slot::read).filter(|slot| slot.key != 0));
+        }
+        Ok(Slots(slots))
     }
 
     /// The outstanding returns of all threads.

@@ -9,9 +9,10 @@ use std::fs::File;
 use std::io;
 use std::io::Read;
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+const PAGE: u64 = 4096;
 /// Bytes that are read of a file of `/proc` at first.
 const READ_LEN: usize = 32 << 10;
 
@@ -54,6 +55,35 @@ impl Process {
     pub fn maps(&self) -> Result<Mappings, RemoteError> {
         let text = self.read("maps")?;
         Ok(Mappings::parse(&String::from_utf8_lossy(&text)))
+    }
+
+    /// The parts of a private mapping that it has written, whole pages, in order: elsewhere its file stands.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read, as on a kernel that keeps it for root.
+    pub fn written(&self, range: Range<u64>) -> Result<Vec<Range<u64>>, RemoteError> {
+        /// Of an entry of `pagemap` (`Documentation/admin-guide/mm/pagemap.rst`): in memory; swapped; of a file.
+        const PRESENT: u64 = 1 << 63;
+        const SWAPPED: u64 = 1 << 62;
+        const OF_FILE: u64 = 1 << 61;
+        const ENTRY: u64 = 8;
+        let first = range.start / PAGE;
+        let mut entries = vec![0; (ENTRY * (range.end.div_ceil(PAGE) - first)) as usize];
+        let mut read = || File::open(self.proc_path("pagemap"))?.read_exact_at(&mut entries, ENTRY * first);
+        read().map_err(|source| self.failed("pagemap", source))?;
+        let mut written: Vec<Range<u64>> = Vec::new();
+        for (index, entry) in (first..).zip(entries.chunks_exact(ENTRY as usize)) {
+            let entry = entry.try_into().map_or(0, u64::from_le_bytes);
+            if entry & (PRESENT | SWAPPED) == 0 || entry & OF_FILE != 0 {
+                continue;
+            }
+            let page = PAGE * index..PAGE * (index + 1);
+            match written.last_mut().filter(|last| last.end == page.start) {
+                Some(last) => last.end = page.end,
+                None => written.push(page),
+            }
+        }
+        Ok(written)
     }
 
     /// The entry of the auxiliary vector of this kind (`AT_*`).
@@ -188,6 +218,8 @@ fn living_thread(pid: Tid) -> Tid {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
     #[test]
     fn this_process() {
@@ -206,5 +238,39 @@ mod tests {
         assert_eq!(process.auxiliary(libc::AT_PAGESZ).unwrap(), Some(4096));
         assert!(process.program_break().is_some());
         assert!(process.namespace("pid").is_some());
+    }
+
+    #[test]
+    fn written_parts_of_a_private_mapping() {
+        const PAGES: usize = 8;
+        let file = tempfile(PAGES * PAGE as usize);
+        let len = std::num::NonZeroUsize::new(PAGES * PAGE as usize).unwrap();
+        let rights = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new private mapping of a file of our own.
+        let start = unsafe { mmap(None, len, rights, MapFlags::MAP_PRIVATE, &file, 0).unwrap() };
+        let bytes = start.cast::<u8>();
+        for page in [1, 2, 5] {
+            // SAFETY: in the mapping, which nobody else refers to.
+            unsafe { bytes.add(page * PAGE as usize + 7).write_volatile(1) };
+        }
+        // SAFETY: as above.
+        assert_eq!(unsafe { bytes.add(3 * PAGE as usize).read_volatile() }, 0);
+        let process = Process::open(std::process::id() as Tid, false).unwrap();
+        let start_address = bytes.as_ptr() as u64;
+        let page = |index: u64| start_address + PAGE * index;
+        assert_eq!(
+            process.written(page(0)..page(PAGES as u64)).unwrap(),
+            [page(1)..page(3), page(5)..page(6)]
+        );
+        let part = process.written(page(2) + 5..page(2) + 6).unwrap();
+        assert_eq!((part.len(), part.first()), (1, Some(&(page(2)..page(3)))));
+        // SAFETY: the mapping of above; nothing refers to it any more.
+        unsafe { munmap(start, len.get()).unwrap() };
+    }
+
+    fn tempfile(len: usize) -> File {
+        let file: File = memfd_create(c"written", MFdFlags::MFD_CLOEXEC).unwrap().into();
+        file.set_len(len as u64).unwrap();
+        file
     }
 }
