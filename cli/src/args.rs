@@ -126,6 +126,9 @@ pub(crate) struct Load {
     /// Count the hits of the links, at the price of two atomic increments a hit
     #[arg(long)]
     pub(crate) count_hits: bool,
+    /// Let programs at system calls skip them, change their arguments and their results
+    #[arg(long)]
+    pub(crate) allow_override: bool,
 }
 
 /// `NUMBER` or `PROG=NUMBER`.

@@ -112,6 +112,7 @@ fn system_call(probe: PlannedProbe) -> Option<SystemCallRequest> {
         cookie: probe.target.places.first().map_or(0, |place| place.cookie),
         pid: probe.pid,
         count_hits: probe.count_hits,
+        may_override: probe.may_override,
         shared: Arc::new(probe.shared),
     })
 }

@@ -29,12 +29,13 @@ fn field<'a>(event: &'a Value, name: &str) -> &'a Value {
 }
 
 fn load(store: &Store, source: &str, attach: &[String]) {
+    let options: Vec<&str> = attach.iter().flat_map(|spec| ["--attach", spec]).collect();
+    load_with(store, source, &options);
+}
+
+fn load_with(store: &Store, source: &str, options: &[&str]) {
     let path = object(source).to_string_lossy().into_owned();
-    let mut arguments = vec!["load".to_owned(), path];
-    for spec in attach {
-        arguments.extend(["--attach".to_owned(), spec.clone()]);
-    }
-    store.ok(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    store.ok(&[&["load", &path], options].concat());
 }
 
 #[test]
@@ -412,7 +413,7 @@ fn syscall_latency() {
 #[test]
 fn full_disk() {
     let store = Store::new();
-    load(&store, "examples/full-disk/full.bpf.c", &[]);
+    load_with(&store, "examples/full-disk/full.bpf.c", &["--allow-override"]);
     let file = scratch("full");
     let script = format!(
         "import errno, os\nfd = os.open('{}', os.O_WRONLY | os.O_CREAT)\nfor i in range(9):\n  try:\n    print(os.write(fd, b'x'))\n  \
@@ -432,7 +433,7 @@ fn full_disk() {
 #[test]
 fn file_policy() {
     let store = Store::new();
-    load(&store, "examples/file-policy/policy.bpf.c", &[]);
+    load_with(&store, "examples/file-policy/policy.bpf.c", &["--allow-override"]);
     // The folder needs no file in it: the answer is another one without the guard.
     let output = store.output(&["start", "--", "/bin/cat", "/etc/ssl/nothing-there", "/proc/self/comm"]);
     assert!(!output.status.success());

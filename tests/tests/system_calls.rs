@@ -3,7 +3,7 @@
 use beeline_tests::{Store, Target, object, our_mappings, rounds, target, text_of};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -17,6 +17,12 @@ fn calls() -> PathBuf {
 fn load(store: &Store, program: &str) {
     let object = object(&format!("tests/programs/{program}.bpf.c"));
     store.ok(&["load", &object.to_string_lossy()]);
+}
+
+/// Loads programs that change calls.
+fn load_changing(store: &Store) {
+    let object = object("tests/programs/system_calls.bpf.c");
+    store.ok(&["load", "--allow-override", &object.to_string_lossy()]);
 }
 
 /// What is in an array, by index.
@@ -34,7 +40,7 @@ const GETPPID: u64 = 110;
 fn every_kind_of_section() {
     let (program, store) = (calls(), Store::new());
     let program = program.to_string_lossy();
-    load(&store, "system_calls");
+    load_changing(&store);
     let output = store.ok(&["start", "--", &program, "kinds"]);
     // Two calls that are not made, two with another result, by functions of their own and by `syscall`; an argument that is changed.
     assert_eq!(output, "4242 77 4242 77 5 5\n");
@@ -99,6 +105,58 @@ fn programs_that_read_too_much_are_refused() {
             assert!(message.contains("of its context"), "{section}: {message}");
         }
     }
+    std::fs::remove_dir_all(folder).expect("ours");
+}
+
+/// Changing calls is a right that links are made with: by their objects' load, and for good.
+#[test]
+fn programs_that_change_calls_need_the_right_to() {
+    let store = Store::new();
+    let folder = std::env::temp_dir().join(format!("beeline-rights-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("writable");
+    let programs = [
+        ("overrides", "ksyscall/close", "bpf_override_return(ctx, -5);", "bpf_override_return"),
+        ("replaces", "kretsyscall/close", "bpf_override_return(ctx, -5);", "bpf_override_return"),
+        (
+            "writes",
+            "raw_tp/sys_enter",
+            "int none = 0; bpf_probe_write_user((void *)1, &none, 4);",
+            "bpf_probe_write_user",
+        ),
+        ("looks", "ksyscall/close", "", ""),
+        // At a function it is what it always was.
+        ("function", "uprobe/libc.so.6:close", "bpf_override_return(ctx, -5);", ""),
+    ];
+    for (name, section, body, helper) in programs {
+        let source = format!(
+            "#include <linux/bpf.h>\n#include <bpf/bpf_helpers.h>\nchar LICENSE[] SEC(\"license\") = \"GPL\";\n\
+             SEC(\"{section}\") int {name}_program(void *ctx) {{ {body} return 0; }}\n"
+        );
+        let (c, o) = (folder.join(format!("{name}.c")), folder.join(format!("{name}.bpf.o")));
+        std::fs::write(&c, source).expect("writable");
+        let compiled = Command::new("clang")
+            .args(["-O2", "-target", "bpf", "-I", "/usr/include/x86_64-linux-gnu", "-c"])
+            .args([&c, Path::new("-o"), &o])
+            .status();
+        if !compiled.is_ok_and(|status| status.success()) {
+            println!("skipped: no clang for bpf");
+            return;
+        }
+        let o = o.to_string_lossy();
+        if helper.is_empty() {
+            store.ok(&["load", &o]);
+            continue;
+        }
+        let message = store.fails(&["load", &o]);
+        assert!(message.contains(helper) && message.contains("--allow-override"), "{name}: {message}");
+        assert!(store.fails(&["unload", name]).contains(name), "nothing of it is there");
+        store.ok(&["load", "--allow-override", &o]);
+    }
+    // No program comes to it by an update.
+    let message = store.fails(&["link", "update", "looks/looks_program", "overrides_program"]);
+    assert!(message.contains("--allow-override"), "{message}");
+    store.ok(&["link", "update", "overrides/overrides_program", "looks_program"]);
+    store.ok(&["link", "update", "overrides/overrides_program", "overrides_program"]);
     std::fs::remove_dir_all(folder).expect("ours");
 }
 
@@ -171,7 +229,7 @@ fn programs_come_and_go_at_sites_that_are_there() {
         line(&untraced);
         assert_eq!(counted(), 20);
         // Programs that want registers, and one that skips a call, at sites that have others.
-        load(&store, "system_calls");
+        load_changing(&store);
         store.ok(&["attach", &pid]);
         line("4242 4242");
         assert_eq!(counted(), 40);

@@ -165,6 +165,7 @@ unsafe fn each(
                 continue;
             }
             let flags = (*link).flags;
+            let before = ((*run).flags, (*run).override_value);
             if flags & LinkRuntime::RECORD != 0 {
                 call(link, run, record);
             } else if flags & LinkRuntime::RAW != 0 {
@@ -172,6 +173,10 @@ unsafe fn each(
             } else {
                 let outer = outer(registers, flags);
                 call(link, run, &raw const outer as u64);
+            }
+            if flags & LinkRuntime::OVERRIDES == 0 {
+                // A program that it has called has no right to.
+                ((*run).flags, (*run).override_value) = before;
             }
         }
     }

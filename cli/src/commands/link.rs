@@ -4,10 +4,11 @@ use super::load::{kind_name, place, place_name, places_json};
 use crate::args::Link;
 use crate::bridge::resync;
 use crate::context::Context;
+use crate::output::say;
 use crate::output::table::Table;
 use crate::resolve;
 use anyhow::Result;
-use beeline_engine::{Link as StoredLink, LinkEntry, LinkOutcome, ProcessRecord, RefusedPlace};
+use beeline_engine::{EngineError, Link as StoredLink, LinkEntry, LinkOutcome, ProcessRecord, RefusedPlace};
 use beeline_inject::Attached;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -90,7 +91,8 @@ fn show(context: &mut Context, words: &[String]) -> Result<()> {
         let pid = link.pid.map(|pid| format!("  pid {pid}")).unwrap_or_default();
         let hits = if link.count_hits { format!("  hits {}", file.hits()) } else { String::new() };
         let owner = file.owner().map(|tid| format!("  owner {tid}")).unwrap_or_default();
-        out.line(format_args!("\t{enabled}{hits}  missed {}{pid}{owner}", file.missed()))?;
+        let changes = if link.may_override { "  may change system calls" } else { "" };
+        out.line(format_args!("\t{enabled}{hits}  missed {}{pid}{owner}{changes}", file.missed()))?;
         for process in processes.of_link(link.id) {
             for text in process.lines(link) {
                 out.line(format_args!("\t{text}"))?;
@@ -125,7 +127,11 @@ fn update(context: &mut Context, link: &str, program: &str) -> Result<()> {
     let [entry] = links.as_slice() else {
         anyhow::bail!("{} links are called {link}; say OBJECT/NAME or the id", links.len());
     };
-    engine.update_link(entry, &program)?;
+    engine.update_link(entry, &program).inspect_err(|error| {
+        if let EngineError::NoRight { .. } = error {
+            say("a link has that right when it is loaded with --allow-override");
+        }
+    })?;
     let id = entry.file.link.id;
     let processes = resync(&engine, Some(&[id]));
     if context.json {
@@ -285,6 +291,7 @@ fn to_json(entry: &LinkEntry) -> Value {
         "places": places_json(&link.target),
         "build_id": link.target.build_id.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
         "pid": link.pid,
+        "may_override": link.may_override,
         "hits": link.count_hits.then(|| entry.file.hits()),
         "enabled": entry.file.is_enabled(),
         "missed": entry.file.missed(),

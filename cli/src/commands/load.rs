@@ -32,6 +32,7 @@ pub(crate) fn run(context: &mut Context, args: &Load) -> Result<()> {
             .unwrap_or(0),
         program_cookies: args.cookie.iter().filter_map(|it| Some((it.program.clone()?, it.value))).collect(),
         count_hits: args.count_hits,
+        allow_override: args.allow_override,
         own: args.own,
     };
     let engine = context.engine()?;
@@ -76,6 +77,9 @@ fn load(context: &Context, engine: &Engine, file: &Path, options: &LoadOptions) 
         if let EngineError::Rejected { program, rejection } = &error {
             show_log(context, program, &rejection.log);
             rejection.advice.into_iter().for_each(say);
+        }
+        if let EngineError::NoRight { .. } = &error {
+            say("--allow-override lets its programs change system calls");
         }
         anyhow::Error::new(error).context(format!("cannot load {}", file.display()))
     })

@@ -174,6 +174,8 @@ pub struct SystemCallRequest {
     pub pid: Option<u32>,
     /// Count its hits.
     pub count_hits: bool,
+    /// It may skip the call, and change arguments and result.
+    pub may_override: bool,
     /// The link's file, as for a probe.
     pub shared: Arc<OwnedFd>,
 }

@@ -377,7 +377,7 @@ fn flags(request: &Request, call: &SystemCallRequest) -> u32 {
         CallContext::Raw => LinkRuntime::RAW,
         CallContext::Registers => LinkRuntime::REGISTERS,
     };
-    let overrides = program.is_some_and(|program| program.may_override());
+    let overrides = call.may_override && program.is_some_and(|program| program.may_override());
     context
         | if call.kind == ProbeKind::Return { LinkRuntime::RETURN } else { 0 }
         | if overrides { LinkRuntime::OVERRIDES } else { 0 }

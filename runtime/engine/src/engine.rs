@@ -1,6 +1,6 @@
 //! An engine: a store, and what can be done with it.
 
-use crate::EngineError;
+use crate::{EngineError, right};
 use beeline_store::{LinkFile, MapList, ObjectInfo, Program, Store, StoreError, StoreName};
 use rustix::io::Errno;
 
@@ -116,6 +116,9 @@ impl Engine {
                 section: new.section.clone(),
                 reason: format!("the link has a {old} program, this is a {new_type} program"),
             });
+        }
+        if right::is_at_calls(&link.file.link.target) && !link.file.link.may_override {
+            right::only_looks(&new.name, &new.section, &new.relocs)?;
         }
         link.file.set_program(new.id);
         Ok(())

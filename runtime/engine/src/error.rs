@@ -95,6 +95,18 @@ pub enum EngineError {
         /// Why not.
         reason: String,
     },
+    /// A program changes system calls, and its link is made without the right to.
+    #[error(
+        "program {program} (section {section}) changes system calls: it calls {helper}, and has no right to"
+    )]
+    NoRight {
+        /// The program.
+        program: String,
+        /// Its section.
+        section: String,
+        /// The helper by which it would.
+        helper: &'static str,
+    },
     /// The file or the place in it that a program should go to does not exist.
     #[error("program {program} cannot be attached to {place}: {reason}")]
     NoPlace {

@@ -16,6 +16,7 @@ mod kernel_types;
 mod load;
 mod map_types;
 mod plan;
+mod right;
 mod system_calls;
 mod targets;
 #[expect(unsafe_code, reason = "runs machine code")]

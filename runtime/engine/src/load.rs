@@ -4,7 +4,7 @@ use crate::attach_spec::{AttachSpec, Place, Places};
 use crate::system_calls::{self, CallPlace};
 use crate::targets::{Targets, Wanted};
 use crate::usdt::{SPECS_MAP, Specs};
-use crate::{Engine, EngineError, translate};
+use crate::{Engine, EngineError, right, translate};
 use beeline_jit::{CodeImage, CompileOptions};
 use beeline_object::btf::Btf;
 use beeline_object::section_table::prog_type;
@@ -38,6 +38,8 @@ pub struct LoadOptions {
     pub program_cookies: BTreeMap<String, u64>,
     /// Count the hits of the links.
     pub count_hits: bool,
+    /// Programs at system calls may skip and change them. Without it an object with such a program is refused.
+    pub allow_override: bool,
     /// The object ends with this process, or earlier with [`Loaded::ownership`].
     pub own: bool,
 }
@@ -138,6 +140,11 @@ impl Engine {
         for (index, (def, compiled)) in wanted.iter().zip(&compiled).enumerate() {
             let own = links.iter().filter(|link| link.program == index);
             check_context(&object, def, &compiled.verified, own)?;
+            let reached = is_tail_called(&object, def);
+            let mut at_calls = links.iter().filter(|link| right::is_at_calls(&link.target));
+            if !options.allow_override && at_calls.any(|link| link.program == index || reached) {
+                right::only_looks(&def.name, &def.section, &compiled.image.image().relocs)?;
+            }
         }
         let mut new = NewObject {
             name: name.clone(),
@@ -192,6 +199,7 @@ fn places(object: &Object, programs: &[&ProgramDef], options: &LoadOptions) -> R
             target,
             pid: options.pid,
             count_hits: options.count_hits,
+            may_override: options.allow_override,
         });
         Ok::<_, EngineError>(())
     };

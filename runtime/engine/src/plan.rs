@@ -92,6 +92,8 @@ pub struct PlannedProbe {
     pub pid: Option<u32>,
     /// Hits are counted.
     pub count_hits: bool,
+    /// Its program may skip and change system calls.
+    pub may_override: bool,
     /// The link's file; its first page is the shared one.
     pub shared: OwnedFd,
 }
@@ -289,6 +291,7 @@ fn plan_probe(entry: &LinkEntry) -> Result<PlannedProbe, EngineError> {
         target: link.target,
         pid: link.pid,
         count_hits: link.count_hits,
+        may_override: link.may_override,
         shared: shared(&entry.file)?,
     })
 }

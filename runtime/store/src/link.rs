@@ -114,6 +114,8 @@ pub struct Link {
     pub pid: Option<u32>,
     /// Hits are counted, at the price of an atomic increment each.
     pub count_hits: bool,
+    /// Its program may skip and change system calls.
+    pub may_override: bool,
 }
 
 /// A link's open file.

@@ -97,6 +97,8 @@ pub struct NewLink {
     pub pid: Option<u32>,
     /// Count its hits.
     pub count_hits: bool,
+    /// Its program may skip and change system calls.
+    pub may_override: bool,
 }
 
 /// What is in the store now.
@@ -432,6 +434,7 @@ impl<'a> Staged<'a> {
                 target: new.target.clone(),
                 pid: new.pid,
                 count_hits: new.count_hits,
+                may_override: new.may_override,
             };
             // The owner turns its own on.
             LinkFile::create(&directory, &file, &link, !self.object.owned)?;

@@ -15,7 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::path::Path;
 
 /// Version of all payloads together.
-pub(crate) const RECORD_VERSION: u32 = 2;
+pub(crate) const RECORD_VERSION: u32 = 3;
 
 /// Largest record that is read, in bytes: a program of a million instructions stays far below it.
 pub(crate) const RECORD_MAX: u64 = 1 << 28;

@@ -121,8 +121,14 @@ pub(crate) fn object(name: &str) -> NewObject {
             ..Place::default()
         }],
     };
-    let link =
-        |program, kind| NewLink { program, kind, target: target.clone(), pid: None, count_hits: false };
+    let link = |program, kind| NewLink {
+        program,
+        kind,
+        target: target.clone(),
+        pid: None,
+        count_hits: false,
+        may_override: false,
+    };
     NewObject {
         name: name.into(),
         source: format!("{name}.bpf.o"),
