@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Nothing is kept on the stack over the call: a `clone` returns on another one, a child of `vfork` on the same. The number, which
-//! the kernel's record of the exit has, is a constant of most call sites; where it is not, the slot remembers it by the stack
-//! pointer.
+//! the kernel's record of the exit has, is a constant of most call sites; where it is not, the stub before the call notes it in the
+//! slot with the stack pointer.
 
 use crate::{cpu, process};
 use beeline_abi::link::{LinkRuntime, LinkShared};
@@ -14,7 +14,7 @@ use beeline_abi::process::{ForkPage, ProcessBlock};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
 use beeline_abi::system_call::{
-    CLONES, EnterRecord, ExitRecord, List, NUMBERS, PENDING, PendingCall, RawArguments, SystemCalls,
+    CLONES, EnterRecord, ExitRecord, List, NUMBERS, PENDING, RawArguments, SystemCalls,
 };
 use beeline_abi::thread::ThreadSlot;
 use beeline_helpers::identity;
@@ -33,15 +33,11 @@ pub unsafe extern "sysv64" fn enter(
     registers: *mut PtRegs,
     slot: *mut ThreadSlot,
     calls: *const SystemCalls,
-    number: u64,
 ) -> u64 {
     // SAFETY: the caller's contract.
     unsafe {
         let called = (*registers).orig_ax;
         let index = list_index(called);
-        if number == UNKNOWN && count(&(*calls).left, index) != 0 {
-            remember(slot, (*registers).sp, called);
-        }
         let run = &raw mut (*slot).run;
         (*run).flags = 0;
         let list = list(&(*calls).entered, index);
@@ -132,10 +128,6 @@ fn list_index(number: u64) -> usize {
 
 fn list(lists: &[List; NUMBERS + 1], index: usize) -> List {
     lists.get(index).copied().unwrap_or_default()
-}
-
-fn count(lists: &[List; NUMBERS + 1], index: usize) -> u32 {
-    list(lists, index).count
 }
 
 /// The arguments, in the kernel's order.
@@ -233,18 +225,6 @@ unsafe fn call(link: *const LinkRuntime, run: *mut RunContext, context: u64) {
 
 type Program = unsafe extern "sysv64" fn(context: *mut u8, run: *mut RunContext) -> u64;
 
-/// Notes the number of a call that begins with this stack pointer.
-unsafe fn remember(slot: *mut ThreadSlot, sp: u64, number: u64) {
-    // SAFETY: the calling thread's slot.
-    unsafe {
-        let top = (*slot).pending_top;
-        if let Some(place) = (*slot).pending.get_mut(top as usize % PENDING) {
-            *place = PendingCall { sp, number };
-        }
-        (*slot).pending_top = top.wrapping_add(1);
-    }
-}
-
 /// The number of the call that returns with this stack pointer; none when it began before anybody wanted it. Calls of signal
 /// handlers that were left are forgotten with it.
 unsafe fn recall(slot: *mut ThreadSlot, sp: u64) -> Option<u64> {
@@ -267,7 +247,20 @@ unsafe fn recall(slot: *mut ThreadSlot, sp: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use beeline_abi::system_call::PendingCall;
     use std::boxed::Box;
+
+    /// As stubs do.
+    unsafe fn remember(slot: *mut ThreadSlot, sp: u64, number: u64) {
+        // SAFETY: the calling thread's slot.
+        unsafe {
+            let top = (*slot).pending_top;
+            if let Some(place) = (*slot).pending.get_mut(top as usize % PENDING) {
+                *place = PendingCall { sp, number };
+            }
+            (*slot).pending_top = top.wrapping_add(1);
+        }
+    }
 
     fn slot() -> Box<ThreadSlot> {
         // SAFETY: all fields may be zero.

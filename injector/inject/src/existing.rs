@@ -5,12 +5,13 @@ use crate::wire::{BlockHead, HEAD_LEN, NoBlock, Wire, region_offset};
 use beeline_abi::link::{LINK_MAGIC, LinkRuntime};
 use beeline_abi::map::{MAP_MAGIC, MapHandle};
 use beeline_abi::process::{ProcessBlock, ProgramRuntime, Region, SiteRuntime};
-use beeline_abi::system_call::Hooks;
+use beeline_abi::system_call::{Hooks, SystemCalls};
 use beeline_abi::trace::TRACE_MAGIC;
 use beeline_abi::unwind::UnwindText;
 use beeline_remote::{Mapping, Mappings, Process};
 use beeline_site::{SHORT_WINDOW, WINDOW_MIN};
 use beeline_stub::{HOOK_LEN, hook};
+use std::mem::offset_of;
 use std::ops::Range;
 
 /// Name of the memory file that all private mappings of ours are made of, as `/proc/PID/maps` shows it.
@@ -168,21 +169,29 @@ impl Existing {
                     bytes.is_ok_and(|bytes| bytes[0] == CALL || hook(at, None) == Some(bytes))
                 };
                 if within && stands() {
-                    found.push(PlacedHook { at, number: hooks.number, is_exit });
+                    let number = Some(hooks.number).filter(|&number| number != u32::MAX);
+                    found.push(PlacedHook { at, number, is_exit });
                 }
             }
         }
         found
     }
 
-    /// Where the hooks of the stubs at system calls go.
+    /// Where the hooks of the stubs at system calls go, and calls whose number is no constant.
     pub(crate) fn hooked(&self, process: &Process) -> Vec<u64> {
         let target = |hook: &PlacedHook| {
             let [opcode, distance @ ..] = process.memory().read_array::<HOOK_LEN>(hook.at).ok()?;
             let distance = i64::from(i32::from_le_bytes(distance));
             (opcode == CALL).then(|| hook.at.wrapping_add(HOOK_LEN as u64).wrapping_add_signed(distance))
         };
-        self.hooks(process).iter().filter_map(target).collect()
+        let mut found: Vec<u64> = self.hooks(process).iter().filter_map(target).collect();
+        // Both tables, one behind the other.
+        let len = offset_of!(SystemCalls, links) - offset_of!(SystemCalls, entered_at);
+        let at = self.head.system_calls + offset_of!(SystemCalls, entered_at) as u64;
+        let tables = (self.head.system_calls != 0).then(|| process.memory().read_vec(at, len));
+        let words = tables.and_then(Result::ok).unwrap_or_default();
+        found.extend(words.chunks_exact(u64::LEN).map(u64::get));
+        found
     }
 
     /// The links of probes that are in force, each with the address of its site and its program's id.
@@ -243,7 +252,8 @@ impl Existing {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PlacedHook {
     pub(crate) at: u64,
-    pub(crate) number: u32,
+    /// Of the call, where it is a constant.
+    pub(crate) number: Option<u32>,
     /// It is behind the call.
     pub(crate) is_exit: bool,
 }

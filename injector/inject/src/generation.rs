@@ -183,6 +183,8 @@ struct Builder<'a> {
     hooks: Vec<PlacedHook>,
     /// What is to be written there.
     hook_writes: Vec<(u64, Vec<u8>)>,
+    /// The code for each number: before the call, behind it.
+    call_code: [Vec<u64>; 2],
     /// Address of the process's `SystemCalls`, 0 = it has none.
     system_calls: u64,
     /// Where the links of system calls are, and how many.
@@ -270,6 +272,7 @@ impl<'a> Builder<'a> {
             calls,
             hooks,
             hook_writes: Vec::new(),
+            call_code: [Vec::new(), Vec::new()],
             system_calls: given.existing.map_or(0, |existing| existing.head.system_calls),
             call_links: (0, 0),
             texts: Texts::default(),
@@ -448,6 +451,9 @@ impl<'a> Builder<'a> {
                 self.link_calls(&mut arena, &mut entries)?;
             }
             let mut chains = HashMap::new();
+            if index == 0 && !self.calls.is_empty() {
+                self.link_numbers(&mut arena, &mut entries, &mut chains)?;
+            }
             self.link_hooks(&mut arena, &mut entries, &mut chains)?;
             for site in &planned.sites[self.groups[index].sites.clone()] {
                 let added = match &site.call {
@@ -503,11 +509,11 @@ impl<'a> Builder<'a> {
         self.memory.write(offset(tables.programs), &bytes_of(&self.programs))?;
         self.memory.write(offset(tables.sites), &bytes_of(&self.sites))?;
         self.memory.write(offset(tables.links), &self.link_bytes)?;
-        let hooks = std::mem::take(&mut self.hook_writes);
+        let (hooks, code) = (std::mem::take(&mut self.hook_writes), std::mem::take(&mut self.call_code));
         let lists = self.calls.lists(self.call_links.0);
         self.memory.write(offset(tables.call_lists), &bytes_of(&lists.addresses))?;
         let call_tables =
-            (self.system_calls != 0).then(|| lists.tables(self.system_calls, tables.call_lists, hooks));
+            (self.system_calls != 0).then(|| lists.tables(self.system_calls, tables.call_lists, code, hooks));
         let regions: Vec<Region> = self.areas.iter().map(|area| area.region).collect();
         let known = self.given.existing.map_or(0, |existing| existing.regions.len());
         let free = self.given.existing.map_or(0, |existing| existing.free_regions().count());

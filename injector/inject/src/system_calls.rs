@@ -221,10 +221,12 @@ impl Search<'_> {
                 return;
             }
         };
+        // In a stub's trailer this number says that there is none.
+        let number = site.number.filter(|&number| number != u32::MAX);
         for plan in windows {
             let at = address.wrapping_add(plan.vaddr.wrapping_sub(site.vaddr));
             let mut planned = PlannedSite::new(at, plan.clone());
-            planned.call = Some(PlannedCall { address, number: site.number, flags_dead: site.flags_dead });
+            planned.call = Some(PlannedCall { address, number, flags_dead: site.flags_dead });
             self.sites.insert(at, planned);
         }
         self.coverage.patched += 1;
@@ -394,31 +396,36 @@ pub(crate) struct CallLists {
 }
 
 impl CallLists {
-    /// What is to be written to the process's [`SystemCalls`] at `at`, the addresses being at `links`, and to hooks.
-    pub(crate) fn tables(&self, at: u64, links: u64, hooks: Vec<(u64, Vec<u8>)>) -> CallTables {
-        let wanted = |lists: &[List]| {
-            let rest = lists.last().is_some_and(|list| list.count != 0);
-            let mut bytes = vec![u8::from(rest); WANTED_LEN];
-            for (byte, list) in bytes.iter_mut().zip(lists.iter().take(NUMBERS)) {
-                *byte = u8::from(list.count != 0);
-            }
-            bytes
+    /// What is to be written to the process's [`SystemCalls`] at `at`, the addresses being at `links`: with the `code` for each number
+    /// before and behind the call; and to hooks.
+    pub(crate) fn tables(
+        &self,
+        at: u64,
+        links: u64,
+        code: [Vec<u64>; 2],
+        hooks: Vec<(u64, Vec<u8>)>,
+    ) -> CallTables {
+        let [entered_at, left_at] = code;
+        let bit = |code: &[u64], index: usize, bit: u8| match code.get(index) {
+            None | Some(0) => 0,
+            Some(_) => bit,
         };
-        let (enter, mut exit) = (wanted(&self.entered), wanted(&self.left));
-        if enter.contains(&1) || exit.contains(&1) {
-            for number in CLONES {
-                exit[number as usize] = 1;
-            }
-        }
-        let either: Vec<u8> = enter.iter().zip(&exit).map(|(enter, exit)| enter | exit).collect();
-        let any_exit = u64::from(exit.contains(&1));
+        let wanted = |number: usize| {
+            let index = number.min(NUMBERS);
+            bit(&entered_at, index, SystemCalls::ENTER) | bit(&left_at, index, SystemCalls::EXIT)
+        };
+        let wanted: Vec<u8> = (0..WANTED_LEN).map(wanted).collect();
         let lists = |lists: &[List]| -> Vec<u8> { lists.iter().flat_map(Wire::to_bytes).collect() };
+        let words = |words: &[u64]| -> Vec<u8> {
+            let mut words = words.to_vec();
+            words.resize(NUMBERS + 1, 0);
+            words.iter().flat_map(Wire::to_bytes).collect()
+        };
         let mut writes = hooks;
         writes.extend([
-            (at + offset_of!(SystemCalls, enter) as u64, enter),
-            (at + offset_of!(SystemCalls, exit) as u64, exit),
-            (at + offset_of!(SystemCalls, either) as u64, either),
-            (at + offset_of!(SystemCalls, any_exit) as u64, any_exit.to_bytes()),
+            (at + offset_of!(SystemCalls, wanted) as u64, wanted),
+            (at + offset_of!(SystemCalls, entered_at) as u64, words(&entered_at)),
+            (at + offset_of!(SystemCalls, left_at) as u64, words(&left_at)),
             (at + offset_of!(SystemCalls, links) as u64, links.to_bytes()),
             (at + offset_of!(SystemCalls, entered) as u64, lists(&self.entered)),
             (at + offset_of!(SystemCalls, left) as u64, lists(&self.left)),

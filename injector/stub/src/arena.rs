@@ -22,11 +22,11 @@ use beeline_site::SitePlan;
 use std::collections::HashMap;
 
 /// Alignment of programs and stubs.
-const ALIGNMENT: u64 = 16;
+pub(crate) const ALIGNMENT: u64 = 16;
 /// Bytes of a jump slot: `ff 25 00 00 00 00`, the address, two bytes of filler.
 const SLOT_LEN: u64 = 16;
 /// What unused bytes hold: `int3`.
-const FILLER: u8 = 0xcc;
+pub(crate) const FILLER: u8 = 0xcc;
 
 /// Why something does not go into an arena.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -177,6 +177,18 @@ impl Arena {
         Ok(self.put(&chain.bytes))
     }
 
+    /// Whom the hooks behind calls call whose number is no constant, while somebody wants the end of some call.
+    ///
+    /// # Errors
+    /// [`ArenaError`]; the arena is as before, but for the gates.
+    pub fn exit_dispatch(
+        &mut self,
+        environment: &Environment,
+        target: &SystemCallTarget,
+    ) -> Result<u64, ArenaError> {
+        Ok(self.call_gates(environment, target)?.dispatch[1])
+    }
+
     /// The gates for system calls, which the first of them brings.
     fn call_gates(
         &mut self,
@@ -187,7 +199,8 @@ impl Arena {
             return Ok(known);
         }
         let gates = self.gates(environment)?;
-        let (code, made) = build_call_gates((environment, &gates), target, self.base + self.used)?;
+        let shared = Shared { environment, gates: &gates, bodies: &self.bodies };
+        let (code, made) = build_call_gates(shared, target, self.base + self.used)?;
         self.check_room(code.len() as u64)?;
         self.put(&code);
         Ok(*self.call_gates.insert(made))

@@ -98,6 +98,18 @@ pub(crate) fn finish(asm: &mut CodeAssembler, marks: &Marks, at: u64) -> Result<
     })
 }
 
+/// Assembles code for `at`; the offsets of some of its instructions.
+pub(crate) fn assembled(
+    asm: &mut CodeAssembler,
+    marked: &[usize],
+    at: u64,
+) -> Result<(Vec<u8>, Vec<u32>), StubError> {
+    let marked = marked.iter().map(|&index| Moved { original: 0, index }).collect();
+    let marks = Marks { return_point: None, displaced: marked, cold: 0, sequences: Vec::new() };
+    let stub = finish(asm, &marks, at)?;
+    Ok((stub.bytes, stub.displaced.into_iter().map(|mapping| mapping.stub_offset).collect()))
+}
+
 /// Indices of instructions whose offsets are asked for afterwards.
 pub(crate) struct Marks {
     pub(crate) return_point: Option<usize>,

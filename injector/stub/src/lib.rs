@@ -15,6 +15,7 @@ mod arena;
 mod assemble;
 mod chain;
 mod cpu;
+mod dispatch;
 mod displaced;
 mod frame;
 mod gates;

@@ -104,7 +104,19 @@ impl<'a> Phase<'a> {
 
     /// rcx = the thread's slot; the guard word is set to S.
     pub(crate) fn find_slot(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
-        let (claim, guard) = (asm.create_label(), asm.create_label());
+        self.locate(asm)?;
+        let guard = asm.create_label();
+        asm.cmp(slot_field(offset_of!(ThreadSlot, guard)), 0)?;
+        asm.jne(guard)?;
+        asm.set_label(&mut self.run)?;
+        asm.mov(slot_field(offset_of!(ThreadSlot, guard)), rsp)?;
+        self.cold.push(Cold::Guard { here: guard });
+        Ok(())
+    }
+
+    /// rcx = the thread's slot. Uses rax and rdx.
+    pub(crate) fn locate(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        let claim = asm.create_label();
         match self.environment.thread_key {
             ThreadKey::FsSelf => {
                 // Into rdx: into rax, the address would take eight bytes.
@@ -131,14 +143,8 @@ impl<'a> Phase<'a> {
         asm.add(rcx, rax)?;
         asm.cmp(slot_field(offset_of!(ThreadSlot, key)), rdx)?;
         asm.jne(claim)?;
-        asm.set_label(&mut self.slot_found)?;
-        asm.cmp(slot_field(offset_of!(ThreadSlot, guard)), 0)?;
-        asm.jne(guard)?;
-        asm.set_label(&mut self.run)?;
-        asm.mov(slot_field(offset_of!(ThreadSlot, guard)), rsp)?;
         self.cold.push(Cold::Claim { here: claim });
-        self.cold.push(Cold::Guard { here: guard });
-        Ok(())
+        asm.set_label(&mut self.slot_found)
     }
 
     /// Ends the run: from here on a hit in a signal handler runs its programs.

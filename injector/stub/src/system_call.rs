@@ -13,7 +13,8 @@
 //! - or, where programs want a whole `pt_regs` or the agent has to know of the call, the arena's gate, which makes a `pt_regs` on
 //!   the stack and calls the agent with it. Afterwards registers come from there: programs may change a call's arguments.
 //!
-//! A number that is no constant is looked up at the call, by `jrcxz`, which leaves the flags alone; then comes the gate.
+//! A number that is no constant is looked up at the call, by `jrcxz`, which leaves the flags alone; then see
+//! [`dispatch`](crate::dispatch).
 //!
 //! A call changes rcx and r11 and keeps the flags. So the stub uses these registers, and saves the flags only where somebody behind
 //! the call looks at them.
@@ -27,11 +28,13 @@
 //!   │ pt_regs                       │ ◀ S; rbx while the agent runs
 //! ```
 
-use crate::assemble::finish_copy;
+use crate::arena::{ALIGNMENT, FILLER};
+use crate::assemble::{assembled, finish_copy};
 use crate::chain::HOOK_BELOW;
+use crate::dispatch::{Dispatch, UNKNOWN};
 use crate::displaced::{Around, Moved, displace_around, reaches};
 use crate::gates::Gates;
-use crate::phase::{call, slot_field};
+use crate::phase::{Shared, call, slot_field};
 use crate::site_code::{Environment, Stub, StubError, ThreadKey};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
@@ -42,7 +45,7 @@ use iced_x86::code_asm::{
     AsmRegister64, CodeAssembler, CodeLabel, al, ax, byte_ptr, eax, ecx, edx, qword_ptr, r8, r9, r10, r11,
     r11d, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp,
 };
-use iced_x86::{BlockEncoderOptions, IcedError, Instruction, Mnemonic};
+use iced_x86::{IcedError, Instruction, Mnemonic};
 use std::mem::offset_of;
 
 /// What the gates for system calls need. Addresses are the target's.
@@ -93,9 +96,9 @@ const SYSCALL_LEN: u64 = 2;
 /// What no stub at a call is longer than, alignment included.
 pub const SYSTEM_CALL_STUB_MAX: u64 = 448;
 /// What the gates of an arena are not longer than.
-pub const SYSTEM_CALL_GATES_MAX: u64 = 1536;
+pub const SYSTEM_CALL_GATES_MAX: u64 = 2560;
 
-/// Bytes that the stub goes below the caller's stack pointer before it calls a gate: as much as a hook and its gate do.
+/// From the caller's stack pointer to the word with the gate's return address: what the hook keeps, its return address, one word.
 const BELOW: i32 = HOOK_BELOW + 16;
 /// Bytes of the frame.
 const FRAME_LEN: i32 = size_of::<PtRegs>() as i32 + 24;
@@ -104,52 +107,52 @@ const SLOT: i32 = STATUS + 8;
 /// From S to the caller's stack pointer.
 const TO_CALLER: i32 = FRAME_LEN + 8 + BELOW;
 const RUN_REGS: i32 = (offset_of!(ThreadSlot, run) + offset_of!(RunContext, regs)) as i32;
-/// A number that is no constant, as the agent knows it.
-const UNKNOWN: u32 = u32::MAX;
 
 /// Addresses of an arena's gates for system calls.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CallGates {
-    enter: u64,
-    exit: u64,
     /// What hooks call: before the call, behind it.
     pub(crate) hooked: [u64; 2],
+    /// The same where the number is no constant.
+    pub(crate) dispatch: [u64; 2],
 }
 
 /// Makes the gates for address `at`.
 pub(crate) fn build_call_gates(
-    (environment, gates): (&Environment, &Gates),
+    shared: Shared<'_>,
     target: &SystemCallTarget,
     at: u64,
 ) -> Result<(Vec<u8>, CallGates), StubError> {
+    let Shared { environment, gates, .. } = shared;
     let wrap = |e: IcedError| StubError::Assembler { at, reason: e.to_string() };
     let mut asm = CodeAssembler::new(64).map_err(wrap)?;
-    let mut starts = [0; 4];
     let mut entries = [asm.create_label(), asm.create_label()];
-    for (index, (entry, is_exit)) in entries.iter_mut().zip([false, true]).enumerate() {
-        starts[index] = asm.instructions().len();
+    for (entry, is_exit) in entries.iter_mut().zip([false, true]) {
         asm.set_label(entry).map_err(wrap)?;
         Gate { environment, gates, target, at, is_exit }.write(&mut asm).map_err(wrap)?;
     }
     let [enter, exit] = entries;
-    starts[2] = asm.instructions().len();
+    let mut starts = [0; 2];
+    starts[0] = asm.instructions().len();
     hooked_enter(&mut asm, enter).map_err(wrap)?;
-    starts[3] = asm.instructions().len();
+    starts[1] = asm.instructions().len();
     hooked_exit(&mut asm, exit).map_err(wrap)?;
-    let result =
-        asm.assemble_options(at, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS).map_err(wrap)?.inner;
-    let offsets = result.new_instruction_offsets;
+    let (mut code, offsets) = assembled(&mut asm, &starts, at)?;
     let address = |index: usize| at + u64::from(offsets.get(index).copied().unwrap_or_default());
-    let [enter, exit, hooked_enter, hooked_exit] = starts.map(address);
-    Ok((result.code_buffer, CallGates { enter, exit, hooked: [hooked_enter, hooked_exit] }))
+    let hooked = [address(0), address(1)];
+    code.resize(code.len().next_multiple_of(ALIGNMENT as usize), FILLER);
+    let dispatch = Dispatch { shared, calls: target.calls, gate: hooked[1] };
+    let (more, dispatch) = dispatch.build(at + code.len() as u64)?;
+    code.extend(more);
+    Ok((code, CallGates { hooked, dispatch }))
 }
 
-/// What a hook before a call calls, with rcx = address behind the call, r11 = where to go on when it is skipped.
+/// What a hook before a call calls, with r11 = where to go on when it is skipped; the word before that is the address behind the call.
 fn hooked_enter(asm: &mut CodeAssembler, gate: CodeLabel) -> Result<(), IcedError> {
     let mut call = asm.create_label();
     asm.lea(rsp, qword_ptr(rsp - 8))?;
     asm.mov(qword_ptr(rsp), r11)?;
-    asm.mov(r11, rcx)?;
+    asm.mov(r11, qword_ptr(r11 - 8))?;
     asm.mov(ecx, eax)?;
     asm.call(gate)?;
     asm.mov(r11, qword_ptr(rsp))?;
@@ -382,22 +385,6 @@ struct Windows<'a> {
 }
 
 impl Windows<'_> {
-    /// rcx = a byte of a table of [`SystemCalls`], by the number in eax.
-    fn wanted(&self, asm: &mut CodeAssembler, table: usize) -> Result<(), IcedError> {
-        asm.mov(rcx, self.target.calls + table as u64)?;
-        asm.movzx(r11d, ax)?;
-        asm.movzx(ecx, byte_ptr(rcx + r11))
-    }
-
-    /// Through a gate, where the number is no constant.
-    fn through(&self, asm: &mut CodeAssembler, gate: u64) -> Result<(), IcedError> {
-        asm.lea(rsp, qword_ptr(rsp - BELOW))?;
-        asm.mov(ecx, UNKNOWN)?;
-        asm.mov(r11, self.code.behind())?;
-        asm.call(gate)?;
-        asm.lea(rsp, qword_ptr(rsp + BELOW))
-    }
-
     fn go_on(&self, asm: &mut CodeAssembler, skipped: Skipped) -> Result<(), IcedError> {
         match skipped {
             Skipped::Copy(behind) => asm.jmp(behind),
@@ -407,20 +394,23 @@ impl Windows<'_> {
 
     /// Runs the programs of the beginning; to `skipped` when the call is not to be made.
     fn enter(&mut self, asm: &mut CodeAssembler, skipped: Skipped) -> Result<(), IcedError> {
-        if self.code.number.is_some() {
-            let skip = asm.create_label();
-            asm.mov(rcx, self.code.behind())?;
-            asm.lea(r11, qword_ptr(skip))?;
-            self.skip = Some((skip, skipped));
-            return self.hook(asm, 0);
+        let (skip, mut plain) = (asm.create_label(), asm.create_label());
+        self.skip = Some((skip, skipped));
+        if self.code.number.is_none() {
+            // The lower half of the number is enough to know that nobody wants it.
+            asm.mov(rcx, self.target.calls + offset_of!(SystemCalls, wanted) as u64)?;
+            asm.movzx(r11d, ax)?;
+            asm.movzx(ecx, byte_ptr(rcx + r11))?;
+            asm.jrcxz(plain)?;
         }
-        let mut plain = asm.create_label();
-        // The call has to be remembered, too.
-        self.wanted(asm, offset_of!(SystemCalls, either))?;
-        asm.jrcxz(plain)?;
-        self.through(asm, self.gates.enter)?;
-        asm.jrcxz(plain)?;
-        self.go_on(asm, skipped)?;
+        asm.lea(r11, qword_ptr(skip))?;
+        self.enter_hook(asm)?;
+        if self.code.number.is_some() {
+            self.hook(asm, 0)?;
+        } else {
+            asm.call(self.gates.dispatch[0])?;
+        }
+        self.leave_hook(asm)?;
         asm.set_label(&mut plain)?;
         asm.zero_bytes()
     }
@@ -429,29 +419,26 @@ impl Windows<'_> {
     fn exit(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         if let Some(number) = self.code.number {
             asm.mov(ecx, number)?;
-            asm.mov(r11, self.code.behind())?;
-            return self.hook(asm, 1);
         }
-        let mut plain = asm.create_label();
-        asm.mov(rcx, self.target.calls + offset_of!(SystemCalls, any_exit) as u64)?;
-        asm.mov(rcx, qword_ptr(rcx))?;
-        asm.jrcxz(plain)?;
-        self.through(asm, self.gates.exit)?;
-        asm.set_label(&mut plain)?;
-        asm.zero_bytes()
+        asm.mov(r11, self.code.behind())?;
+        self.enter_hook(asm)?;
+        self.hook(asm, 1)?;
+        self.leave_hook(asm)
     }
 
     /// The hook before the call, or behind it.
     fn hook(&mut self, asm: &mut CodeAssembler, index: usize) -> Result<(), IcedError> {
-        if self.code.flags_dead {
-            asm.lea(rsp, qword_ptr(rsp - HOOK_BELOW))?;
-        } else {
-            asm.lea(rsp, qword_ptr(rsp - (HOOK_BELOW - 8)))?;
-            asm.pushfq()?;
-        }
         self.hooks[index] = Some(asm.instructions().len());
-        asm.db(&[0x0f, 0x1f, 0x44, 0x00, 0x00])?;
-        self.leave_hook(asm)
+        asm.db(&[0x0f, 0x1f, 0x44, 0x00, 0x00])
+    }
+
+    /// Below the red zone, with the flags saved where they are looked at.
+    fn enter_hook(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        if self.code.flags_dead {
+            return asm.lea(rsp, qword_ptr(rsp - HOOK_BELOW));
+        }
+        asm.lea(rsp, qword_ptr(rsp - (HOOK_BELOW - 8)))?;
+        asm.pushfq()
     }
 
     /// Back to the caller's stack pointer and flags.
@@ -466,6 +453,7 @@ impl Windows<'_> {
     /// What runs when a call is skipped.
     fn cold(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         if let Some((mut skip, skipped)) = self.skip {
+            asm.db(&self.code.behind().to_le_bytes())?;
             asm.set_label(&mut skip)?;
             self.leave_hook(asm)?;
             self.go_on(asm, skipped)?;

@@ -6,8 +6,10 @@ mod harness;
 mod programs;
 
 use beeline_abi::code::ContextUse;
+use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
-use beeline_abi::system_call::Hooks;
+use beeline_abi::system_call::{Hooks, PendingCall, SystemCalls};
+use beeline_abi::thread::ThreadSlot;
 use beeline_stub::{CallContext, CallLink, LinkCode, SystemCallCode, SystemCallTarget, ThreadKey, hook};
 use harness::{CODE_VADDR, World};
 use iced_x86::code_asm::{
@@ -15,7 +17,7 @@ use iced_x86::code_asm::{
 };
 use programs::{REGISTERS, counter, pattern, surround};
 use std::mem::offset_of;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const GETPID: u32 = 39;
 const STATUS_MASK: u64 = 0x8d5;
@@ -57,71 +59,114 @@ fn overrider(world: &mut World, value: u64) -> u64 {
 struct Function {
     address: u64,
     len: usize,
+    form: Form,
+    /// What the stubs look at; the agent's functions.
+    target: SystemCallTarget,
+}
+
+/// What a call is like.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    /// Nobody behind the call looks at the flags.
     flags_dead: bool,
     /// The call is displaced.
     is_over: bool,
+    /// The number is a constant.
+    is_known: bool,
+}
+
+impl Form {
+    const USUAL: Form = Form { flags_dead: true, is_over: false, is_known: true };
+
+    fn all() -> impl Iterator<Item = Form> {
+        (0..8).map(|bits| Form { flags_dead: bits & 1 != 0, is_over: bits & 2 != 0, is_known: bits & 4 != 0 })
+    }
 }
 
 /// Offset of the call: behind `mov $39, %eax`.
 const CALL: u64 = 5;
 
 impl Function {
-    fn new(world: &mut World, flags_dead: bool, is_over: bool) -> Function {
+    fn new(world: &mut World, form: Form) -> Function {
         let mut asm = CodeAssembler::new(64).unwrap();
         asm.mov(eax, GETPID).unwrap();
         asm.syscall().unwrap();
-        if flags_dead {
+        if form.flags_dead {
             asm.cmp(rax, -4096).unwrap();
         }
         // Long enough for a jump, without a change of flags.
         asm.lea(rax, qword_ptr(rax)).unwrap();
         asm.lea(rax, qword_ptr(rax)).unwrap();
-        if !flags_dead {
+        if !form.flags_dead {
             asm.setc(dl).unwrap();
         }
         asm.ret().unwrap();
         let bytes = asm.assemble(CODE_VADDR).unwrap();
-        Function { address: world.code(&bytes), len: bytes.len(), flags_dead, is_over }
+        // SAFETY: a table of zeroes is one in which nobody wants anything.
+        let calls: Box<SystemCalls> = unsafe { Box::new(std::mem::zeroed()) };
+        let calls = std::ptr::from_mut(Box::leak(calls)) as u64;
+        let target = SystemCallTarget { calls, enter: 1, exit: searched as *const () as u64, missed: 1 };
+        Function { address: world.code(&bytes), len: bytes.len(), form, target }
     }
 
     /// Puts jumps to stubs there that run these programs before and behind the call.
     fn trace(&self, world: &mut World, links: [&[CallLink]; 2]) {
-        let target = SystemCallTarget { calls: 0x1000, enter: 1, exit: 1, missed: 1 };
-        let environment = world.environment;
+        let (environment, target) = (world.environment, self.target);
         let mut hooked = [None; 2];
         for (index, links) in links.into_iter().enumerate().filter(|(_, links)| !links.is_empty()) {
             let made = world.arena.add_chain(&environment, &target, links, index == 1, false);
             hooked[index] = Some(made.unwrap());
         }
-        let windows = if self.is_over { &[CALL][..] } else { &[0, CALL + 2] };
+        if !self.form.is_known {
+            self.enter_in_table(hooked);
+            hooked = [None, Some(world.arena.exit_dispatch(&environment, &target).unwrap())];
+        }
+        let number = Some(GETPID).filter(|_| self.form.is_known);
+        let windows = if self.form.is_over { &[CALL][..] } else { &[0, CALL + 2] };
         for &offset in windows {
             let plan = world.plan(self.address, self.len, offset, false);
             let code = SystemCallCode {
                 plan: &plan,
                 address: self.address + offset,
                 call: self.address + CALL,
-                number: Some(GETPID),
-                flags_dead: self.flags_dead,
+                number,
+                flags_dead: self.form.flags_dead,
                 hooked,
             };
             let made = world.arena.add_system_call(&environment, &target, &code).unwrap();
-            assert_eq!(made.behind != 0, self.is_over);
-            check_trailer(&made.stub.bytes, made.stub.address, hooked);
+            assert_eq!(made.behind != 0, self.form.is_over);
+            check_trailer(&made.stub.bytes, made.stub.address, number, hooked);
             world.patch(&plan, self.address + offset, &made.stub);
         }
     }
+
+    /// The code for the number before and behind the call.
+    fn enter_in_table(&self, [enter, exit]: [Option<u64>; 2]) {
+        // SAFETY: made by `new`, and no stub runs.
+        let calls = unsafe { &mut *(self.target.calls as *mut SystemCalls) };
+        let number = GETPID as usize;
+        calls.entered_at[number] = enter.unwrap_or(0);
+        calls.left_at[number] = exit.unwrap_or(0);
+        calls.wanted[number] =
+            (u8::from(enter.is_some()) * SystemCalls::ENTER) | (u8::from(exit.is_some()) * SystemCalls::EXIT);
+    }
 }
 
-/// Flags dead or looked at, call in its place or displaced.
-const FORMS: [(bool, bool); 4] = [(true, false), (true, true), (false, false), (false, true)];
+/// Ends for which the agent was asked.
+static SEARCHED: AtomicU64 = AtomicU64::new(0);
+
+/// The agent's part behind a call: counts those whose number has to be searched for.
+extern "sysv64" fn searched(_: *mut PtRegs, _: *mut ThreadSlot, _: *const SystemCalls, number: u64) {
+    SEARCHED.fetch_add(u64::from(number == u64::from(u32::MAX)), Ordering::Relaxed);
+}
 
 /// The last bytes of a stub say where its hooks are.
-fn check_trailer(bytes: &[u8], at: u64, hooked: [Option<u64>; 2]) {
+fn check_trailer(bytes: &[u8], at: u64, number: Option<u32>, hooked: [Option<u64>; 2]) {
     let trailer = bytes.last_chunk::<{ Hooks::LEN }>().unwrap();
     let hooks = Hooks::from_bytes(*trailer);
-    assert_eq!(hooks.number, GETPID);
+    assert_eq!(hooks.number, number.unwrap_or(u32::MAX));
     let places = [hooks.enter, hooks.exit];
-    assert!(places.iter().any(|&place| place != Hooks::NONE));
+    assert!(number.is_none() || places.iter().any(|&place| place != Hooks::NONE));
     for (place, target) in places.into_iter().zip(hooked).filter(|(place, _)| *place != Hooks::NONE) {
         let expected = hook(at + u64::from(place), target).unwrap();
         assert_eq!(bytes[usize::from(place)..][..expected.len()], expected);
@@ -140,13 +185,14 @@ fn exit_words() -> ContextUse {
     ContextUse::NONE.with_access(8, 16)
 }
 
-fn check_registers(small_stacks: bool, key: ThreadKey, (flags_dead, is_over): (bool, bool)) {
+fn check_registers(small_stacks: bool, key: ThreadKey, form: Form) {
+    let flags_dead = form.flags_dead;
     for flags in [0x202u64, 0xad7, 0x203, 0x242, 0xa02] {
         let mut world = World::with(small_stacks, key);
         let (entered, left) = (world.data(16), world.data(16));
         let (from, to) = (world.data(REGISTERS), world.data(REGISTERS));
         let programs = [recorder(&mut world, entered, 8), recorder(&mut world, left, 3)];
-        let function = Function::new(&mut world, flags_dead, is_over);
+        let function = Function::new(&mut world, form);
         let run = surround(&mut world, function.address, from, to);
         pattern(from, flags);
         let enter = record(world.link(programs[0], enter_words(), false));
@@ -176,13 +222,73 @@ fn check_registers(small_stacks: bool, key: ThreadKey, (flags_dead, is_over): (b
             assert_eq!(entered[2..], [&[u64::from(GETPID)], &arguments[..]].concat());
             assert_eq!(left[2..], [u64::from(GETPID), pid]);
             assert_eq!(world.slot().guard.load(Ordering::Relaxed), 0);
+            assert_eq!(notes(&mut world), (0, Vec::new()));
+        }
+    }
+}
+
+/// How many calls the slot has noted that have not returned, and the stack pointers of notes.
+fn notes(world: &mut World) -> (u64, Vec<u64>) {
+    let slot = world.slot();
+    let noted = slot.pending.iter().map(|note| note.sp).filter(|&sp| sp != 0);
+    (slot.pending_top, noted.collect())
+}
+
+#[test]
+fn calls_that_nobody_wants_leave_no_trace() {
+    for form in Form::all() {
+        let mut world = World::new();
+        let (from, to) = (world.data(REGISTERS), world.data(REGISTERS));
+        let function = Function::new(&mut world, form);
+        let run = surround(&mut world, function.address, from, to);
+        function.trace(&mut world, [&[], &[]]);
+        world.run();
+        for flags in [0x202, 0xad7] {
+            pattern(from, flags);
+            world.call(run, 0, 0);
+            let (before, after) = (words(from, REGISTERS), words(to, REGISTERS));
+            let changed = if form.flags_dead { &[0, 1, 4, 11, 16][..] } else { &[0, 1, 2, 4, 11, 16][..] };
+            for i in (0..REGISTERS).filter(|i| !changed.contains(i)) {
+                assert_eq!(before[i], after[i], "{form:?}: register {i}");
+            }
+            assert_eq!((after[0], after[4]), (u64::from(std::process::id()), 0));
+            if !form.flags_dead {
+                assert_eq!(after[16] & STATUS_MASK, flags & STATUS_MASK, "{form:?}");
+            }
+            assert_eq!(notes(&mut world), (0, Vec::new()));
         }
     }
 }
 
 #[test]
+fn notes_of_calls_that_were_left() {
+    let mut world = World::new();
+    let left = world.data(16);
+    let saw = recorder(&mut world, left, 3);
+    let function = Function::new(&mut world, Form { is_known: false, ..Form::USUAL });
+    let exit = record(world.link(saw, exit_words(), true));
+    function.trace(&mut world, [&[], &[exit]]);
+    world.run();
+    let pid = u64::from(std::process::id());
+    let call = |world: &World| assert_eq!(world.call(function.address, 0, 0), pid);
+    let searches = || SEARCHED.load(Ordering::Relaxed);
+    // That of a handler that did not return, and of calls before it, is below: the one on top is found at once.
+    world.slot().pending_top = 13;
+    world.slot().pending[12 % 8] = PendingCall { sp: 0x1000, number: 1 };
+    call(&world);
+    let seen = words(left, 4);
+    assert_eq!((seen[0], &seen[2..]), (1, &[u64::from(GETPID), pid][..]));
+    assert_eq!((notes(&mut world), searches()), ((13, vec![0x1000]), 0));
+    // Nobody wants the call any more that has a note on top: the agent is asked.
+    function.enter_in_table([None, None]);
+    call(&world);
+    assert_eq!((words(left, 1)[0], searches()), (1, 1));
+    assert_eq!(notes(&mut world), (13, vec![0x1000]));
+}
+
+#[test]
 fn registers_survive_and_the_records_are_the_kernels() {
-    for form in FORMS {
+    for form in Form::all() {
         check_registers(false, ThreadKey::FsSelf, form);
         check_registers(true, ThreadKey::FsBase, form);
     }
@@ -190,13 +296,13 @@ fn registers_survive_and_the_records_are_the_kernels() {
 
 #[test]
 fn a_call_is_skipped_or_gets_another_result() {
-    for (flags_dead, is_over) in FORMS {
+    for form in Form::all() {
         for (enter_overrides, exit_overrides) in [(true, false), (false, true), (true, true)] {
             let mut world = World::new();
             let left = world.data(16);
             let saw = recorder(&mut world, left, 3);
             let instead = [overrider(&mut world, 1111), overrider(&mut world, 2222)];
-            let function = Function::new(&mut world, flags_dead, is_over);
+            let function = Function::new(&mut world, form);
             let mut link = |entry, words, is_return, overrides| {
                 let mut code = world.link(entry, words, is_return);
                 code.overrides = overrides;
@@ -231,7 +337,7 @@ fn what_is_off_does_not_run_and_what_is_nested_is_missed() {
     let mut world = World::new();
     let (first, second) = (world.data(8), world.data(8));
     let programs = [counter(&mut world, first), counter(&mut world, second)];
-    let function = Function::new(&mut world, true, false);
+    let function = Function::new(&mut world, Form::USUAL);
     let one = record(world.link(programs[0], ContextUse::NONE, false));
     let other = record(world.link(programs[1], ContextUse::NONE, false));
     function.trace(&mut world, [&[one, other], &[]]);
@@ -258,7 +364,7 @@ fn raw_arguments_are_number_and_result() {
     let mut world = World::new();
     let (entered, left) = (world.data(8), world.data(8));
     let programs = [recorder(&mut world, entered, 2), recorder(&mut world, left, 2)];
-    let function = Function::new(&mut world, true, false);
+    let function = Function::new(&mut world, Form::USUAL);
     let second = ContextUse::NONE.with_access(8, 8);
     let raw = |code| CallLink { code, context: CallContext::Raw, asks_registers: false };
     let enter = raw(world.link(programs[0], second, false));

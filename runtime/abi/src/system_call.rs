@@ -1,18 +1,19 @@
 //! The system calls of a process that programs want: what stubs at calls test, and whom the agent runs.
 //!
 //! ```text
-//! ProcessBlock::system_calls ─▶ SystemCalls:   enter │ exit │ either     a byte for each number, not 0 = somebody wants it
-//!                                              any_exit                  not 0 = somebody wants the end of some call
-//!                                              entered │ left            a list for each number
+//! ProcessBlock::system_calls ─▶ SystemCalls:   wanted                a byte for each number, not 0 = somebody wants it
+//!                                              entered_at │ left_at  the code for each number
+//!                                              entered │ left        a list for each number
 //!                                              links ─▶ [address of a LinkRuntime], the lists one behind the other
 //! ```
 //!
+//! Only calls whose number is no constant are looked up in `wanted`; the agent, which runs what the code for a number cannot, has the lists.
 //! It stays where it is while the agent is in the process; the injector writes it while every thread is stopped.
 
 /// Numbers that have a list of their own; the last list is that of all others.
 pub const NUMBERS: usize = 512;
 
-/// Bytes of each of the tables that stubs look at: the lower half of a number's word finds its byte.
+/// Bytes of the table that stubs look at: the lower half of a number's word finds its byte.
 pub const WANTED_LEN: usize = 1 << 16;
 
 /// `clone`, `fork`, `vfork`, `clone3`: whoever traces any call looks at the ends of these, which happen in the child, too.
@@ -32,14 +33,12 @@ pub struct List {
 #[repr(C)]
 #[derive(Debug)]
 pub struct SystemCalls {
-    /// Programs run before the call with this number.
-    pub enter: [u8; WANTED_LEN],
-    /// Programs run behind the call with this number.
-    pub exit: [u8; WANTED_LEN],
-    /// One or the other.
-    pub either: [u8; WANTED_LEN],
-    /// Not 0: programs run behind some call.
-    pub any_exit: u64,
+    /// [`SystemCalls::ENTER`] and [`SystemCalls::EXIT`].
+    pub wanted: [u8; WANTED_LEN],
+    /// Addresses of the code to be called before a call, by its number; 0 = none.
+    pub entered_at: [u64; NUMBERS + 1],
+    /// Addresses of the code to be called behind a call, by its number; 0 = none.
+    pub left_at: [u64; NUMBERS + 1],
     /// Address of the addresses of [`LinkRuntime`](crate::link::LinkRuntime)s.
     pub links: u64,
     /// Who runs before a call, by its number.
@@ -49,8 +48,15 @@ pub struct SystemCalls {
 }
 
 const _: () = assert!(size_of::<List>() == 8);
-const _: () = assert!(core::mem::offset_of!(SystemCalls, any_exit) == 3 * WANTED_LEN);
-const _: () = assert!(size_of::<SystemCalls>() == 3 * WANTED_LEN + 16 + 16 * (NUMBERS + 1));
+impl SystemCalls {
+    /// In `wanted`: programs run before the call with this number.
+    pub const ENTER: u8 = 1;
+    /// Programs run behind it.
+    pub const EXIT: u8 = 2;
+}
+
+const _: () = assert!(core::mem::offset_of!(SystemCalls, entered_at) == WANTED_LEN);
+const _: () = assert!(size_of::<SystemCalls>() == WANTED_LEN + 8 + 32 * (NUMBERS + 1));
 
 /// The last bytes of a stub at a system call: where its hooks are, which call the programs.
 #[repr(C)]

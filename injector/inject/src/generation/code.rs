@@ -13,10 +13,11 @@ use beeline_abi::code::{ProgramNeeds, Symbol};
 use beeline_abi::link::{LinkRuntime, LinkShared};
 use beeline_abi::map::MapHandle;
 use beeline_abi::process::{ForkPage, ProgramRuntime, SiteRuntime};
+use beeline_abi::system_call::NUMBERS;
 use beeline_remote::reach;
 use beeline_stub::{
-    Arena, CallContext, CallLink, CallStub, LinkCode, OnlyIn, ProgramUse, SiteCode, SystemCallCode,
-    SystemCallTarget, hook,
+    Arena, ArenaError, CallContext, CallLink, CallStub, LinkCode, OnlyIn, ProgramUse, SiteCode,
+    SystemCallCode, SystemCallTarget, hook,
 };
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -61,6 +62,43 @@ impl Builder<'_> {
         SystemCallTarget { calls: self.system_calls, enter, exit, missed }
     }
 
+    /// The code for each number: before the call, behind it.
+    pub(super) fn link_numbers(
+        &mut self,
+        arena: &mut Arena,
+        entries: &mut HashMap<u32, u64>,
+        chains: &mut Chains,
+    ) -> Result<(), TargetRefused> {
+        for is_exit in [false, true] {
+            let targets =
+                (0..=NUMBERS as u32).map(|number| self.chain(arena, number, is_exit, entries, chains));
+            let targets: Vec<Option<u64>> = targets.collect::<Result<_, _>>()?;
+            self.call_code[usize::from(is_exit)] =
+                targets.into_iter().map(Option::unwrap_or_default).collect();
+        }
+        Ok(())
+    }
+
+    /// Whom a hook calls now, at a call with this number; none: it is no constant.
+    fn hook_target(
+        &mut self,
+        arena: &mut Arena,
+        number: Option<u32>,
+        is_exit: bool,
+        entries: &mut HashMap<u32, u64>,
+        chains: &mut Chains,
+    ) -> Result<Option<u64>, TargetRefused> {
+        if let Some(number) = number {
+            return self.chain(arena, number, is_exit, entries, chains);
+        }
+        // Where any call is traced, the ends of some are wanted.
+        if !is_exit || self.calls.is_empty() {
+            return Ok(None);
+        }
+        let made = arena.exit_dispatch(&self.environment(), &self.call_target());
+        made.map(Some).map_err(|error| no_code("system calls", &error))
+    }
+
     /// Whom hooks of calls with this number call; none when nobody wants them.
     fn chain(
         &mut self,
@@ -82,9 +120,7 @@ impl Builder<'_> {
         let links = key.0.iter().map(|&index| self.call_link(arena, index, entries));
         let links: Vec<CallLink> = links.collect::<Result<_, _>>()?;
         let made = arena.add_chain(&self.environment(), &self.call_target(), &links, is_exit, agent);
-        let made = made.map_err(|error| TargetRefused::BadRequest {
-            what: format!("no code for the programs of system call {number}: {error}"),
-        })?;
+        let made = made.map_err(|error| no_code(&format!("system call {number}"), &error))?;
         chains.insert(key, made);
         Ok(Some(made))
     }
@@ -121,13 +157,18 @@ impl Builder<'_> {
         chains: &mut Chains,
     ) -> Result<(), TargetRefused> {
         for placed in std::mem::take(&mut self.hooks) {
-            let wanted = !self.calls.at(placed.number, placed.is_exit).is_empty()
-                || self.calls.concern_agent(placed.number, placed.is_exit);
+            let wanted = match placed.number {
+                Some(number) => {
+                    !self.calls.at(number, placed.is_exit).is_empty()
+                        || self.calls.concern_agent(number, placed.is_exit)
+                }
+                None => !self.calls.is_empty(),
+            };
             if wanted && placed.at.abs_diff(arena.base()) >= reach::REACH {
                 self.hooks.push(placed);
                 continue;
             }
-            let target = self.chain(arena, placed.number, placed.is_exit, entries, chains)?;
+            let target = self.hook_target(arena, placed.number, placed.is_exit, entries, chains)?;
             match hook(placed.at, target) {
                 Some(bytes) => self.hook_writes.push((placed.at, bytes.to_vec())),
                 None => self.hooks.push(placed),
@@ -147,9 +188,7 @@ impl Builder<'_> {
     ) -> Result<Result<Patch, String>, TargetRefused> {
         let mut hooked = [None; 2];
         for (chain, is_exit) in hooked.iter_mut().zip([false, true]) {
-            if let Some(number) = planned.number {
-                *chain = self.chain(arena, number, is_exit, entries, chains)?;
-            }
+            *chain = self.hook_target(arena, planned.number, is_exit, entries, chains)?;
         }
         let code = SystemCallCode {
             plan: &site.plan,
@@ -418,4 +457,8 @@ fn number_sessions(links: &mut [LinkRuntime]) -> Vec<Option<u32>> {
         Some(index)
     };
     links.iter_mut().map(number).collect()
+}
+
+fn no_code(what: &str, error: &ArenaError) -> TargetRefused {
+    TargetRefused::BadRequest { what: format!("no code for the programs of {what}: {error}") }
 }
