@@ -6,6 +6,7 @@ use beeline_tests::servers::{self, Load, Server};
 use beeline_tests::{Store, Target, gcc, have, load_counts, object, our_mappings, rounds, text_of};
 use beeline_watchdog::Watchdog;
 use serde_json::Value;
+use std::path::Path;
 use std::process::Command;
 
 /// Cycles of each kind in CI.
@@ -73,13 +74,33 @@ fn fixed(pids: &[String]) -> Vec<Fixed> {
 }
 
 /// Cycles on a server under load, with these places probed; `entries_only` where returns cannot be.
-fn cycles(name: &str, mut server: Server, places: &[&str], entries_only: bool) {
+fn cycles(name: &str, server: Server, places: &[&str], entries_only: bool) {
     let store = Store::new();
     if entries_only {
         load_entries(&store, places);
     } else {
         load_counts(&store, places);
     }
+    cycles_of(&store, name, server, || store.number("shared", 0));
+}
+
+/// Cycles on a server under load, every system call of which is traced.
+fn cycles_with_calls(name: &str, server: Server) {
+    let store = Store::new();
+    load_calls(&store);
+    cycles_of(&store, name, server, || calls(&store));
+}
+
+fn load_calls(store: &Store) {
+    store.ok(&["load", &object("tests/programs/call_counts.bpf.c").to_string_lossy()]);
+}
+
+/// System calls that were seen.
+fn calls(store: &Store) -> u64 {
+    store.entries("enters").iter().filter_map(|(_, value)| value.as_u64()).sum()
+}
+
+fn cycles_of(store: &Store, name: &str, mut server: Server, hits: impl Fn() -> u64) {
     let watchdog = Watchdog::new(name);
     let pids = server.pids().to_vec();
     // What is loaded at the first request is there.
@@ -90,11 +111,11 @@ fn cycles(name: &str, mut server: Server, places: &[&str], entries_only: bool) {
     let total = rounds(SLICE);
     for _ in 0..total {
         load.keep_up();
-        pauses.cycle(&store, &pids);
+        pauses.cycle(store, &pids);
         watchdog.alive();
     }
     let clients = load.finish();
-    let hits = store.number("shared", 0);
+    let hits = hits();
     assert!(hits > 0, "no probe was hit");
     assert!(fixed(&pids) == before, "text and mapped files are as they were");
     assert!(server.is_alive(), "{name} ended");
@@ -160,28 +181,71 @@ fn cycles_on_go() {
     }
 }
 
-/// Five hundred threads, nearly all of them blocked in system calls, none of which may notice.
+#[test]
+fn system_calls_on_redis() {
+    if have(&["redis-server", "redis-cli", "redis-benchmark"]) {
+        cycles_with_calls("redis, system calls", servers::redis(if is_soak() { 4 } else { 1 }));
+    }
+}
+
+#[test]
+fn system_calls_on_nginx() {
+    if have(&["nginx", "wrk"]) {
+        cycles_with_calls("nginx, system calls", servers::nginx(4).0);
+    }
+}
+
+#[test]
+fn system_calls_on_node() {
+    if have(&["node", "wrk"]) {
+        cycles_with_calls("node, system calls", servers::node());
+    }
+}
+
+#[test]
+fn system_calls_on_java() {
+    if have(&["java", "javac", "wrk"]) {
+        cycles_with_calls("java, system calls", servers::java());
+    }
+}
+
+#[test]
+fn system_calls_on_go() {
+    if have(&["go", "wrk"]) {
+        cycles_with_calls("go, system calls", servers::go());
+    }
+}
+
 #[test]
 fn cycles_on_threads() {
     let program = gcc("tests/targets/sleepers.c");
     let store = Store::new();
     load_counts(&store, &[&format!("{}:work", program.display())]);
-    let mut sleepers = Target::spawn(Command::new(&program).arg("500"));
+    on_threads("threads", &program, &store, || store.number("shared", 0));
+}
+
+#[test]
+fn system_calls_on_threads() {
+    let store = Store::new();
+    load_calls(&store);
+    on_threads("threads, system calls", &gcc("tests/targets/sleepers.c"), &store, || calls(&store));
+}
+
+/// Five hundred threads, nearly all of them blocked in system calls, none of which may notice.
+fn on_threads(name: &str, program: &Path, store: &Store, hits: impl Fn() -> u64) {
+    let mut sleepers = Target::spawn(Command::new(program).arg("500"));
     assert_eq!(sleepers.line(), "ready");
-    let watchdog = Watchdog::new("threads");
+    let watchdog = Watchdog::new(name);
     let pids = [sleepers.pid()];
     let before = fixed(&pids);
     let mut pauses = Pauses::default();
     let total = rounds(SLICE);
     for _ in 0..total {
-        pauses.cycle(&store, &pids);
+        pauses.cycle(store, &pids);
         watchdog.alive();
     }
     assert!(fixed(&pids) == before, "text and mapped files are as they were");
     sleepers.send("stop");
     assert_eq!(sleepers.finish().trim(), "disturbed 0");
-    println!(
-        "threads: {total} cycles, 500 threads, none disturbed, {} hits{pauses}",
-        store.number("shared", 0)
-    );
+    println!("{name}: {total} cycles, 500 threads, none disturbed, {} hits{pauses}", hits());
 }

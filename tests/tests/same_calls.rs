@@ -1,6 +1,6 @@
 //! The system calls of real programs, their arguments and results, as a recording program sees them and as `strace -f` does.
 
-use beeline_tests::{Store, have, object, root, target};
+use beeline_tests::{Store, have, object, root, rounds, target};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -655,4 +655,48 @@ fn before_threads_are_set_up() {
         }
         let _ = std::fs::remove_file(program);
     }
+}
+
+/// Children by fork, vfork, clone and spawn, threads that end and that are cancelled, handlers: as many calls of each kind as strace
+/// sees, and the same output. `BEELINE_SOAK` is the number of rounds.
+#[test]
+fn storm_of_calls() {
+    if !have(&["strace"]) {
+        return;
+    }
+    let folder = Folder::new("storm");
+    let variant = format!("storm-{}", std::process::id());
+    let program = target("tests/targets/calls.c", &variant, "gcc", &["-pthread"]);
+    let rounds = rounds(30).to_string();
+    let words = [&*program.to_string_lossy(), "storm", &rounds].map(str::to_owned);
+    let words = words.each_ref().map(String::as_str);
+    let Some(theirs) = strace_counts(&folder, &words) else { return };
+    let expected = command(&words).output().expect("it runs");
+    let store = Store::new();
+    store.ok(&["load", &object("tests/programs/call_counts.bpf.c").to_string_lossy()]);
+    let output = run(&mut store.command(&["start", "--"]), &command(&words));
+    assert_eq!((output.status, &output.stdout), (expected.status, &expected.stdout), "{output:?}");
+    for link in store.json(&["link", "list"]).as_array().expect("a list") {
+        assert_eq!(link["missed"], 0, "{link}");
+    }
+    let names = names();
+    let (mut calls, mut ends) = (0, store.entries("exits").into_iter());
+    for (key, entered) in store.entries("enters") {
+        let name = names.get(&key.as_i64().expect("a number")).map_or("", String::as_str);
+        let (entered, (_, left)) = (entered.as_u64().expect("a number"), ends.next().expect("as many"));
+        let left = left.as_u64().expect("a number");
+        calls += entered;
+        let seen = theirs.get(name).copied().unwrap_or(0);
+        match name {
+            // Whether somebody waits is up to the scheduler, and where a thread is when it is cancelled.
+            "futex" | "read" | "madvise" | "sched_yield" | "rt_sigprocmask" | "tgkill" | "getpid" => {}
+            // Never traced.
+            "rt_sigreturn" => assert_eq!(entered, 0),
+            // The first began in a process of the starter's.
+            "execve" => assert_eq!((entered + 1, left), (seen, seen)),
+            name => assert_eq!(entered, seen, "{name}"),
+        }
+    }
+    println!("{rounds} rounds, {calls} calls, as many as strace's");
+    let _ = std::fs::remove_file(program);
 }

@@ -255,6 +255,61 @@ fn programs_come_and_go_at_sites_that_are_there() {
     assert_eq!(target.finish(), "");
 }
 
+/// Where the threads of a process wait: the program counters of those that do, in read(2).
+fn read_from(pid: &str) -> Vec<u64> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs").flatten();
+    let calls = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("syscall")).ok());
+    let places = calls.filter_map(|call| {
+        let words: Vec<&str> = call.split_whitespace().collect();
+        let at = words.last().filter(|_| words.first() == Some(&"0"))?;
+        u64::from_str_radix(at.strip_prefix("0x")?, 16).ok()
+    });
+    places.collect()
+}
+
+/// A call to which a branch leads does not stay in its place: threads wait in its copy, and have to be back when that is unmapped.
+#[test]
+fn threads_that_wait_in_displaced_calls_survive_detach() {
+    const THREADS: u64 = 8;
+    let (store, rounds) = (Store::new(), rounds(12));
+    let variant = format!("waiting-{}", std::process::id());
+    let program = target("tests/targets/displaced.c", &variant, "gcc", &["-pthread"]);
+    load(&store, "call_counts");
+    let mut target = Target::spawn(&mut Command::new(&program));
+    assert_eq!(target.line(), "ready");
+    let pid = target.pid();
+    let before = text_of(&pid);
+    let in_text =
+        |at: &u64| before.iter().any(|(start, bytes)| (*start..start + bytes.len() as u64).contains(at));
+    let wait_until = |what: &str, is_so: &dyn Fn(&[u64]) -> bool| {
+        let mut places = read_from(&pid);
+        while !is_so(&places) {
+            assert!(Path::new(&format!("/proc/{pid}")).exists(), "{what}: it is dead");
+            std::thread::yield_now();
+            places = read_from(&pid);
+        }
+    };
+    let out = |places: &[u64]| places.iter().filter(|at| !in_text(at)).count() as u64;
+    for round in 0..rounds {
+        wait_until("in their place", &|places| places.len() as u64 > THREADS && out(places) == 0);
+        let entered = store.number("enters", READ);
+        store.ok(&["attach", &pid]);
+        wait_until("moved to the copy", &|places| out(places) == THREADS);
+        // What comes now sends every thread through its call's copy once more, in which it waits for the next.
+        target.send("");
+        wait_until("in the copy", &|places| {
+            out(places) == THREADS && store.number("enters", READ) >= entered + THREADS
+        });
+        store.ok(&["detach", &pid]);
+        assert_eq!(our_mappings(&pid), Vec::<String>::new(), "round {round}");
+        assert!(text_of(&pid) == before, "round {round}: the text is not as it was");
+        wait_until("back", &|places| places.len() as u64 > THREADS && out(places) == 0);
+        target.send("");
+    }
+    assert_eq!(target.finish(), format!("done {}\n", 2 * rounds * THREADS));
+    let _ = std::fs::remove_file(program);
+}
+
 #[test]
 fn what_was_covered_is_told() {
     let (program, store) = (calls(), Store::new());

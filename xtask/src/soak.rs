@@ -16,6 +16,9 @@ pub(crate) struct Options {
     /// `cycles`: on this alone
     #[arg(long, value_enum)]
     target: Option<Target>,
+    /// `cycles`: with system calls traced, not functions
+    #[arg(long)]
+    system_calls: bool,
 }
 
 /// What attach/detach cycles are made on.
@@ -36,15 +39,15 @@ enum Target {
 }
 
 impl Target {
-    /// The test that does it.
-    fn test(self) -> &'static str {
+    /// Its name in those of tests.
+    fn name(self) -> &'static str {
         match self {
-            Target::Nginx => "cycles_on_nginx",
-            Target::Redis => "cycles_on_redis",
-            Target::Threads => "cycles_on_threads",
-            Target::Node => "cycles_on_node",
-            Target::Java => "cycles_on_java",
-            Target::Go => "cycles_on_go",
+            Target::Nginx => "nginx",
+            Target::Redis => "redis",
+            Target::Threads => "threads",
+            Target::Node => "node",
+            Target::Java => "java",
+            Target::Go => "go",
         }
     }
 }
@@ -57,6 +60,8 @@ enum What {
     Cycles,
     /// Exceptions, jumps, coroutines, signals, cancelled threads, tail calls, deep recursion under return probes
     Exceptions,
+    /// fork, exec, vfork, clone, cancelled threads, signals with system calls traced
+    Calls,
     /// kill -9 of the injector alone, at random moments of attach and detach
     Inject,
     /// kill -9 of processes that use a map
@@ -74,9 +79,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(setup::Purpose::Test)?;
     workspace::beeline()?;
     objects::build_all()?;
+    let cycled = if options.system_calls { "system_calls_on_" } else { "cycles_on_" };
+    let cycles = format!("{cycled}{}", options.target.map_or("", Target::name));
     let (package, filter, count) = match options.what {
         What::Kill => ("beeline-tests", "kill", "BEELINE_SOAK"),
-        What::Cycles => ("beeline-tests", options.target.map_or("cycles", Target::test), "BEELINE_SOAK"),
+        What::Cycles => ("beeline-tests", cycles.as_str(), "BEELINE_SOAK"),
+        What::Calls => ("beeline-tests", "storm_of_calls", "BEELINE_SOAK"),
         What::Exceptions => ("beeline-tests", "exceptions", "BEELINE_SOAK"),
         What::Inject => ("beeline-inject", "kill", "BEELINE_SOAK"),
         What::Maps => ("beeline-maps", "survive_kills", "BEELINE_KILL_ROUNDS"),
