@@ -122,7 +122,7 @@ fn tools(rounds: u32) -> Result<Vec<Sample>> {
 fn object(path: &Path, rounds: u32) -> Result<Vec<Sample>> {
     let mut best: Vec<Sample> = Vec::new();
     for round in 0..rounds {
-        for (index, verdict) in beeline_engine::verify(path, None, 0)?.into_iter().enumerate() {
+        for (index, verdict) in beeline_engine::verify(path, None, &[], 0)?.into_iter().enumerate() {
             let (is_accepted, stats) =
                 verdict.result.map_or((false, Default::default()), |stats| (true, stats));
             let micros = stats.time_ns as f64 / 1000.0;

@@ -114,6 +114,9 @@ pub(crate) struct Load {
     /// SYMBOL[#COOKIE],SYMBOL[#COOKIE],...
     #[arg(long, value_name = "SPEC")]
     pub(crate) attach: Vec<String>,
+    /// Where a function of the target is that programs may call, as NAME in the object declares it (extern ... __ksym)
+    #[arg(long = "host-function", value_name = "NAME=PATH:SYMBOL")]
+    pub(crate) host_functions: Vec<String>,
     /// Only in the process with this id
     #[arg(long, short, value_name = "PID")]
     pub(crate) pid: Option<u32>,
@@ -426,6 +429,9 @@ pub(crate) struct Verify {
     /// BTF of the kernel to relocate against [default: the running kernel's]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) btf: Option<PathBuf>,
+    /// A function of the target that programs may call, as for load
+    #[arg(long = "host-function", value_name = "NAME=PATH:SYMBOL")]
+    pub(crate) host_functions: Vec<String>,
     /// Print the verifier's log, in the kernel's form: 1 the path that fails, 2 every path, stats what it took
     #[arg(long, value_name = "LEVEL", default_value = "0")]
     pub(crate) log_level: LogLevel,

@@ -4,12 +4,12 @@ use crate::context::Context;
 use crate::output::warn;
 use anyhow::{Result, bail};
 use beeline_engine::{
-    AttachPlan, CallContext, Engine, LinkOutcome, PlanFilter, PlannedMap, PlannedProbe, PlannedProgram,
-    ProbeKind, RefusedPlace, TargetForm,
+    AttachPlan, CallContext, Engine, HostFunction, LinkOutcome, PlanFilter, PlannedMap, PlannedProbe,
+    PlannedProgram, ProbeKind, RefusedPlace, Target, TargetForm,
 };
 use beeline_inject::{
-    Attached, FileIdentity, Location, MapRequest, ProbeOutcome, ProbeRequest, ProbeState, ProgramRequest,
-    Request, SystemCallRequest, TargetRefused,
+    Attached, FileIdentity, HostFunctionRequest, Location, MapRequest, ProbeOutcome, ProbeRequest,
+    ProbeState, ProgramRequest, Request, SystemCallRequest, TargetRefused,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -93,6 +93,27 @@ fn program(program: PlannedProgram) -> ProgramRequest {
         relocs: program.relocs,
         maps: program.map_ids,
         needs: program.needs,
+        host_functions: program.host_functions.into_iter().map(host_function).collect(),
+    }
+}
+
+fn host_function(function: HostFunction) -> HostFunctionRequest {
+    let place = function.target.places.first();
+    HostFunctionRequest {
+        location: Location::FileOffset(place.map_or(0, |place| place.file_offset)),
+        name: function.name,
+        file: file_identity(function.target),
+        args: function.args,
+        returns: function.returns,
+    }
+}
+
+fn file_identity(target: Target) -> FileIdentity {
+    FileIdentity {
+        path: target.path,
+        device: target.device,
+        inode: target.inode,
+        build_id: (!target.build_id.is_empty()).then_some(target.build_id),
     }
 }
 
@@ -127,15 +148,11 @@ fn probe_kind(kind: ProbeKind) -> beeline_inject::ProbeKind {
 
 /// A probe for each place of a link.
 fn probes(probe: PlannedProbe) -> impl Iterator<Item = ProbeRequest> {
-    let target = probe.target;
-    let file = FileIdentity {
-        path: target.path,
-        device: target.device,
-        inode: target.inode,
-        build_id: (!target.build_id.is_empty()).then_some(target.build_id),
-    };
+    let mut target = probe.target;
+    let places = std::mem::take(&mut target.places);
+    let file = file_identity(target);
     let shared = Arc::new(probe.shared);
-    target.places.into_iter().map(move |place| ProbeRequest {
+    places.into_iter().map(move |place| ProbeRequest {
         link_id: probe.link_id,
         program_id: probe.prog_id,
         kind: probe_kind(probe.kind),

@@ -160,6 +160,41 @@ fn hot_patch() {
     assert_eq!(client.ask("share 100 0"), "", "the fault is back");
 }
 
+#[test]
+fn repair() {
+    let program = gcc("examples/repair/server.c");
+    let mut server = Target::spawn(&mut Command::new(&program));
+    let port = server.line();
+    let mut client = Client::connect(&port);
+    assert_eq!(client.ask("get alpha"), "1");
+    assert_eq!(["put zebra 26", "put aardvark 7"].map(|line| client.ask(line)), ["ok", "ok"]);
+    assert_eq!(client.ask("get aardvark"), "none", "the fault is there");
+
+    let store = Store::new();
+    let object = object("examples/repair/repair.bpf.c").to_string_lossy().into_owned();
+    let host = format!("sort_table={}:sort_table", program.display());
+    let attach = format!("repair=uretprobe:{}:put", program.display());
+    store.ok(&["load", &object, "--attach", &attach, "--host-function", &host]);
+    store.ok(&["attach", &server.pid()]);
+    let mut busy: Vec<Client> = (0..4).map(|_| Client::connect(&port)).collect();
+    std::thread::scope(|scope| {
+        for (number, client) in busy.iter_mut().enumerate() {
+            scope.spawn(move || {
+                for value in (0..200).rev() {
+                    assert_eq!(client.ask(&format!("put name-{number}-{value} {value}")), "ok");
+                    assert_eq!(client.ask(&format!("get name-{number}-{value}")), value.to_string());
+                }
+            });
+        }
+    });
+    assert_eq!(["get aardvark", "get zebra"].map(|line| client.ask(line)), ["7", "26"]);
+    assert_eq!([store.global("repairs"), store.global("entries")], [800, 805]);
+    store.ok(&["detach", &server.pid()]);
+    assert_eq!(client.ask("put abacus 1"), "ok");
+    assert_eq!(client.ask("get abacus"), "none", "the fault is back");
+    assert!(server.is_alive());
+}
+
 /// An interactive shell on a pseudo-terminal.
 struct Shell {
     child: std::process::Child,

@@ -66,6 +66,7 @@ unsafe fn set_up(slot: *mut ThreadSlot, key: u64, block: *mut ProcessBlock) -> *
         }
         (*slot).run.tid = tid;
         (*slot).guard.store(0, Relaxed);
+        (*slot).host_return = 0;
         (*slot).rseq = 0;
         (*slot).rseq_tid = 0;
         (*slot).blocked_by = 0;
@@ -152,6 +153,7 @@ pub unsafe extern "sysv64" fn guard(slot: *mut ThreadSlot, sp: u64) -> u64 {
     unsafe {
         let abandoned = is_abandoned(slot, sp);
         if abandoned {
+            (*slot).host_return = 0;
             cpu::give_up(&raw mut (*slot).run);
         }
         u64::from(abandoned)
@@ -170,6 +172,14 @@ unsafe fn is_abandoned(slot: *mut ThreadSlot, sp: u64) -> bool {
         if private.contains(&sp) {
             // Only programs and what interrupts them run there.
             return false;
+        }
+        let host_return = (*slot).host_return;
+        if host_return != 0 {
+            let mut word = 0u64;
+            let copied = read::copy(&raw mut (*slot).run, (&raw mut word).cast(), 8, guard.wrapping_sub(8));
+            if !copied || word != host_return {
+                return true;
+            }
         }
         let run = &raw const (*slot).run;
         let block = ((*run).process as *const ProcessBlock).as_ref();

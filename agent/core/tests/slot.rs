@@ -160,6 +160,32 @@ fn the_guard() {
     check(0x6000, 0x5000, 1, "another thread with this fs base left it");
 }
 
+/// A function of the target that a program has called: it has left its frame when another word stands for its return address.
+#[test]
+fn the_guard_of_a_host_function() {
+    let world = World::new();
+    let slot = world.slot();
+    let mut words = [0u64; 4];
+    let guard = &raw mut words[3] as u64;
+    // SAFETY: the slot is this thread's; nobody else knows the words.
+    unsafe {
+        let mut check = |sp: u64, word: u64, expected: u64, what: &str| {
+            (*slot).guard.store(guard, Relaxed);
+            (*slot).host_return = 0x1234;
+            (&raw mut words[2]).write_volatile(word);
+            assert_eq!(slot::guard(slot, sp), expected, "{what}");
+            assert_eq!((*slot).host_return, if expected == 0 { 0x1234 } else { 0 }, "{what}");
+        };
+        check(guard - 64, 0x1234, 0, "it runs");
+        check(guard - 64, 0x1235, 1, "something else is where it was");
+        check(guard + 64, 0x1234, 1, "nothing has been there since");
+        // Its stack is gone.
+        (*slot).guard.store(64, Relaxed);
+        (*slot).host_return = 0x1234;
+        assert_eq!(slot::guard(slot, 32), 1);
+    }
+}
+
 #[test]
 fn small_stacks_get_a_private_one() {
     let mut world = World::new();

@@ -1,6 +1,7 @@
 //! `beeline link`: list links, turn them on and off.
 
 use super::load::{kind_name, place, place_name, places_json};
+use super::prog::{host_function, host_functions_json};
 use crate::args::Link;
 use crate::bridge::resync;
 use crate::context::Context;
@@ -58,10 +59,19 @@ fn list(context: &mut Context, words: &[String]) -> Result<()> {
 fn show(context: &mut Context, words: &[String]) -> Result<()> {
     let links = found(context, words)?;
     let processes = Processes::of(context)?;
+    let programs = match context.existing()? {
+        Some(engine) => engine.programs()?.items,
+        None => Vec::new(),
+    };
+    let hosts_of = |link: &StoredLink| {
+        let program = programs.iter().find(|entry| entry.program.id == link.prog_id);
+        program.map_or(&[][..], |entry| &entry.program.host_functions)
+    };
     if context.json {
         let whole = |entry: &LinkEntry| {
             let mut value = to_json(entry);
             let link = &entry.file.link;
+            value["host_functions"] = host_functions_json(hosts_of(link));
             value["processes"] = processes.of_link(link.id).iter().map(|it| it.to_json(link)).collect();
             value
         };
@@ -86,6 +96,9 @@ fn show(context: &mut Context, words: &[String]) -> Result<()> {
             let semaphore = place.semaphore.map(|at| format!("  semaphore {at:#x}")).unwrap_or_default();
             let (name, at, cookie) = (place_name(place), place.file_offset, place.cookie);
             out.line(format_args!("\tat {name}  file offset {at:#x}  cookie {cookie:#x}{semaphore}"))?;
+        }
+        for function in hosts_of(link) {
+            out.line(format_args!("\tcalls {}", host_function(function)))?;
         }
         let enabled = if file.is_enabled() { "enabled" } else { "disabled" };
         let pid = link.pid.map(|pid| format!("  pid {pid}")).unwrap_or_default();

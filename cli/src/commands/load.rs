@@ -7,21 +7,23 @@ use crate::output::time::nanoseconds;
 use crate::output::{say, warn};
 use anyhow::{Result, bail};
 use beeline_engine::{
-    AttachSpec, CallContext, Engine, EngineError, LoadOptions, Loaded, LoadedProgram, ProbeKind, Target,
-    TargetForm, TargetPlace, system_call_by_number,
+    AttachSpec, CallContext, Engine, EngineError, HostFunctionSpec, LoadOptions, Loaded, LoadedProgram,
+    ProbeKind, Target, TargetForm, TargetPlace, system_call_by_number,
 };
 use serde_json::{Value, json};
 use std::path::Path;
 
 pub(crate) fn run(context: &mut Context, args: &Load) -> Result<()> {
-    if args.files.len() > 1 && (args.name.is_some() || !args.attach.is_empty()) {
-        bail!("--name and --attach are for one file; load the files one by one");
+    let for_one = args.name.is_some() || !args.attach.is_empty() || !args.host_functions.is_empty();
+    if args.files.len() > 1 && for_one {
+        bail!("--name, --attach and --host-function are for one file; load the files one by one");
     }
     let attach = args.attach.iter().map(|text| text.parse()).collect::<Result<Vec<AttachSpec>, _>>()?;
     let options = LoadOptions {
         name: args.name.clone(),
         btf: args.btf.clone(),
         attach,
+        host_functions: host_functions(&args.host_functions)?,
         pid: args.pid,
         cookie: args
             .cookie
@@ -67,6 +69,11 @@ pub(crate) fn run(context: &mut Context, args: &Load) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Functions of the targets, as they are registered.
+pub(crate) fn host_functions(texts: &[String]) -> Result<Vec<HostFunctionSpec>> {
+    Ok(texts.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
 }
 
 fn load(context: &Context, engine: &Engine, file: &Path, options: &LoadOptions) -> Result<Loaded> {

@@ -1,5 +1,6 @@
 //! `beeline prog`: list, show, dump and run programs.
 
+use super::load::{place_name, places_json};
 use crate::args::{Prog, ProgDump, ProgJited, ProgRun, ProgXlated};
 use crate::context::Context;
 use crate::output::hex;
@@ -7,7 +8,7 @@ use crate::output::table::Table;
 use crate::output::time::{age, nanoseconds, utc};
 use crate::resolve;
 use anyhow::{Context as _, Result, bail};
-use beeline_engine::{ProgramEntry, program_type_name};
+use beeline_engine::{HostFunction, ProgramEntry, program_type_name};
 use serde_json::{Value, json};
 use std::io::Read as _;
 
@@ -87,8 +88,23 @@ fn show(context: &mut Context, words: &[String]) -> Result<()> {
         wants.extend(needs.cpu.then(|| "its CPU's data".to_owned()));
         wants.extend(needs.tail_calls.then(|| "tail calls".to_owned()));
         out.line(format_args!("\tuses {}", wants.join(", ")))?;
+        for function in &program.host_functions {
+            out.line(format_args!("\tcalls {}", host_function(function)))?;
+        }
     }
     Ok(())
+}
+
+/// `NAME = PATH:SYMBOL`, of a function of the target that a program calls.
+pub(crate) fn host_function(function: &HostFunction) -> String {
+    let place = function.target.places.first().map(place_name).unwrap_or_default();
+    format!("host function {} = {}:{place}", function.name, function.target.path.display())
+}
+
+/// The same for JSON.
+pub(crate) fn host_functions_json(functions: &[HostFunction]) -> Value {
+    let json = |it: &HostFunction| json!({"name": it.name, "path": it.target.path, "places": places_json(&it.target)});
+    functions.iter().map(json).collect()
 }
 
 fn to_json(entry: &ProgramEntry) -> Value {
@@ -110,6 +126,7 @@ fn to_json(entry: &ProgramEntry) -> Value {
         "verified_insns": program.verified.insns_processed,
         "needs_cpu": program.needs.cpu,
         "stack_bytes": program.needs.stack_bytes,
+        "host_functions": host_functions_json(&program.host_functions),
     })
 }
 

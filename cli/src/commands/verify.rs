@@ -1,5 +1,6 @@
 //! `beeline verify`: the verifier's verdict, without loading anything.
 
+use super::load::host_functions;
 use crate::args::Verify;
 use crate::context::Context;
 use crate::output::progress::Progress;
@@ -9,12 +10,13 @@ use beeline_engine::{EngineError, Verdict};
 use serde_json::{Value, json};
 
 pub(crate) fn run(context: &mut Context, args: &Verify) -> Result<()> {
+    let hosts = host_functions(&args.host_functions)?;
     let mut reports = Vec::new();
     let mut rejected = 0;
     for file in &args.files {
         let progress = Progress::begin(format!("verifying {}", file.display()));
         let log_level = if args.log { 2 } else { args.log_level.bits() };
-        let verdicts = beeline_engine::verify(file, args.btf.as_deref(), log_level);
+        let verdicts = beeline_engine::verify(file, args.btf.as_deref(), &hosts, log_level);
         drop(progress);
         let verdicts = verdicts.with_context(|| format!("cannot verify {}", file.display()))?;
         for verdict in &verdicts {

@@ -5,6 +5,7 @@ use beeline_remote::{Mapping, Mappings, Process};
 use beeline_site::Binary;
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -24,10 +25,14 @@ impl MappedFile {
         name.strip_suffix(" (deleted)").unwrap_or(name)
     }
 
+    /// Its name without folders.
+    pub(crate) fn file_name(&self) -> &str {
+        Path::new(self.name()).file_name().and_then(OsStr::to_str).unwrap_or_default()
+    }
+
     /// By its name it is a C library.
     pub(crate) fn is_libc(&self) -> bool {
-        let name =
-            Path::new(self.name()).file_name().map_or(String::new(), |name| name.to_string_lossy().into());
+        let name = self.file_name();
         ["libc.so", "libc-", "ld-musl-", "libc.musl-"].iter().any(|start| name.starts_with(start))
     }
 

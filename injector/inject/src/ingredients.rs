@@ -12,7 +12,7 @@ use beeline_abi::link::LinkRuntime;
 use beeline_abi::regs::PtRegs;
 use beeline_abi::thread::THREAD_SLOTS;
 use beeline_remote::{Mappings, Process};
-use beeline_stub::ThreadKey;
+use beeline_stub::{HOST_CALL_MAX, ThreadKey};
 use std::mem::offset_of;
 
 /// About what a thread's scratch and return stack take; with a private stack, it is twice that.
@@ -71,6 +71,11 @@ impl<'a> Ingredients<'a> {
             self.request.maps.iter().any(|map| map.id == id)
                 || self.existing.is_some_and(|existing| existing.maps.iter().any(|map| map.id == id))
         };
+        if !program.host_functions.is_empty()
+            && let Err(reason) = self.host_calls(program)
+        {
+            return Some(reason);
+        }
         let name = &program.name;
         program.relocs.iter().find_map(|reloc| match reloc.symbol {
             Symbol::Helper(id) if !self.image.has_helper(id) => {
@@ -112,7 +117,11 @@ impl<'a> Ingredients<'a> {
 
     /// Bytes that all programs of the request take.
     pub(crate) fn programs_len(&self) -> u64 {
-        self.request.programs.iter().map(|program| program.code.len() as u64 + 16 + slots_len(program)).sum()
+        let len = |program: &ProgramRequest| {
+            let hosts = program.host_functions.len() as u64 * (HOST_CALL_MAX + 16);
+            program.code.len() as u64 + 16 + slots_len(program) + hosts
+        };
+        self.request.programs.iter().map(len).sum()
     }
 
     pub(crate) fn program(&self, id: u32) -> Result<&'a ProgramRequest, TargetRefused> {

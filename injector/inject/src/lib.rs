@@ -28,6 +28,7 @@ mod follow;
 mod generation;
 mod gone;
 mod group;
+mod host;
 mod image;
 mod ingredients;
 mod inspect;
@@ -61,8 +62,8 @@ pub use report::{
     AttachReport, Attached, AttachedLink, AttachedSite, DetachReport, ProbeOutcome, ProbeState,
 };
 pub use request::{
-    CallContext, FileIdentity, MapRequest, ProbeKind, ProbeRequest, ProgramRequest, Request,
-    SystemCallRequest,
+    CallContext, FileIdentity, HostFunctionRequest, MapRequest, ProbeKind, ProbeRequest, ProgramRequest,
+    Request, SystemCallRequest,
 };
 pub use start::{Ended, StartCommand, Started, start};
 pub use system_calls::{CallCoverage, call_coverage};

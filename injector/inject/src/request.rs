@@ -1,6 +1,6 @@
 //! What is to be put into a process: plain data, independent of who made it.
 
-use beeline_abi::code::{ProgramNeeds, Reloc, Symbol};
+use beeline_abi::code::{HostValue, ProgramNeeds, Reloc, Symbol};
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::TaskLayout;
 use beeline_site::Location;
@@ -61,6 +61,23 @@ pub struct ProgramRequest {
     pub maps: Vec<u32>,
     /// What it reads and claims.
     pub needs: ProgramNeeds,
+    /// Functions of the process that it calls, by the index that relocations use.
+    pub host_functions: Vec<HostFunctionRequest>,
+}
+
+/// A function of the process that a program calls.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostFunctionRequest {
+    /// Its name, for messages.
+    pub name: String,
+    /// The executable or library.
+    pub file: FileIdentity,
+    /// The place in it.
+    pub location: Location,
+    /// What it takes.
+    pub args: Vec<HostValue>,
+    /// What it returns.
+    pub returns: HostValue,
 }
 
 impl Request {

@@ -6,7 +6,7 @@ use crate::existing::{Existing, is_call_site};
 use crate::files::{MappedFile, MappedFiles, opened};
 use crate::fit::fit;
 use crate::report::{ProbeOutcome, ProbeState};
-use crate::request::{ProbeKind, ProbeRequest, Request};
+use crate::request::{ProbeKind, ProbeRequest, ProgramRequest, Request};
 use crate::start::loader_hook;
 use crate::system_calls::{PlannedCall, PlannedCalls};
 use beeline_abi::link::LinkRuntime;
@@ -116,7 +116,13 @@ impl PlannedSites {
         }
         let restored =
             existing.map_or_else(Vec::new, |it| leave_ended(&mut sites, process, files, request, it));
-        let calls = PlannedCalls::plan(&mut sites, process, files, request, existing, &unusable);
+        let at_calls = |id: u32| {
+            let calls_hosts = |it: &&ProgramRequest| it.id == id && !it.host_functions.is_empty();
+            let program = request.programs.iter().find(calls_hosts)?;
+            Some(format!("program {} calls host functions: it cannot run at system calls", program.name))
+        };
+        let not_at_calls = |id| at_calls(id).or_else(|| unusable(id));
+        let calls = PlannedCalls::plan(&mut sites, process, files, request, existing, &not_at_calls);
         let mut planned = PlannedSites { sites: sites.into_values().collect(), restored, calls, states };
         planned.find_existing(existing);
         planned.leave_out_sessions(request, existing);

@@ -10,6 +10,7 @@
 //! everything else above the stack pointer counts.
 
 use crate::wire::Wire;
+use beeline_abi::PAGE_SIZE;
 use beeline_ptrace::Registers;
 use beeline_remote::{Mappings, Process};
 use std::ops::Range;
@@ -62,9 +63,11 @@ impl Stack {
         within.filter(|&(at, _)| !(self.is_saved_pc(at) && self.is_left(at))).map(|(_, &word)| word)
     }
 
-    /// The word is where a signal frame has its program counter.
+    /// The word is where a signal frame has its program counter. The auxiliary vector, above the stack of a main thread, has the segment's
+    /// number as well (`AT_MINSIGSTKSZ` is 51), behind small numbers.
     fn is_saved_pc(&self, at: usize) -> bool {
         self.words.get(at + 2).is_some_and(|word| word & 0xffff == USER_CODE_SEGMENT)
+            && self.words.get(at).is_some_and(|&pc| pc >= PAGE_SIZE)
     }
 
     /// The signal frame lies on an alternate stack on which the thread is not any more.
@@ -102,5 +105,8 @@ mod tests {
         assert_eq!(stack((0, 0)).words_in(0x1234..0x1235).collect::<Vec<_>>(), [0x1234]);
         assert_eq!(stack((0x1008, 0x1000)).words_in(0x1234..0x1235).count(), 0);
         assert_eq!(found((0x9000, 0x1000)), [(0x1234, 0x5678)]);
+        // AT_SYSINFO_EHDR, AT_MINSIGSTKSZ
+        let auxiliary = Stack { start: 0x1000, words: vec![33, 0x7fff_0000_0000, 51, 3632, 16, 0] };
+        assert_eq!(auxiliary.handler_returns().count(), 0);
     }
 }

@@ -224,8 +224,8 @@ impl Threads<'_> {
             if stack.handler_returns().any(|(pc, sp)| owns(pc) || owns(sp)) {
                 return Ok(None);
             }
-            // In the agent, which may have been called from anywhere.
-            if owns(registers.rip) && !waits {
+            // In the agent, which may have been called from anywhere, or in a function that a program has called.
+            if (owns(registers.rip) || runs.is_some()) && !waits {
                 stack.words_in(0..u64::MAX).for_each(&mut mark);
             }
         }

@@ -211,6 +211,11 @@ impl Binary {
         &self.dynamic().needed
     }
 
+    /// `dlclose` never unmaps it (`-z nodelete`).
+    pub fn is_never_unloaded(&self) -> bool {
+        self.dynamic().is_never_unloaded
+    }
+
     /// Its own name as a library (`DT_SONAME`).
     pub fn soname(&self) -> Option<&str> {
         self.dynamic().soname.as_deref()

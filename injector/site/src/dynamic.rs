@@ -14,6 +14,7 @@ const DT_PLTRELSZ: u64 = 2;
 const DT_RELRSZ: u64 = 35;
 const DT_RELR: u64 = 36;
 const DT_FLAGS_1: u64 = 0x6fff_fffb;
+const DF_1_NODELETE: u64 = 8;
 const DF_1_PIE: u64 = 0x0800_0000;
 const R_X86_64_RELATIVE: u32 = 8;
 const R_X86_64_IRELATIVE: u32 = 37;
@@ -24,6 +25,8 @@ pub(crate) struct Dynamic {
     pub(crate) needed: Vec<String>,
     pub(crate) soname: Option<String>,
     pub(crate) is_pie: bool,
+    /// `dlclose` does not unmap it.
+    pub(crate) is_never_unloaded: bool,
     /// Where the loader stores addresses inside the object, and which; in order of place.
     pub(crate) stored: Vec<(u64, u64)>,
     /// Executable places that the loader writes to, in order.
@@ -49,6 +52,7 @@ impl Dynamic {
         dynamic.needed = tags.needed.iter().filter_map(string).collect();
         dynamic.soname = tags.soname.as_ref().and_then(string);
         dynamic.is_pie = tags.flags & DF_1_PIE != 0;
+        dynamic.is_never_unloaded = tags.flags & DF_1_NODELETE != 0;
         for (table, len) in tags.rela {
             dynamic.read_rela(binary, table, len);
         }

@@ -10,6 +10,7 @@
 use crate::assemble::{build_copy, build_stub};
 use crate::chain::{CallLink, build_chain, is_chain};
 use crate::gates::{Gates, build_gates};
+use crate::host_call::{HostCall, build_host_call};
 use crate::link::{LinkError, link_code};
 use crate::phase::Shared;
 use crate::program_use::body;
@@ -121,6 +122,16 @@ impl Arena {
                 Err(error.into())
             }
         }
+    }
+
+    /// Puts in the code through which a program calls a function of the target, and returns its address.
+    ///
+    /// # Errors
+    /// [`ArenaError`]; the arena is as before.
+    pub fn add_host_call(&mut self, call: &HostCall) -> Result<u64, ArenaError> {
+        let code = build_host_call(call, self.base + self.used)?;
+        self.check_room(code.len() as u64)?;
+        Ok(self.put(&code))
     }
 
     /// Makes the stub of a site in the arena.

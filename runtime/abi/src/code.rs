@@ -6,6 +6,7 @@
 //! - program: `fn(context: *mut u8, run: *mut RunContext) -> u64`. Clobbers only what the ABI lets a callee clobber,
 //!   never a vector register.
 //! - helper: `fn(r1: u64, r2: u64, r3: u64, r4: u64, r5: u64, run: *mut RunContext) -> u64`.
+//! - a host function, which is a function of the target: called as a helper, through code that keeps what it may change.
 
 /// What a relocation refers to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -18,8 +19,30 @@ pub enum Symbol {
     MapData(u32),
     /// The agent's implementation of the helper with this id.
     Helper(u32),
+    /// The code through which the program calls the host function with this index in the program's list.
+    HostFunction(u32),
     /// The start of this same image (for absolute addresses of its own functions).
     Image,
+}
+
+/// How a value is handed to a function of the target, or comes from it.
+///
+/// A C function may leave the upper bits of a register as they are, and takes those of an argument to be what its type says
+/// (System V AMD64 ABI, 3.2.3): whoever calls it extends both.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct HostValue {
+    /// Bytes: 1, 2, 4 or 8; 0 = there is none.
+    pub size: u8,
+    /// It is extended by its sign.
+    pub signed: bool,
+}
+
+impl HostValue {
+    /// A function that returns nothing.
+    pub const NONE: HostValue = HostValue { size: 0, signed: false };
+    /// An address, or any number of eight bytes.
+    pub const WORD: HostValue = HostValue { size: 8, signed: false };
 }
 
 /// How the place is patched.

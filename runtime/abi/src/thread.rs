@@ -104,8 +104,11 @@ pub struct ThreadSlot {
     /// Owner word for which `claim_rseq` holds. Not 0, so that it is not that of a run whose owner is not known:
     /// [`ThreadSlot::NOBODY`] where the agent claims.
     pub claim_owner: u64,
+    /// Where the function of the target that a program has called returns to, as it stands below the address in `guard` then; 0 = none
+    /// is called. When that word is another, the function will not come back.
+    pub host_return: u64,
     /// Zero.
-    pub reserved2: [u64; 10],
+    pub reserved2: [u64; 9],
 }
 
 impl ThreadSlot {

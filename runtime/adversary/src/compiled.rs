@@ -152,7 +152,7 @@ pub fn compare(verified: &Verified, seed: u64) -> Result<bool, String> {
             Symbol::Helper(id) => helper(id).map(|function| function as usize as u64),
             Symbol::MapHandle(index) => maps.get(index as usize).map(|map| map.handle),
             Symbol::MapData(index) => maps.get(index as usize).map(|map| map.data),
-            Symbol::Image => None,
+            Symbol::HostFunction(_) | Symbol::Image => None,
         };
         let Ok(executable) = Executable::link(image.image(), resolve) else { return Ok(false) };
         let found = execute(&executable, seed);

@@ -1,6 +1,7 @@
 //! Programs as text: their instructions, and their machine code.
 
 use crate::{Engine, EngineError};
+use beeline_helpers::HOST_FUNCTION_BASE;
 use beeline_isa::disasm::{Line, Names};
 use beeline_store::Program;
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter, SymbolResolver, SymbolResult};
@@ -43,7 +44,11 @@ struct StoreNames<'a> {
 
 impl Names for StoreNames<'_> {
     fn helper(&self, id: i32) -> Option<&str> {
-        beeline_helpers::table::by_id(u32::try_from(id).ok()?).map(|helper| helper.proto.name)
+        let id = u32::try_from(id).ok()?;
+        if let Some(index) = id.checked_sub(HOST_FUNCTION_BASE) {
+            return self.program.host_functions.get(index as usize).map(|function| function.name.as_str());
+        }
+        beeline_helpers::table::by_id(id).map(|helper| helper.proto.name)
     }
 
     fn function(&self, start: u32) -> Option<&str> {
@@ -132,6 +137,10 @@ impl Relocated {
                 let found = beeline_helpers::table::by_id(id).map(|helper| helper.proto.name.to_owned());
                 found.unwrap_or_else(|| format!("helper#{id}"))
             }
+            Symbol::HostFunction(index) => match program.host_functions.get(index as usize) {
+                Some(function) => format!("host:{}", function.name),
+                None => format!("host#{index}"),
+            },
             Symbol::Image => "image".into(),
         };
         Relocated { names: program.relocs.iter().map(|it| (it.offset, name(it.symbol))).collect() }

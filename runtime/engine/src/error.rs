@@ -117,6 +117,14 @@ pub enum EngineError {
         /// Why not, with what is similar.
         reason: String,
     },
+    /// A function of the target that programs are to call is not one that they can call.
+    #[error("host function {name}: {reason}")]
+    HostFunction {
+        /// Its name in the object.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
     /// The map of USDT arguments cannot be filled.
     #[error("map {map}: {reason}")]
     Specs {

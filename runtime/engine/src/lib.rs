@@ -12,6 +12,7 @@ mod attach_spec;
 mod dump;
 mod engine;
 mod error;
+mod host;
 mod kernel_types;
 mod load;
 mod map_types;
@@ -29,13 +30,14 @@ mod verify;
 pub use attach_spec::{AttachSpec, AttachSpecError, Place, Places};
 pub use beeline_object::btf::value::Value as TypedValue;
 pub use beeline_store::{
-    CallContext, Entry, Event, EventReader, Link, LinkFile, LinkOutcome, MapEntry, MapFile, MapList,
-    ObjectInfo, Ownership, Place as TargetPlace, ProbeKind, ProcessRecord, Program, RefusedPlace, Store,
-    StoreError, StoreName, Target, TargetForm, TraceEvent, TraceLine, TraceReader, VerifierStats,
+    CallContext, Entry, Event, EventReader, HostFunction, Link, LinkFile, LinkOutcome, MapEntry, MapFile,
+    MapList, ObjectInfo, Ownership, Place as TargetPlace, ProbeKind, ProcessRecord, Program, RefusedPlace,
+    Store, StoreError, StoreName, Target, TargetForm, TraceEvent, TraceLine, TraceReader, VerifierStats,
 };
 pub use dump::{JitedLine, XlatedLine};
 pub use engine::{Engine, LinkEntry, Listing, ProgramEntry};
 pub use error::EngineError;
+pub use host::{HostFunctionSpec, HostFunctionSpecError};
 pub use kernel_types::{kernel_types, running_kernel_types};
 pub use load::{
     LoadOptions, Loaded, LoadedMap, LoadedProgram, default_name, map_type_name, program_type_name,

@@ -4,7 +4,7 @@ use crate::attach_spec::{AttachSpec, Place, Places};
 use crate::system_calls::{self, CallPlace};
 use crate::targets::{Targets, Wanted};
 use crate::usdt::{SPECS_MAP, Specs};
-use crate::{Engine, EngineError, right, translate};
+use crate::{Engine, EngineError, HostFunctionSpec, host, right, translate};
 use beeline_jit::{CodeImage, CompileOptions};
 use beeline_object::btf::Btf;
 use beeline_object::section_table::prog_type;
@@ -12,8 +12,8 @@ use beeline_object::{
     InitialValue as Contents, MapDef, MapKind, Object, Options, ProgramDef, Target as Named,
 };
 use beeline_store::{
-    InitialValue, NewLink, NewMap, NewObject, NewProgram, Ownership, ProbeKind, Program, Published, Target,
-    TargetForm, VerifierStats, check_name,
+    HostFunction, InitialValue, NewLink, NewMap, NewObject, NewProgram, Ownership, ProbeKind, Program,
+    Published, Target, TargetForm, VerifierStats, check_name,
 };
 use beeline_verifier::Verified;
 use std::collections::BTreeMap;
@@ -30,6 +30,8 @@ pub struct LoadOptions {
     pub btf: Option<PathBuf>,
     /// Where programs go; for a program named here, the target in its `SEC()` does not count.
     pub attach: Vec<AttachSpec>,
+    /// Where functions of the targets are that programs call; for a function named here, the place in its declaration does not count.
+    pub host_functions: Vec<HostFunctionSpec>,
     /// Links only apply in this process.
     pub pid: Option<u32>,
     /// `bpf_get_attach_cookie` of the links; `bpf_usdt_cookie` of USDT probes.
@@ -126,20 +128,26 @@ impl Engine {
     ) -> Result<Loaded, EngineError> {
         let name = options.name.clone().unwrap_or_else(|| default_name(path));
         check_name("an object", &name)?;
-        let (object, target_btf) = parse(bytes, path, options.btf.as_deref())?;
+        let (object, target_btf) = parse(bytes, path, options.btf.as_deref(), &options.host_functions)?;
         let (wanted, skipped): (Vec<_>, Vec<_>) =
             object.programs.iter().partition(|program| program.autoload);
         for map in &object.maps {
             supported_type(map)?;
         }
-        let Placed { links, unattached, usdt } = places(&object, &wanted, options)?;
+        let Placed { links, unattached, usdt, mut targets } = places(&object, &wanted, options)?;
         let mut compiled = Vec::with_capacity(wanted.len());
         for def in &wanted {
             compiled.push(prove_and_compile(&object, def, self.store().cpus())?);
         }
+        let hosts =
+            wanted.iter().map(|def| host::located(&object, def, &options.host_functions, &mut targets));
+        let hosts: Vec<Vec<HostFunction>> = hosts.collect::<Result<_, _>>()?;
         for (index, (def, compiled)) in wanted.iter().zip(&compiled).enumerate() {
-            let own = links.iter().filter(|link| link.program == index);
-            check_context(&object, def, &compiled.verified, own)?;
+            let own = || links.iter().filter(|link| link.program == index);
+            if !hosts[index].is_empty() {
+                check_host_caller(&object, def, own())?;
+            }
+            check_context(&object, def, &compiled.verified, own())?;
             let reached = is_tail_called(&object, def);
             let mut at_calls = links.iter().filter(|link| right::is_at_calls(&link.target));
             if !options.allow_override && at_calls.any(|link| link.program == index || reached) {
@@ -161,8 +169,8 @@ impl Engine {
         for map in &object.maps {
             new.maps.push(new_map(map, &wanted, &usdt)?);
         }
-        for (def, compiled) in wanted.iter().zip(&compiled) {
-            new.programs.push(new_program(&object, def, compiled));
+        for ((def, compiled), hosts) in wanted.iter().zip(&compiled).zip(hosts) {
+            new.programs.push(new_program(&object, def, compiled, hosts));
         }
         let (published, ownership) = if options.own {
             let (published, ownership) = self.store().publish_owned(&new)?;
@@ -182,6 +190,8 @@ struct Placed {
     unattached: Vec<Option<String>>,
     /// The arguments of the USDT probes among the places.
     usdt: Specs,
+    /// With the files that were opened.
+    targets: Targets,
 }
 
 /// The links to make.
@@ -230,7 +240,7 @@ fn places(object: &Object, programs: &[&ProgramDef], options: &LoadOptions) -> R
             Err(reason) => unattached.push(Some(reason)),
         }
     }
-    Ok(Placed { links, unattached, usdt: targets.usdt })
+    Ok(Placed { links, unattached, usdt: std::mem::take(&mut targets.usdt), targets })
 }
 
 /// A program at system calls reads no more than there is. One that is reached by tail calls can be reached from all of them.
@@ -260,13 +270,35 @@ fn check_context<'a>(
     })
 }
 
+/// A program that calls host functions runs where a function of the target could have been called.
+fn check_host_caller<'a>(
+    object: &Object,
+    def: &ProgramDef,
+    mut links: impl Iterator<Item = &'a NewLink>,
+) -> Result<(), EngineError> {
+    let reason = if is_tail_called(object, def) {
+        "a program that calls host functions cannot be reached by tail calls"
+    } else if links.any(|link| matches!(link.target.form, TargetForm::SystemCall { .. })) {
+        "programs at system calls cannot call host functions"
+    } else {
+        return Ok(());
+    };
+    Err(EngineError::CannotAttach {
+        program: def.name.clone(),
+        section: def.section.clone(),
+        reason: reason.into(),
+    })
+}
+
 /// Reads an object against this machine, or against a given BTF; with what it was relocated against.
 pub(crate) fn parse(
     bytes: &[u8],
     path: &Path,
     btf: Option<&Path>,
+    hosts: &[HostFunctionSpec],
 ) -> Result<(Object, Arc<Btf>), EngineError> {
     let mut options = Options::of_this_machine().named_after(path);
+    options.host_functions = hosts.iter().map(|spec| spec.name.clone()).collect();
     options.kernel_functions = beeline_helpers::table::kfuncs().map(|helper| helper.proto.name).collect();
     if let Some(btf) = btf {
         let loaded = Btf::load(btf)
@@ -277,6 +309,7 @@ pub(crate) fn parse(
         file: path.display().to_string(),
         source: Box::new(source),
     })?;
+    host::check_declared(&object, hosts)?;
     Ok((object, options.target()))
 }
 
@@ -289,7 +322,7 @@ pub(crate) fn prove(
 ) -> Result<(Verified, VerifierStats), EngineError> {
     let start = Instant::now();
     let verified =
-        beeline_verifier::verify(translate::program(object, def, cpus), options).map_err(|rejection| {
+        beeline_verifier::verify(translate::program(object, def, cpus)?, options).map_err(|rejection| {
             EngineError::Rejected { program: def.name.clone(), rejection: Box::new(rejection) }
         })?;
     let stats = VerifierStats {
@@ -484,7 +517,12 @@ fn new_map(def: &MapDef, programs: &[&ProgramDef], usdt: &Specs) -> Result<NewMa
     })
 }
 
-fn new_program(object: &Object, def: &ProgramDef, compiled: &Compiled) -> NewProgram {
+fn new_program(
+    object: &Object,
+    def: &ProgramDef,
+    compiled: &Compiled,
+    host_functions: Vec<HostFunction>,
+) -> NewProgram {
     let insns = compiled.verified.insns().to_vec();
     let program = Program {
         id: 0,
@@ -501,6 +539,7 @@ fn new_program(object: &Object, def: &ProgramDef, compiled: &Compiled) -> NewPro
         code_offsets: Vec::new(),
         needs: compiled.verified.needs(),
         map_ids: Vec::new(),
+        host_functions,
         subprograms: def.subprograms.iter().map(|it| (it.offset, it.name.clone())).collect(),
         lines: translate::lines(object, def),
         verified: compiled.stats,

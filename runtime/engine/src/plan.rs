@@ -4,7 +4,7 @@ use crate::{Engine, EngineError, LinkEntry, ProgramEntry};
 use beeline_abi::code::{ProgramNeeds, Reloc};
 use beeline_abi::map::{MapShape, MapType};
 use beeline_abi::process::TaskLayout;
-use beeline_store::{LinkFile, MapEntry, ProbeKind, StoreError, Target};
+use beeline_store::{HostFunction, LinkFile, MapEntry, ProbeKind, StoreError, Target};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -73,6 +73,8 @@ pub struct PlannedProgram {
     pub map_ids: Vec<u32>,
     /// What the stub must provide.
     pub needs: ProgramNeeds,
+    /// Functions of the process that it calls, by the index that relocations use.
+    pub host_functions: Vec<HostFunction>,
 }
 
 /// A probe of the plan.
@@ -278,6 +280,7 @@ fn plan_program(entry: &ProgramEntry) -> PlannedProgram {
         relocs: program.relocs,
         map_ids: program.map_ids,
         needs: program.needs,
+        host_functions: program.host_functions,
     }
 }
 

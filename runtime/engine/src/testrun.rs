@@ -72,6 +72,10 @@ impl Engine {
             let name = crate::program_type_name(program.prog_type);
             return Err(fail(format!("running {name} programs is not supported yet")));
         }
+        if let Some(function) = program.host_functions.first() {
+            let name = &function.name;
+            return Err(fail(format!("it calls {name}, a function of the processes that it is attached to")));
+        }
         if options.context.len() > CONTEXT_LEN {
             return Err(fail(format!("a context has at most {CONTEXT_LEN} bytes")));
         }
@@ -156,7 +160,7 @@ impl Surroundings {
                 Symbol::MapHandle(index) => native(map_ids.get(index as usize)?).map(|map| map.handle),
                 Symbol::MapData(index) => native(map_ids.get(index as usize)?).map(|map| map.data),
                 Symbol::Helper(id) => helper(id).map(|function| function as usize as u64),
-                Symbol::Image => None,
+                Symbol::HostFunction(_) | Symbol::Image => None,
             };
             let entry_at = code
                 .arena

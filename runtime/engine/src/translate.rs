@@ -1,6 +1,7 @@
 //! From the object's terms to the verifier's.
 
 use crate::kernel_types::kernel_types;
+use crate::{EngineError, host};
 use beeline_abi::map::{MapFlags, MapShape};
 use beeline_object::btf::{Btf, FUNC_GLOBAL, Kind, Type};
 use beeline_object::{MapDef, MapKind, Object, ProgramDef};
@@ -9,15 +10,21 @@ use beeline_verifier::{
 };
 
 /// The verifier's input for a program of an object. Its maps are those that it refers to, in the order of
-/// [`ProgramDef::map_refs`]; the instructions are renumbered to match.
-pub(crate) fn program(object: &Object, def: &ProgramDef, cpus: u32) -> Program {
-    Program {
+/// [`ProgramDef::map_refs`], its host functions those that it calls; the instructions are renumbered to match.
+///
+/// # Errors
+/// When it calls a function of the target that no program can call.
+pub(crate) fn program(object: &Object, def: &ProgramDef, cpus: u32) -> Result<Program, EngineError> {
+    let hosts = host::used(def);
+    let signature = |&index: &u32| host::signature(object, &object.host_functions[index as usize]);
+    Ok(Program {
+        host_functions: hosts.iter().map(signature).collect::<Result<_, _>>()?,
         name: def.name.clone(),
         prog_type: ProgType(def.prog_type),
         expected_attach_type: def.expected_attach_type,
         gpl_compatible: object.is_gpl_compatible(),
         sleepable: def.sleepable,
-        insns: renumbered(def),
+        insns: renumbered(def, &hosts),
         maps: def
             .map_refs
             .iter()
@@ -26,16 +33,21 @@ pub(crate) fn program(object: &Object, def: &ProgramDef, cpus: u32) -> Program {
         subprograms: subprograms(object, def),
         line_info: lines(object, def),
         types: Some(kernel_types(object.target_btf.clone())),
-    }
+    })
 }
 
-/// The instructions with map references by index into the program's own list.
-fn renumbered(def: &ProgramDef) -> Vec<beeline_isa::Insn> {
+/// The instructions with references to maps and host functions by index into the program's own lists.
+fn renumbered(def: &ProgramDef, hosts: &[u32]) -> Vec<beeline_isa::Insn> {
     use beeline_isa::opcode::{PSEUDO_MAP_FD, PSEUDO_MAP_VALUE};
     let mut insns = def.insns.clone();
     let mut pc = 0;
     while let Some(insn) = insns.get_mut(pc) {
         if !insn.is_wide() {
+            if host::is_host_call(insn)
+                && let Ok(own) = hosts.binary_search(&(insn.imm as u32))
+            {
+                insn.imm = own as i32;
+            }
             pc += 1;
             continue;
         }

@@ -1,8 +1,8 @@
 //! The verifier's verdict on a file, without loading it.
 
-use crate::EngineError;
 use crate::load::{parse, prove};
 use crate::translate;
+use crate::{EngineError, HostFunctionSpec};
 use beeline_store::VerifierStats;
 use std::path::Path;
 
@@ -29,10 +29,15 @@ pub struct Verdict {
 /// path that fails), 2 (every path), 4 (statistics).
 ///
 /// # Errors
-/// When the file cannot be read or is no object; that a program is refused is in its [`Verdict`].
-pub fn verify(path: &Path, btf: Option<&Path>, log_level: u32) -> Result<Vec<Verdict>, EngineError> {
+/// When the file cannot be read or is no object, or a host function is registered that it does not call; that a program is refused is in its [`Verdict`].
+pub fn verify(
+    path: &Path,
+    btf: Option<&Path>,
+    host_functions: &[HostFunctionSpec],
+    log_level: u32,
+) -> Result<Vec<Verdict>, EngineError> {
     let bytes = std::fs::read(path).map_err(|source| EngineError::Read { path: path.into(), source })?;
-    let (object, _) = parse(&bytes, path, btf)?;
+    let (object, _) = parse(&bytes, path, btf, host_functions)?;
     let cpus = beeline_store::possible_cpus()?;
     let options = beeline_verifier::Options { log_level, ..beeline_verifier::Options::default() };
     let wanted = object.programs.iter().filter(|program| program.autoload);

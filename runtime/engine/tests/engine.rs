@@ -173,7 +173,7 @@ fn values_go_to_bytes_and_back() {
 fn verdicts_without_a_store() {
     let scratch = Scratch::new();
     let Some(path) = example(&scratch, "function-latency/latency.bpf.c") else { return };
-    let verdicts = beeline_engine::verify(&path, None, 2).unwrap();
+    let verdicts = beeline_engine::verify(&path, None, &[], 2).unwrap();
     assert!(!verdicts.is_empty());
     for verdict in verdicts {
         assert!(verdict.result.is_ok() && !verdict.log.is_empty(), "{verdict:?}");

@@ -91,7 +91,7 @@ fn outcomes(tool: &str) -> Option<Vec<Outcome>> {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join(format!("{tool}.bpf.o"));
         std::fs::write(&path, &file[range]).expect("a file");
-        let verdicts = verify(&path, None, 0).unwrap_or_else(|error| panic!("{tool}: {error}"));
+        let verdicts = verify(&path, None, &[], 0).unwrap_or_else(|error| panic!("{tool}: {error}"));
         outcomes.extend(verdicts.into_iter().map(|verdict| {
             let result = verdict.result.map(|stats| stats.insns_processed).map_err(|error| match error {
                 EngineError::Rejected { rejection, .. } => rejection.reason,

@@ -39,7 +39,7 @@ pub mod time;
 pub mod trace;
 mod unwind;
 
-pub use table::{HELPERS, HELPERS_LEN, Helper, HelperFn, KFUNC_BASE, by_id, kfunc};
+pub use table::{HELPERS, HELPERS_LEN, HOST_FUNCTION_BASE, Helper, HelperFn, KFUNC_BASE, by_id, kfunc};
 
 use beeline_abi::process::ProcessBlock;
 use beeline_abi::run::RunContext;

@@ -32,6 +32,9 @@ pub struct Helper {
 /// table. No helper has such an id.
 pub const KFUNC_BASE: u32 = 256;
 
+/// From here on: in what is executed, calls of functions of the target, by their index in the program's list.
+pub const HOST_FUNCTION_BASE: u32 = 1 << 16;
+
 /// Kernel functions that only programs of sessions may call.
 pub const SESSION_FUNCTIONS: core::ops::Range<u32> = 264..266;
 

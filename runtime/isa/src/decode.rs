@@ -148,7 +148,7 @@ pub enum Call {
     Kfunc {
         /// BTF id of the function.
         btf_id: i32,
-        /// Index into `fd_array`, 0 for vmlinux.
+        /// Index into `fd_array`, 0 for vmlinux; or [`HOST_CALL`](crate::opcode::HOST_CALL).
         btf_fd_idx: i16,
     },
     /// A function whose id is in a register (`callx`, RFC 9669 conformance group; the kernel refuses it).

@@ -3,6 +3,7 @@
 
 use crate::decode::{AluOp, AtomicOp, Call, Endianness, Imm64, JumpOp, Op, Operand, Size, Width, decode};
 use crate::insn::{Insn, Reg};
+use crate::opcode::HOST_CALL;
 use core::fmt::{self, Display, Formatter, Write};
 
 /// Names of what instructions refer to by number. The defaults know none.
@@ -134,6 +135,7 @@ impl Line<'_> {
                 Some(name) => write!(f, "call pc{relative:+}#{name}"),
                 None => write!(f, "call pc{relative:+}"),
             },
+            Call::Kfunc { btf_id, btf_fd_idx: HOST_CALL } => write!(f, "call host-function#{btf_id}"),
             Call::Kfunc { btf_id, .. } => write!(f, "call kernel-function#{btf_id}"),
             Call::Register(register) => write!(f, "callx r{}", register.0),
         }

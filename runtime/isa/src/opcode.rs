@@ -90,3 +90,5 @@ pub const PSEUDO_MAP_IDX_VALUE: u8 = 6;
 pub const PSEUDO_CALL: u8 = 1;
 /// `src` of `call`: the kernel function with BTF id `imm`.
 pub const PSEUDO_KFUNC_CALL: u8 = 2;
+/// `off` of such a call: the function of the target with index `imm` in the program's list of them. The kernel knows no such call.
+pub const HOST_CALL: i16 = -1;

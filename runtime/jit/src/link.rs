@@ -7,6 +7,7 @@ use crate::image::{Function, Image, Place};
 use crate::target::target;
 use crate::translate::{EntryConvention, Translator, external};
 use beeline_abi::code::{Reloc, RelocKind, Symbol};
+use beeline_helpers::HOST_FUNCTION_BASE;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::{ExternalName, UserExternalName};
 use cranelift_codegen::{CompiledCode, Context, FinalizedMachReloc, FinalizedRelocTarget};
@@ -90,7 +91,10 @@ fn place_reloc(
             internals.push(Internal { offset, kind, function: name.index as usize, addend });
             return Ok(());
         }
-        external::HELPER => Symbol::Helper(name.index),
+        external::HELPER => match name.index.checked_sub(HOST_FUNCTION_BASE) {
+            Some(index) => Symbol::HostFunction(index),
+            None => Symbol::Helper(name.index),
+        },
         external::MAP_HANDLE => Symbol::MapHandle(name.index),
         external::MAP_DATA => Symbol::MapData(name.index),
         other => return Err(format!("name space {other}")),

@@ -64,6 +64,36 @@ pub(crate) struct Ksym {
     pub address: u64,
     /// A function.
     is_function: bool,
+    /// A function of the target, by its index among them.
+    pub host: Option<u32>,
+    /// Where it is a function of the target, as its declaration says.
+    place: Option<String>,
+}
+
+/// An `extern` function that is the target's (a *host function*): declared `__ksym`, and registered by whoever loads the object or
+/// by `__attribute__((btf_decl_tag("host:PATH:SYMBOL")))` on its declaration.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostFunctionDef {
+    /// Its name in the object.
+    pub name: String,
+    /// `PATH:SYMBOL` of the declaration.
+    pub place: Option<String>,
+    /// Its prototype in the object's BTF.
+    pub type_id: u32,
+}
+
+/// Start of the declaration tag that names a host function's place.
+const HOST_TAG: &str = "host:";
+
+/// The host functions among the externs, in the order by which calls refer to them.
+pub(crate) fn host_functions(externs: &[Extern]) -> Vec<HostFunctionDef> {
+    let def = |ext: &Extern| match &ext.kind {
+        ExternKind::Ksym(ksym) if ksym.host.is_some() => {
+            Some(HostFunctionDef { name: ext.name.clone(), place: ksym.place.clone(), type_id: ksym.type_id })
+        }
+        _ => None,
+    };
+    externs.iter().filter_map(def).collect()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -145,6 +175,7 @@ fn describe(
         Some(KSYMS_SECTION) => ExternKind::Ksym(Ksym {
             type_id: btf.resolve(ty.type_id()).map_or(0, Type::id),
             is_function: ty.kind() == Kind::Func,
+            place: place_in_target(btf, ty),
             ..Ksym::default()
         }),
         Some(other) => return Err(fail(name, format!("unrecognised extern section '{other}'"))),
@@ -156,6 +187,12 @@ fn describe(
         }
     };
     Ok(Extern { name: name.to_owned(), symbol, weak, is_set: false, kind })
+}
+
+/// The place in the target that a function's declaration is tagged with.
+fn place_in_target(btf: &Btf, function: Type<'_>) -> Option<String> {
+    let mut tags = btf.types().filter(|ty| ty.kind() == Kind::DeclTag && ty.type_id() == function.id());
+    tags.find_map(|tag| Some(tag.name().strip_prefix(HOST_TAG)?.to_owned()))
 }
 
 fn kconfig_variable(name: &str, var: Type<'_>) -> Result<KconfigVar, ObjectError> {
@@ -315,8 +352,14 @@ pub(crate) fn resolve(
     kconfig: &mut [u8],
 ) -> Result<(), ObjectError> {
     let target = options.target();
+    let mut hosts = 0;
     for ext in externs.iter_mut() {
         match &mut ext.kind {
+            ExternKind::Ksym(ksym) if is_host_function(ksym, &ext.name, options) => {
+                ksym.host = Some(hosts);
+                ext.is_set = true;
+                hosts += 1;
+            }
             ExternKind::Kconfig(var) => {
                 let place = kconfig.get_mut(var.offset as usize..(var.offset + var.size) as usize);
                 let place = place.unwrap_or_default();
@@ -340,6 +383,11 @@ pub(crate) fn resolve(
     Ok(())
 }
 
+/// A function of the target.
+fn is_host_function(ksym: &Ksym, name: &str, options: &Options) -> bool {
+    ksym.is_function && (ksym.place.is_some() || options.host_functions.contains(name))
+}
+
 /// A kernel function that userspace has too.
 fn exists_here(ksym: &Ksym, name: &str, options: &Options) -> bool {
     ksym.is_function && options.kernel_functions.contains(&essential_name(name))
@@ -352,7 +400,7 @@ fn unresolved_reason(ext: &Extern, options: &Options) -> &'static str {
         }
         ExternKind::Kconfig(_) => "not set in the kernel's configuration, and it is not __weak",
         ExternKind::Ksym(ksym) if ksym.is_function => {
-            "a kernel function cannot be called here, and it is not __weak"
+            "a kernel function cannot be called here, and it is not __weak; if it is a function of the target, register it: --host-function NAME=PATH:SYMBOL"
         }
         ExternKind::Ksym(_) => "a kernel variable does not exist here, and it is not __weak",
     }

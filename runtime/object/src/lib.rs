@@ -49,6 +49,7 @@ pub mod section_table;
 pub use crate::object::{Object, SourceLine};
 pub use btf::{Btf, BtfError};
 pub use error::ObjectError;
+pub use externs::HostFunctionDef;
 pub use kconfig::Kconfig;
 pub use map::{InitialValue, MapDef, MapKind};
 pub use options::Options;

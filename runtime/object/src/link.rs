@@ -14,7 +14,7 @@ use beeline_isa::opcode as o;
 use crate::btf::ext::{Ext, FuncInfo, LineInfo, SectionRecords};
 use crate::elf::Elf;
 use crate::error::ObjectError;
-use crate::externs::{Extern, ExternKind};
+use crate::externs::{Extern, ExternKind, Ksym};
 use crate::program::{Function, FunctionReloc, ProgramDef, RelocKind, Subprogram, function_at};
 use crate::relocate::text_section;
 
@@ -262,6 +262,8 @@ impl<'a, 'data> Linker<'a, 'data> {
                         refer(insn, o::PSEUDO_MAP_VALUE, map);
                         second.imm = var.offset as i32;
                     }
+                    // That it is there is all that a program may ask.
+                    ExternKind::Ksym(ksym) if ksym.host.is_some() => (insn.imm, second.imm) = (1, 0),
                     ExternKind::Ksym(ksym) if ksym.type_id != 0 && self.externs[index].is_set => {
                         *insn = Insn { imm: ksym.kernel_id as i32, ..insn.with_src(o::PSEUDO_BTF_ID) };
                         second.imm = 0;
@@ -279,6 +281,9 @@ impl<'a, 'data> Linker<'a, 'data> {
     /// A call of a kernel function; of one that does not exist, an invalid helper that says which.
     fn extern_call(&self, insn: Insn, index: usize) -> Insn {
         match &self.externs[index].kind {
+            ExternKind::Ksym(Ksym { host: Some(host), .. }) => {
+                Insn { imm: *host as i32, off: o::HOST_CALL, ..insn.with_src(o::PSEUDO_KFUNC_CALL) }
+            }
             ExternKind::Ksym(ksym) if self.externs[index].is_set => {
                 Insn { imm: ksym.kernel_id as i32, off: 0, ..insn.with_src(o::PSEUDO_KFUNC_CALL) }
             }

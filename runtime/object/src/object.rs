@@ -9,6 +9,7 @@ use crate::btf::{Btf, BtfError};
 use crate::core_relo::{Resolver, patch};
 use crate::elf::Elf;
 use crate::error::ObjectError;
+use crate::externs::HostFunctionDef;
 use crate::link::{Linker, unlinked};
 use crate::map::{self, MapDef, MapKind, PlacedMap};
 use crate::options::Options;
@@ -29,6 +30,8 @@ pub struct Object {
     pub maps: Vec<MapDef>,
     /// Programs, by section and place in it.
     pub programs: Vec<ProgramDef>,
+    /// Functions of the target that its programs may call.
+    pub host_functions: Vec<HostFunctionDef>,
     /// The object's own BTF as libbpf would load it: section sizes, offsets and externs filled in.
     pub btf: Option<Arc<Btf>>,
     /// The types that its programs were relocated against: the kernel's, or [`builtin`](crate::btf::builtin) ones.
@@ -92,6 +95,7 @@ impl Object {
             kernel_version,
             maps: maps.into_iter().map(|map| map.def).collect(),
             programs,
+            host_functions: externs::host_functions(&externs),
             btf: btf.map(Arc::new),
             target_btf: options.target(),
         })

@@ -1,6 +1,6 @@
 //! What an object is read for: the kernel, or the kernel that is pretended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::btf::{Btf, builtin};
@@ -30,6 +30,8 @@ pub struct Options {
     pub kernel_symbols: bool,
     /// Names of the kernel functions that exist without a kernel: these are looked up in any case.
     pub kernel_functions: Vec<&'static str>,
+    /// Names of `extern` functions that are functions of the target.
+    pub host_functions: BTreeSet<String>,
     /// Addresses of typeless kernel symbols.
     pub kernel_addresses: BTreeMap<String, u64>,
     /// Programs to prepare, or not, against what their `SEC("?...")` says.
@@ -48,6 +50,7 @@ impl Default for Options {
             has_syscall_wrapper: true,
             kernel_symbols: false,
             kernel_functions: Vec::new(),
+            host_functions: BTreeSet::new(),
             kernel_addresses: BTreeMap::new(),
             autoload: BTreeMap::new(),
         }

@@ -38,7 +38,7 @@ pub use name::{NAME_MAX, StoreName, check_name};
 pub use object::{NO_TASK_LAYOUT, ObjectInfo};
 pub use pins::{MapEntry, MapList};
 pub use processes::{LinkOutcome, ProcessRecord, RefusedPlace};
-pub use program::{Function, Program, VerifierStats, tag};
+pub use program::{Function, HostFunction, Program, VerifierStats, tag};
 pub use publish::{InitialValue, NewLink, NewMap, NewObject, NewProgram, Published};
 pub use store::Store;
 pub use trace::{TraceEvent, TraceLine, TraceReader};

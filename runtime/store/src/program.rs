@@ -1,6 +1,7 @@
 //! A program's file: everything that was proven and compiled at load.
 
-use beeline_abi::code::{ProgramNeeds, Reloc};
+use crate::link::Target;
+use beeline_abi::code::{HostValue, ProgramNeeds, Reloc};
 use beeline_isa::Insn;
 use beeline_jit::CodeImage;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,8 @@ pub struct Program {
     pub needs: ProgramNeeds,
     /// Map ids by the index that instructions and relocations use.
     pub map_ids: Vec<u32>,
+    /// Functions of the target that it calls, by the index that relocations use.
+    pub host_functions: Vec<HostFunction>,
     /// Subprograms: first instruction and name.
     pub subprograms: Vec<(u32, String)>,
     /// Source lines: first instruction and text.
@@ -49,6 +52,19 @@ pub struct Program {
     pub uid: u32,
     /// True when the object was compiled for sleepable use (`SEC("uprobe.s")`).
     pub sleepable: bool,
+}
+
+/// A function of the target.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HostFunction {
+    /// Its name in the object.
+    pub name: String,
+    /// Where it is: one place.
+    pub target: Target,
+    /// What it takes.
+    pub args: Vec<HostValue>,
+    /// What it returns.
+    pub returns: HostValue,
 }
 
 /// A function inside of a program's machine code.

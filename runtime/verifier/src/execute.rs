@@ -10,6 +10,7 @@ use crate::refusal::{Checked, refuse};
 use crate::require::memory::{Access, Target};
 use crate::state::{Kind, MapRef, RegState};
 use beeline_abi::map::MapFlags;
+use beeline_isa::opcode::HOST_CALL;
 use beeline_isa::{AtomicOp, Call, Op, Operand, Reg, Size, Width};
 
 impl Explorer<'_> {
@@ -51,6 +52,7 @@ impl Explorer<'_> {
                 self.call_helper(proto, &arguments)
             }
             Call::Local(imm) => self.call_local(imm),
+            Call::Kfunc { btf_id, btf_fd_idx: HOST_CALL } => self.call_host(btf_id),
             Call::Kfunc { btf_id, btf_fd_idx } => {
                 let proto = self.kfunc(btf_id, btf_fd_idx)?;
                 self.may_call_locked(Some(proto.id))?;

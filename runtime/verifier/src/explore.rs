@@ -177,10 +177,13 @@ impl<'a> Explorer<'a> {
                 self.explore_from(frame)?;
             }
         }
-        crate::require::stack_depth::check(self.code, &self.facts).inspect_err(|refusal| {
-            self.log.say(&refusal.reason);
-            self.log.say("\n");
-        })
+        let as_a_whole = crate::require::stack_depth::check(self.code, &self.facts);
+        as_a_whole.and_then(|()| self.host_calls_suit().map_err(|reason| Refusal::at(0, reason))).inspect_err(
+            |refusal| {
+                self.log.say(&refusal.reason);
+                self.log.say("\n");
+            },
+        )
     }
 
     /// A global subprogram is called: it is to be verified by itself.

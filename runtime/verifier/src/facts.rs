@@ -110,6 +110,12 @@ pub(crate) struct Facts {
     pub(crate) context_len: u32,
     pub(crate) cpu: bool,
     pub(crate) tail_calls: bool,
+    /// It calls functions of the target.
+    pub(crate) host_calls: bool,
+    /// One of its global functions does.
+    pub(crate) host_calls_in_global: bool,
+    /// It calls global functions where it could not call one of the target.
+    pub(crate) global_called_busy: bool,
     /// Per subprogram, bytes below r10.
     pub(crate) stack: Vec<u32>,
     pub(crate) callbacks: Vec<bool>,
@@ -120,7 +126,7 @@ pub(crate) struct Facts {
     pub(crate) through: BTreeMap<usize, Through>,
     /// Loads from a map's fields, by what they read.
     pub(crate) map_fields: BTreeMap<usize, MapField>,
-    /// Calls of kernel functions, by the number that these have here.
+    /// Calls of kernel functions and of functions of the target, by the number that these have here.
     pub(crate) kfuncs: BTreeMap<usize, u32>,
 }
 
@@ -140,6 +146,9 @@ impl Facts {
             context_len: 0,
             cpu: false,
             tail_calls: false,
+            host_calls: false,
+            host_calls_in_global: false,
+            global_called_busy: false,
             stack: vec![0; subprograms],
             callbacks: vec![false; subprograms],
             tail_callers: vec![false; subprograms],

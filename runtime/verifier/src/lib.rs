@@ -45,8 +45,8 @@ pub mod types;
 
 pub use facts::{CallFacts, Stats, Subprogram, Verified};
 pub use program::{
-    GlobalArg, GlobalSignature, Limits, MapInfo, Options, ProgType, Program, SpecialField, SpecialKind,
-    SubprogramInfo,
+    GlobalArg, GlobalSignature, HostArg, HostFunction, Limits, MapInfo, Options, ProgType, Program,
+    SpecialField, SpecialKind, SubprogramInfo,
 };
 
 use claims::{Claims, Notes};

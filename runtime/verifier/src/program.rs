@@ -1,6 +1,7 @@
 //! What the verifier is given: a program, its maps, what its types say. Plain data, owned.
 
 use crate::types::Types;
+use beeline_abi::code::HostValue;
 use beeline_abi::map::MapShape;
 use beeline_isa::Insn;
 
@@ -105,6 +106,52 @@ pub struct GlobalSignature {
     pub returns_void: bool,
 }
 
+/// An argument of a host function, by its BTF type.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostArg {
+    /// A number.
+    Number(HostValue),
+    /// An address of the target, which is a number for the program; never its own memory.
+    Address,
+    /// An address of the target, or memory of the program of this size.
+    Memory {
+        /// Bytes.
+        size: u32,
+        /// The function only reads it.
+        read_only: bool,
+    },
+    /// The same, with its size in the next argument (`__sz`).
+    SizedMemory {
+        /// The function only reads it.
+        read_only: bool,
+        /// The size is a constant (`__szk`).
+        constant: bool,
+    },
+    /// A string that never changes, or an address of the target (`__str`).
+    String,
+}
+
+impl HostArg {
+    /// How it is handed on.
+    pub fn value(self) -> HostValue {
+        match self {
+            HostArg::Number(value) => value,
+            _ => HostValue::WORD,
+        }
+    }
+}
+
+/// A function of the target that a program may call.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HostFunction {
+    /// Its name in the object.
+    pub name: String,
+    /// At most five.
+    pub args: Vec<HostArg>,
+    /// What it returns.
+    pub returns: HostValue,
+}
+
 /// What is known of a subprogram beside its instructions.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct SubprogramInfo {
@@ -138,6 +185,8 @@ pub struct Program {
     pub subprograms: Vec<SubprogramInfo>,
     /// Source lines for the log: instruction and text, in order of instruction.
     pub line_info: Vec<(u32, String)>,
+    /// Functions of the target, by the index that calls name ([`HOST_CALL`](beeline_isa::opcode::HOST_CALL)).
+    pub host_functions: Vec<HostFunction>,
     /// The kernel's types that it was relocated against. `None`: kernel objects can be passed on, not looked into.
     pub types: Option<Types>,
 }

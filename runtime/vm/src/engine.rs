@@ -87,7 +87,7 @@ impl Setup {
             Symbol::Helper(id) => self.helper(id).map(|function| function as usize as u64),
             Symbol::MapHandle(index) => map(index).map(|map| map.handle),
             Symbol::MapData(index) => map(index).map(|map| map.data),
-            Symbol::Image => None,
+            Symbol::HostFunction(_) | Symbol::Image => None,
         }
     }
 }

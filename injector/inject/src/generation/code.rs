@@ -395,7 +395,13 @@ impl Builder<'_> {
             entries.insert(program.id, entry);
             return Ok(entry);
         }
+        let mut hosts = Vec::with_capacity(program.host_functions.len());
+        for call in self.given.host_calls(program).map_err(|what| TargetRefused::BadRequest { what })? {
+            let made = arena.add_host_call(&call);
+            hosts.push(made.map_err(|error| TargetRefused::BadRequest { what: error.to_string() })?);
+        }
         let resolve = |symbol| match symbol {
+            Symbol::HostFunction(index) => hosts.get(index as usize).copied(),
             Symbol::MapHandle(index) => Some(self.handle_of(program, index)?.0),
             Symbol::MapData(index) => Some(self.handle_of(program, index)?.1.data),
             Symbol::Helper(id) => self.agent.helper(id),
@@ -406,6 +412,8 @@ impl Builder<'_> {
         })?;
         entries.insert(program.id, entry);
         if known.is_none() {
+            // One that calls functions of the process is not to be reached by tail calls, from programs that own a CPU.
+            let entry = if hosts.is_empty() { entry } else { 0 };
             self.programs.push(ProgramRuntime { id: program.id, flags: cpu_flag(&program.needs), entry });
         }
         Ok(entry)

@@ -109,6 +109,7 @@ impl Store {
             relocs: vec![reloc],
             maps: vec![map],
             needs: ProgramNeeds { context: ContextUse::NONE, cpu: false, stack_bytes: 0, tail_calls: false },
+            host_functions: Vec::new(),
         });
         id
     }

@@ -72,6 +72,7 @@ pub(crate) fn program(name: &str) -> Program {
         code_offsets: Vec::new(),
         needs: beeline_abi::code::ProgramNeeds::default(),
         map_ids: Vec::new(),
+        host_functions: Vec::new(),
         subprograms: Vec::new(),
         lines: Vec::new(),
         verified: beeline_store::VerifierStats::default(),

@@ -9,7 +9,9 @@ use crate::program::{FRAMES_MAX, GlobalArg};
 use crate::refusal::{Checked, refuse};
 use crate::require::arguments::Arguments;
 use crate::state::{Byte, Callback, Frame, Kind, MapRef, Memory, RegState, State, Trust};
+use beeline_abi::code::HostValue;
 use beeline_abi::map::MapType;
+use beeline_helpers::HOST_FUNCTION_BASE;
 use beeline_helpers::proto::{HelperProto, RetKind};
 use beeline_isa::Reg;
 
@@ -35,6 +37,7 @@ impl Explorer<'_> {
                 );
             }
             self.global_arguments(&signature)?;
+            self.facts.global_called_busy |= self.in_the_way_of_hosts().is_some();
             self.call_global(callee);
             self.state.clobber_caller_saved();
             if !signature.returns_void {
@@ -160,6 +163,32 @@ impl Explorer<'_> {
         }
         self.state.clobber_caller_saved();
         let returned = self.returned(proto, arguments)?;
+        self.state.set(Reg::R0, returned);
+        Ok(Next::Goto(self.pc + 1))
+    }
+
+    /// A call of a function of the target.
+    pub(crate) fn call_host(&mut self, index: i32) -> Checked<Next> {
+        let program = self.program;
+        let function = usize::try_from(index).ok().and_then(|index| program.host_functions.get(index));
+        let Some(function) = function else { refuse!("kernel btf_id {index} is not a function") };
+        self.may_call_host(function)?;
+        self.host_arguments(function)?;
+        self.facts.host_calls = true;
+        self.facts.host_calls_in_global |= self.state.frames[0].subprogram != 0;
+        self.facts.kfuncs.insert(self.pc, HOST_FUNCTION_BASE + index as u32);
+        self.state.clobber_caller_saved();
+        let returned = match function.returns {
+            HostValue { size: 0, .. } => RegState::UNINIT,
+            HostValue { size: 8, .. } => RegState::unknown(),
+            HostValue { size, signed: true } => {
+                let most = (1i64 << (8 * u32::from(size) - 1)) - 1;
+                RegState::scalar(Scalar::signed_range(-most - 1, most))
+            }
+            HostValue { size, signed: false } => {
+                RegState::scalar(Scalar::unsigned_range(0, (1 << (8 * u32::from(size))) - 1))
+            }
+        };
         self.state.set(Reg::R0, returned);
         Ok(Next::Goto(self.pc + 1))
     }

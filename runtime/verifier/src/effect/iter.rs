@@ -52,7 +52,9 @@ impl Explorer<'_> {
 
     /// The instruction takes an element of an iterator.
     pub(crate) fn is_iter_next(&self) -> bool {
-        let Some(Op::Call(Call::Kfunc { btf_id, .. })) = self.code.op(self.pc) else { return false };
+        let Some(Op::Call(Call::Kfunc { btf_id, btf_fd_idx: 0 })) = self.code.op(self.pc) else {
+            return false;
+        };
         let name = u32::try_from(btf_id).ok().and_then(|id| self.types()?.function(id));
         name.and_then(beeline_helpers::kfunc).is_some_and(|helper| helper.proto.id == ITER_NEXT)
     }

@@ -12,8 +12,8 @@ use crate::require::pointer::OFFSET_MAX;
 use crate::state::{Kind, Lock, MapRef, Memory, RegState, Trust};
 use beeline_abi::map::MapFlags;
 use beeline_helpers::format::Format;
-use beeline_helpers::proto::{ArgKind, HelperProto, MemAccess};
-use beeline_helpers::{Helper, KFUNC_BASE, kernel_only};
+use beeline_helpers::proto::{ArgKind, HelperProto, MemAccess, RetKind};
+use beeline_helpers::{HOST_FUNCTION_BASE, Helper, KFUNC_BASE, kernel_only};
 use beeline_isa::Reg;
 
 /// What the arguments of a call were found to be.
@@ -42,6 +42,10 @@ pub(crate) struct Arguments {
     /// The dynptr that is looked at.
     pub(crate) dynptr: u32,
 }
+
+/// How functions of the target see memory.
+const HOST_MEMORY: HelperProto =
+    HelperProto::new(HOST_FUNCTION_BASE, "a host function", [ArgKind::None; 5], RetKind::Integer);
 
 /// What memory arguments can point to, as the kernel lists it.
 const MEMORY: &str = "fp, pkt, pkt_meta, map_key, map_value, mem, ringbuf_mem, buf, trusted_ptr_";
@@ -225,6 +229,17 @@ impl Explorer<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Memory whose size is the next argument, of a function of the target.
+    pub(crate) fn sized_for_host(&mut self, reg: Reg, state: &RegState, access: MemAccess) -> Checked {
+        let found = &mut Arguments::default();
+        self.sized(&HOST_MEMORY, reg, state, access, false, ArgKind::SizeOrZero, found)
+    }
+
+    /// A string that never changes, of a function of the target.
+    pub(crate) fn constant_for_host(&mut self, reg: Reg, state: &RegState) -> Checked {
+        self.constant_string(&HOST_MEMORY, reg, state)
     }
 
     /// Memory whose size is the next argument.

@@ -5,6 +5,7 @@ pub(crate) mod arguments;
 pub(crate) mod dynptr;
 pub(crate) mod exit;
 pub(crate) mod global;
+pub(crate) mod host;
 pub(crate) mod iter;
 pub(crate) mod lock;
 pub(crate) mod map;

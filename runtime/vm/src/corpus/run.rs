@@ -250,7 +250,7 @@ fn link(verified: &Verified, maps: &[NativeMap]) -> Result<Executable, String> {
         Symbol::Helper(id) => helper(id).map(|function| function as usize as u64),
         Symbol::MapHandle(index) => maps.get(index as usize).map(|map| map.handle),
         Symbol::MapData(index) => maps.get(index as usize).map(|map| map.data),
-        Symbol::Image => None,
+        Symbol::HostFunction(_) | Symbol::Image => None,
     };
     let image =
         compile(verified, &CompileOptions::default()).map_err(|error| format!("compiler: {error}"))?;

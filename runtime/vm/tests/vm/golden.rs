@@ -34,6 +34,7 @@ fn symbols(image: &Image, from: u64, len: usize) -> String {
             Symbol::Helper(id) => write!(text, "  ; helper {id}"),
             Symbol::MapHandle(map) => write!(text, "  ; map {map}"),
             Symbol::MapData(map) => write!(text, "  ; data of map {map} + {}", reloc.addend),
+            Symbol::HostFunction(function) => write!(text, "  ; host function {function}"),
             Symbol::Image => write!(text, "  ; image + {}", reloc.addend),
         };
     }

@@ -52,7 +52,7 @@ fn compiled(image: &CodeImage, regs: &PtRegs) -> Outcome {
         Symbol::Helper(id) => helper(id).map(|function| function as usize as u64),
         Symbol::MapHandle(index) => Some(maps[index as usize].handle),
         Symbol::MapData(index) => Some(maps[index as usize].data),
-        Symbol::Image => None,
+        Symbol::HostFunction(_) | Symbol::Image => None,
     };
     let executable = Executable::link(image.image(), resolve).expect("it links");
     // SAFETY: the image is a `CodeImage`'s, the context is what a uprobe's program gets.
