@@ -7,6 +7,7 @@ use beeline_remote::{Borrowed, Descriptor, FileMapping, Mappings, Process, Remot
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use targets::{Target, traced};
 
@@ -339,6 +340,49 @@ int main(void) {
     return 0;
 }
 "#;
+
+#[test]
+fn signals_that_it_ignores_keep_coming() {
+    const ROUNDS: usize = 100;
+    let Some(mut target) = Target::start("signalled", BUSY) else { return };
+    let pid = target.pid();
+    let over = AtomicBool::new(false);
+    let files: Vec<_> = (0..5).map(|_| tempfile()).collect();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                for signal in [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD] {
+                    // SAFETY: the target is our child and not collected yet.
+                    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+                }
+                std::thread::yield_now();
+            }
+        });
+        let result = std::panic::catch_unwind(|| {
+            traced(|| {
+                for round in 0..ROUNDS {
+                    let mut stopped = StoppedProcess::stop(pid, StopOptions::default()).unwrap();
+                    let process = Process::open(pid, true).unwrap();
+                    let maps = process.maps().unwrap();
+                    let index = round % stopped.threads().len();
+                    let mut borrowed = Borrowed::begin(&process, &maps, &mut stopped, index).unwrap();
+                    let files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
+                    let received = borrowed.receive(&files, |_| Vec::new()).unwrap();
+                    assert_eq!(received.files.len(), files.len());
+                    borrowed.close_received(&received).unwrap();
+                    assert_eq!(borrowed.system_call("getpid", libc::SYS_getpid, [0; 6]).unwrap(), pid as u64);
+                    borrowed.end(&mut stopped).unwrap();
+                    stopped.release();
+                }
+            });
+        });
+        over.store(true, Ordering::Relaxed);
+        result.unwrap();
+    });
+    target.child.stdin.take().unwrap().write_all(b"x").unwrap();
+    assert_eq!(target.line(), "done 0");
+    assert!(target.child.wait().unwrap().success());
+}
 
 const CHILD: &str = "BEELINE_TEST_TARGET";
 
