@@ -62,7 +62,11 @@ fn saved_inside(
         places.push(Stack::place(maps, &thread.known_registers()?));
     }
     process.memory().visit(&places, |index, bytes| {
-        let stack = Stack::new(places[index].0, bytes.unwrap_or_default());
+        let bytes = bytes.unwrap_or_default();
+        if !Stack::has_word_in(bytes, &range) {
+            return;
+        }
+        let stack = Stack::new(places[index].0, bytes);
         found.extend(stack.words_in(range.clone()).filter_map(|word| inner.get(&word)));
     });
     found.sort_unstable();

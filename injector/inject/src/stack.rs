@@ -49,6 +49,13 @@ impl Stack {
         Stack { start, words: bytes.chunks_exact(8).map(u64::get).collect() }
     }
 
+    /// One of these words is within `range`: mostly none is.
+    pub(crate) fn has_word_in(bytes: &[u8], range: &Range<u64>) -> bool {
+        let len = range.end.saturating_sub(range.start);
+        let is_within = |word: &[u8; 8]| u64::from_le_bytes(*word).wrapping_sub(range.start) < len;
+        bytes.as_chunks().0.iter().any(is_within)
+    }
+
     /// Program counters to which signal handlers of this thread will return, and the stack pointers then.
     pub(crate) fn handler_returns(&self) -> impl Iterator<Item = (u64, u64)> {
         let frames = (1..self.words.len()).filter(|&at| self.is_saved_pc(at) && !self.is_left(at));

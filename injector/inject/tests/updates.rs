@@ -39,7 +39,7 @@ int main(void) {
 
 /// Replacements that are made.
 fn updates() -> u64 {
-    std::env::var("BEELINE_SOAK").ok().and_then(|text| text.parse().ok()).unwrap_or(100)
+    std::env::var("BEELINE_SOAK").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
 }
 
 /// Mappings of ours that may be there at a time, above those at the beginning: threads are in the way of a few.

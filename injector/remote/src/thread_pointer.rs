@@ -24,7 +24,6 @@ pub struct ThreadPointers {
 /// # Errors
 /// When a thread is gone.
 pub fn examine(process: &Process, stopped: &StoppedProcess) -> Result<ThreadPointers, RemoteError> {
-    let memory = process.memory();
     let mut bases = Vec::new();
     let mut rseq_offsets = Vec::new();
     for thread in stopped.threads() {
@@ -32,15 +31,32 @@ pub fn examine(process: &Process, stopped: &StoppedProcess) -> Result<ThreadPoin
         bases.push((thread.tid(), base));
         rseq_offsets.push(thread.rseq()?.map(|rseq| rseq.address.wrapping_sub(base) as i64));
     }
-    let self_pointer = bases.iter().all(|&(_, base)| base != 0)
-        && hold(memory, &bases, 0, |(_, base), word| word == base.to_le_bytes());
-    let holds_tid = |&offset: &u32| hold(memory, &bases, offset, |(tid, _), word| word == tid.to_le_bytes());
-    let tid_offset = if self_pointer { TID_OFFSETS.into_iter().find(holds_tid) } else { None };
+    let (self_pointer, tid_offset) = at_pointers(process.memory(), &bases);
     let rseq_offset = match rseq_offsets.first() {
         Some(&Some(first)) if rseq_offsets.iter().all(|&offset| offset == Some(first)) => Some(first),
         _ => None,
     };
     Ok(ThreadPointers { self_pointer, tid_offset, rseq_offset })
+}
+
+/// Whether the word at each base is the base itself, and where the threads' ids are then.
+fn at_pointers(memory: &Memory, bases: &[(Tid, u64)]) -> (bool, Option<u32>) {
+    /// Up to the id in glibc's control block: both are read at once, where that is long enough.
+    const WHOLE: usize = TID_OFFSETS[0] as usize + size_of::<Tid>();
+    let is_glibc = |(tid, base): (Tid, u64), block: [u8; WHOLE]| {
+        block.starts_with(&base.to_le_bytes()) && block.ends_with(&tid.to_le_bytes())
+    };
+    if bases.iter().any(|&(_, base)| base == 0) {
+        return (false, None);
+    }
+    if hold(memory, bases, 0, is_glibc) {
+        return (true, Some(TID_OFFSETS[0]));
+    }
+    if !hold(memory, bases, 0, |(_, base), word| word == base.to_le_bytes()) {
+        return (false, None);
+    }
+    let holds_tid = |&offset: &u32| hold(memory, bases, offset, |(tid, _), word| word == tid.to_le_bytes());
+    (true, TID_OFFSETS.into_iter().find(holds_tid))
 }
 
 /// What lies at `offset` from each thread's base is what it `is` to be.
