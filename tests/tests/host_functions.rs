@@ -164,6 +164,27 @@ fn detach_while_a_function_waits() {
     end(process);
 }
 
+/// Its link goes, and others come and go, while the function waits: what the thread comes back to is there.
+#[test]
+fn links_go_while_a_function_waits() {
+    let host = Host::with(&["block=uprobe:blocks_here", "twice=uprobe:sum"]);
+    let mut process = host.attached();
+    assert_eq!(ask(&mut process, "block"), "blocked");
+    host.store.ok(&["link", "detach", "block"]);
+    let object = object("tests/programs/multi.bpf.c").to_string_lossy().into_owned();
+    let attach = format!("on_entry=uprobe:{}:probe_here", host.path.display());
+    for _ in 0..5 {
+        host.store.ok(&["load", &object, "--attach", &attach]);
+        host.store.ok(&["attach", &process.pid()]);
+        host.store.ok(&["unload", "multi"]);
+    }
+    assert_eq!(ask(&mut process, "release"), "released");
+    assert_eq!(ask(&mut process, "sum"), "23");
+    assert_eq!((host.store.global("calls"), host.store.global("result")), (2, 42));
+    host.store.ok(&["detach", &process.pid()]);
+    end(process);
+}
+
 /// Killed in a function, with and without a detach that waits for it.
 #[test]
 fn killed_while_a_function_waits() {

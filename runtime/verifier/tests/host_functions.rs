@@ -4,7 +4,8 @@ use beeline_abi::code::HostValue;
 use beeline_abi::map::{MapFlags, MapShape, MapType};
 use beeline_isa::{Insn, opcode as o};
 use beeline_verifier::{
-    HostArg, HostFunction, MapInfo, Options, ProgType, Program, Rejection, Verified, verify,
+    GlobalSignature, HostArg, HostFunction, MapInfo, Options, ProgType, Program, Rejection, SubprogramInfo,
+    Verified, verify,
 };
 
 /// `src` of an `ld_imm64` that names a subprogram.
@@ -283,6 +284,39 @@ fn elsewhere() {
     let tracepoint = Program { prog_type: ProgType::TRACEPOINT, ..program(&[set(1, 1), call(0), EXIT]) };
     let reason = verify(tracepoint, &Options::default()).expect_err("not at tracepoints").reason;
     assert_eq!(reason, "calling host function number is not allowed for programs of this type");
-    // A call that no path reaches does not count.
-    check(&[set(0, 0), EXIT, set(1, 1), call(0), EXIT]).ok();
+}
+
+/// A global function is verified by itself: what its callers are about counts as well.
+#[test]
+fn in_global_functions() {
+    let local = |relative: i32| Insn::new(o::JMP | o::CALL, 0, o::PSEUDO_CALL, 0, relative);
+    let global = |insns: &[Insn], start: u32| Program {
+        subprograms: vec![SubprogramInfo {
+            start,
+            name: "helps".into(),
+            global: Some(GlobalSignature::default()),
+        }],
+        ..program(insns)
+    };
+    let plain = global(&[local(1), EXIT, set(1, 1), call(0), EXIT], 2);
+    verify(plain, &Options::default()).expect("a global function that calls one");
+    let in_callback = [
+        set(1, 1),
+        Insn::new(o::LD_IMM64, 2, PSEUDO_FUNC, 0, 6),
+        Insn::new(0, 0, 0, 0, 0),
+        set(3, 0),
+        set(4, 0),
+        helper(181),
+        set(0, 0),
+        EXIT,
+        local(2),
+        set(0, 0),
+        EXIT,
+        set(1, 1),
+        call(0),
+        EXIT,
+    ];
+    let reason = verify(global(&in_callback, 11), &Options::default()).expect_err("in a callback").reason;
+    let expected = "a program that calls global functions in callbacks or with records reserved cannot call host functions";
+    assert!(reason.starts_with(expected), "{reason}");
 }
