@@ -310,6 +310,32 @@ fn threads_that_wait_in_displaced_calls_survive_detach() {
     let _ = std::fs::remove_file(program);
 }
 
+/// A filter that a program installs while its calls are traced kills nobody for what the agent would do by itself.
+#[test]
+fn filters_that_come_later_are_respected() {
+    let linked: [(&str, &[&str]); 2] = [("dynamic", &["-pthread"]), ("static", &["-pthread", "-static"])];
+    for (kind, flags) in linked {
+        let variant = format!("{kind}-{}", std::process::id());
+        let program = target("tests/targets/filtered.c", &variant, "gcc", flags);
+        let path = program.to_string_lossy();
+        for (object, way) in
+            [("call_counts", "prctl"), ("call_counts", ""), ("per_cpu_calls", "prctl"), ("per_cpu_calls", "")]
+        {
+            let store = Store::new();
+            load(&store, object);
+            let ways: &[&str] = if way.is_empty() { &[] } else { &[way] };
+            let output = store.output(&[&["start", "--", &path], ways].concat());
+            assert_eq!(
+                String::from_utf8_lossy(&output.stdout),
+                "thread\n".repeat(3),
+                "{kind} {object} {way}: {output:?}"
+            );
+            assert!(output.status.success(), "{kind} {object} {way}: {output:?}");
+        }
+        let _ = std::fs::remove_file(&program);
+    }
+}
+
 #[test]
 fn what_was_covered_is_told() {
     let (program, store) = (calls(), Store::new());

@@ -1,6 +1,7 @@
 //! Seccomp filters that the process installs while the agent is in it.
 //!
-//! The agent's own programs stand at the entries through which libraries install filters. They narrow the gate of system
+//! The agent's own programs stand at the entries through which libraries install filters; where system calls are traced it looks at the
+//! calls themselves (`abi::system_call::FILTERING`). It narrows the gate of system
 //! calls *before* the filter is in force, by what the filter says; a filter that cannot be read closes it. An installation
 //! that fails afterwards has narrowed it for nothing, which costs only convenience.
 //!
@@ -59,7 +60,11 @@ pub unsafe extern "sysv64" fn go_syscall(context: *mut u8, run: *mut RunContext)
 }
 
 /// Looks at a system call that is about to be made.
-unsafe fn examine(run: *mut RunContext, number: u64, arguments: [u64; 3]) {
+///
+/// # Safety
+///
+/// `run` is that of the calling thread's slot.
+pub(crate) unsafe fn examine(run: *mut RunContext, number: u64, arguments: [u64; 3]) {
     const PR_SET_SECCOMP: u64 = 22;
     const MODE_STRICT: u64 = 1;
     const MODE_FILTER: u64 = 2;

@@ -8,16 +8,17 @@
 //! the kernel's record of the exit has, is a constant of most call sites; where it is not, the stub before the call notes it in the
 //! slot with the stack pointer.
 
-use crate::{cpu, process};
+use crate::{cpu, process, seccomp};
 use beeline_abi::link::{LinkRuntime, LinkShared};
 use beeline_abi::process::{ForkPage, ProcessBlock};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
 use beeline_abi::system_call::{
-    CLONES, EnterRecord, ExitRecord, List, NUMBERS, PENDING, RawArguments, SystemCalls,
+    CLONES, EnterRecord, ExitRecord, FILTERING, List, NUMBERS, PENDING, RawArguments, SystemCalls,
 };
 use beeline_abi::thread::ThreadSlot;
 use beeline_helpers::identity;
+use beeline_maps::CALL_GATE;
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -40,6 +41,9 @@ pub unsafe extern "sysv64" fn enter(
         let index = list_index(called);
         let run = &raw mut (*slot).run;
         (*run).flags = 0;
+        if FILTERING.contains(&called) {
+            seccomp::examine(run, called, [(*registers).di, (*registers).si, (*registers).dx]);
+        }
         let list = list(&(*calls).entered, index);
         if list.count == 0 {
             return 0;
@@ -104,6 +108,10 @@ pub unsafe extern "sysv64" fn exit(
 pub unsafe extern "sysv64" fn missed(calls: *const SystemCalls, number: u64, is_exit: u64) {
     if number == UNKNOWN {
         return;
+    }
+    if is_exit == 0 && FILTERING.contains(&number) {
+        // Whatever is being installed was not seen.
+        CALL_GATE.close();
     }
     // SAFETY: the injector wrote the lists, and the links that they name.
     unsafe {

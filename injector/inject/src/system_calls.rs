@@ -19,7 +19,7 @@ use crate::target;
 use crate::wire::Wire;
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::SiteRuntime;
-use beeline_abi::system_call::{CLONES, List, NUMBERS, SystemCalls, WANTED_LEN};
+use beeline_abi::system_call::{CLONES, FILTERING, List, NUMBERS, SystemCalls, WANTED_LEN};
 use beeline_ptrace::StoppedProcess;
 use beeline_remote::{Process, RemoteError};
 use beeline_site::{SitePlan, SystemCallSite, Windows};
@@ -303,7 +303,8 @@ impl CallLinks {
     /// A program wants calls with this number; `None`: with one that is not known.
     fn wants(&self, number: Option<u32>) -> bool {
         let mut calls = self.links.iter().filter(|link| is_call(link));
-        let always = number.is_none_or(|number| CLONES.contains(&number.into()));
+        let concerns = |number: u32| [false, true].iter().any(|&is_exit| self.concern_agent(number, is_exit));
+        let always = number.is_none_or(concerns);
         calls.any(|link| always || number_of(link).is_none() || number_of(link) == number)
     }
 
@@ -321,9 +322,11 @@ impl CallLinks {
         self.links.iter().enumerate().filter(move |(_, link)| runs(link)).map(|(index, _)| index)
     }
 
-    /// The agent has to know of the ends of these calls, whoever traces any: they happen in the child, too.
+    /// The agent has to know of these calls, whoever traces any: of those that end in the child, too, and of those that install a
+    /// seccomp filter, before it is in force.
     pub(crate) fn concern_agent(&self, number: u32, is_exit: bool) -> bool {
-        is_exit && CLONES.contains(&number.into()) && !self.is_empty()
+        let calls: &[u64] = if is_exit { &CLONES } else { &FILTERING };
+        calls.contains(&number.into()) && !self.is_empty()
     }
 
     /// Bytes that the chains of all numbers take, at most.
