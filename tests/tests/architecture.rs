@@ -8,7 +8,7 @@ use std::process::Command;
 /// Layer of each crate, and its place in the layer: a crate imports only what is lower, or further left on its line.
 const LAYERS: &[&[&str]] = &[
     &["beeline-isa", "beeline-abi", "beeline-maps", "beeline-helpers", "beeline-watchdog"],
-    &["beeline-object", "beeline-verifier", "beeline-ptrace", "beeline-site"],
+    &["beeline-object", "beeline-verifier", "beeline-robust", "beeline-ptrace", "beeline-site"],
     &[
         "beeline-interp",
         "beeline-jit",
@@ -37,7 +37,8 @@ const CLOSED: &[(&str, &[&str])] = &[
     ("beeline-agent-core", &["beeline-abi", "beeline-maps", "beeline-helpers"]),
     ("beeline-agent", &["beeline-abi", "beeline-maps", "beeline-helpers", "beeline-agent-core"]),
     ("beeline-ptrace", &[]),
-    ("beeline-remote", &["beeline-ptrace"]),
+    ("beeline-robust", &[]),
+    ("beeline-remote", &["beeline-ptrace", "beeline-robust"]),
     ("beeline-site", &[]),
 ];
 
@@ -132,6 +133,7 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "runtime/helpers/src",
     "agent/core/src",
     "agent/image/src",
+    "runtime/robust/src",
     "runtime/store/src/mapping",
     "runtime/interp/src/memory",
     "runtime/engine/src/testrun",

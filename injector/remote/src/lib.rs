@@ -29,4 +29,4 @@ pub use files::{FILES_MAX, Received};
 pub use maps::{Mapping, Mappings};
 pub use memory::Memory;
 pub use process::Process;
-pub use shared_page::{Held, SharedPage};
+pub use shared_page::SharedPage;
