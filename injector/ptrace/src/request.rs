@@ -168,14 +168,13 @@ pub(crate) fn sleep_exactly() {
     }
 }
 
-/// Gives the calling OS thread real-time priority, if it has an ordinary one and the kernel allows it; whether it did.
+/// Gives the calling OS thread real-time priority, if it has an ordinary one and the kernel allows it; whether it did. What it
+/// starts before [`lower_priority`] would have it, too.
 pub(crate) fn raise_priority() -> bool {
-    // What it starts has ordinary priority.
-    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
     // SAFETY: plain system calls on the calling thread; the structure lives through the call.
     unsafe {
         libc::sched_getscheduler(0) == libc::SCHED_OTHER
-            && libc::sched_setscheduler(0, policy, &libc::sched_param { sched_priority: 1 }) == 0
+            && libc::sched_setscheduler(0, libc::SCHED_FIFO, &libc::sched_param { sched_priority: 1 }) == 0
     }
 }
 

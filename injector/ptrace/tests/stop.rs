@@ -58,7 +58,11 @@ fn many_threads(count: usize) {
     let pid = target.pid();
     for _ in 0..20 {
         traced(|| {
+            // SAFETY: it has no preconditions.
+            let policy = || unsafe { libc::sched_getscheduler(0) };
+            let before = policy();
             let stopped = StoppedProcess::stop(pid, StopOptions::default()).unwrap();
+            assert_eq!(policy(), before, "what stopping wants of the scheduler is over");
             assert!(stopped.threads().len() > count);
             let mut ids: Vec<_> = stopped.threads().iter().map(|thread| thread.tid()).collect();
             let mut all = thread_ids(pid).unwrap();
@@ -71,6 +75,7 @@ fn many_threads(count: usize) {
                 assert_ne!(thread.registers().unwrap().rip, 0);
             }
             stopped.release();
+            assert_eq!(policy(), before);
         });
     }
     assert_eq!(read_status(pid).unwrap().tracer, 0);
