@@ -166,21 +166,30 @@ pub(crate) fn compile(
     }
 }
 
-/// Which tests of a verbose run passed, failed or were skipped.
+/// Which tests of a verbose run there were, how many of each module passed or were skipped, and which failed. How each one
+/// ended stands behind its name, but for what its threads print in between.
 fn unittest_results(text: &str) -> String {
-    let is_result = |line: &&str| {
-        [" ... ok", " ... FAIL", " ... ERROR", " ... expected failure"].iter().any(|end| line.ends_with(end))
-            || line.contains(" ... skipped ")
-            || line.starts_with("Result: ")
-    };
-    // The reason for which a test is skipped may name a file, and that the process.
-    let result =
-        |line: &'_ str| line.find(" ... skipped ").map_or(line.len(), |at| at + " ... skipped".len());
-    let lines = text.lines().map(str::trim_end).filter(is_result);
-    let mut lines: Vec<&str> = lines.map(|line| &line[..result(line)]).collect();
+    const VERDICTS: [&str; 6] = ["OK", "FAILED", "FAIL: ", "ERROR: ", "Result: ", "Tests result: "];
+    let mut lines: Vec<&str> = text.lines().map(str::trim_end).filter_map(test_name).collect();
     lines.sort_unstable();
     lines.dedup();
+    for line in text.lines().map(str::trim_end) {
+        if let Some((count, _)) = line.split_once(" tests in ").filter(|(count, _)| count.starts_with("Ran "))
+        {
+            lines.push(count);
+        } else if VERDICTS.iter().any(|verdict| line.starts_with(verdict)) {
+            lines.push(line);
+        }
+    }
     lines.join("\n")
+}
+
+/// `test_name (test.module.Class.test_name)`, wherever it stands in the line.
+fn test_name(line: &str) -> Option<&str> {
+    let class = line.find(" (test.")?;
+    let start = line[..class].rfind(char::is_whitespace).map_or(0, |at| at + 1);
+    let end = class + line[class..].find(')')? + 1;
+    line[start..class].starts_with("test").then(|| &line[start..end])
 }
 
 /// One case for each group of CPython's own test modules. In virtual machines their sockets to the hypervisor wait for ever.
@@ -201,6 +210,7 @@ fn python_tests() -> Vec<Case> {
         group!("python-tests-types", sources::PYTHON_TESTS_TYPES),
         group!("python-tests-system", sources::PYTHON_TESTS_SYSTEM),
         group!("python-tests-threads", sources::PYTHON_TESTS_THREADS),
+        group!("python-tests-pools", sources::PYTHON_TESTS_POOLS),
         group!("python-tests-data", sources::PYTHON_TESTS_DATA),
     ]
 }

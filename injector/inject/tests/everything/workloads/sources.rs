@@ -155,8 +155,6 @@ pub(crate) const PYTHON_TESTS_THREADS: &[&str] = &[
     "test_threading",
     "test_thread",
     "test_queue",
-    "test_concurrent_futures",
-    "test_multiprocessing_fork",
     "test_asyncio",
     "test_socket",
     "test_threadsignals",
@@ -165,6 +163,7 @@ pub(crate) const PYTHON_TESTS_THREADS: &[&str] = &[
     "test_socketserver",
     "test_ssl",
 ];
+pub(crate) const PYTHON_TESTS_POOLS: &[&str] = &["test_concurrent_futures", "test_multiprocessing_fork"];
 pub(crate) const PYTHON_TESTS_DATA: &[&str] = &[
     "test_json",
     "test_pickle",
