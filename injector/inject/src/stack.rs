@@ -19,6 +19,12 @@ use std::ops::Range;
 const SEARCH_MAX: u64 = 1 << 20;
 /// `cs` in user mode; in a signal frame it follows `rip` and the flags.
 const USER_CODE_SEGMENT: u64 = 0x33;
+/// The word that it is a part of, as the kernel writes it: `cs`, 0, 0, `ss` (`arch/x86/kernel/signal_64.c`).
+const SEGMENTS: u64 = 0x002b_0000_0000_0033;
+/// Flags that are always set in user mode: the reserved one, and interrupts.
+const FLAGS_SET: u64 = 0x202;
+/// Flags are below this one.
+const FLAGS_END: u64 = 1 << 22;
 /// From `ss_sp` and `ss_size` to `rip`, in words.
 const STACK_START_BEFORE: usize = 19;
 const STACK_SIZE_BEFORE: usize = 17;
@@ -70,11 +76,14 @@ impl Stack {
         within.filter(|&(at, _)| !(self.is_saved_pc(at) && self.is_left(at))).map(|(_, &word)| word)
     }
 
-    /// The word is where a signal frame has its program counter. The auxiliary vector, above the stack of a main thread, has the segment's
-    /// number as well (`AT_MINSIGSTKSZ` is 51), behind small numbers.
+    /// The word is where a signal frame has its program counter. A handler may have changed the flags, or the segments; other words
+    /// can look like segments alone: addresses of our own that are left on the stack, and in the auxiliary vector above the stack of a
+    /// main thread `AT_MINSIGSTKSZ`, which is 51, behind small numbers.
     fn is_saved_pc(&self, at: usize) -> bool {
-        self.words.get(at + 2).is_some_and(|word| word & 0xffff == USER_CODE_SEGMENT)
-            && self.words.get(at).is_some_and(|&pc| pc >= PAGE_SIZE)
+        let Some(&[pc, flags, segments]) = self.words.get(at..at + 3) else { return false };
+        let are_flags = flags & FLAGS_SET == FLAGS_SET && flags < FLAGS_END;
+        let are_segments = segments == SEGMENTS || (segments & 0xffff == USER_CODE_SEGMENT && are_flags);
+        are_segments && pc >= PAGE_SIZE
     }
 
     /// The signal frame lies on an alternate stack on which the thread is not any more.
@@ -100,6 +109,20 @@ mod tests {
         words[40 - STACK_START_BEFORE] = alternate.0;
         words[40 - STACK_SIZE_BEFORE] = alternate.1;
         Stack { start: 0x1000, words }
+    }
+
+    #[test]
+    fn what_looks_like_a_frame() {
+        let found = |flags: u64, segments: u64| {
+            let mut stack = stack((0, 0));
+            (stack.words[41], stack.words[42]) = (flags, segments);
+            stack.handler_returns().count() == 1
+        };
+        assert!(found(0x246, SEGMENTS) && found(0, SEGMENTS), "a handler may write any flags");
+        assert!(found(0x246, 0x33) && found(0x10202, 0x1_0033));
+        // Ours, in a frame of the agent's that is left behind: an address whose lower half is 0x33.
+        assert!(!found(0xc59a_ef01, 0x7fc7_c578_0033));
+        assert!(!found(0x7fff_0202, 0x33) && !found(0x46, 0x33) && !found(0x246, 0x2b));
     }
 
     #[test]
