@@ -153,6 +153,22 @@ unsafe fn register(slot: *mut ThreadSlot) -> *mut u64 {
     }
 }
 
+/// Ends the registration of the area in the thread's slot, if there is one; the next claim begins another.
+///
+/// # Safety
+///
+/// `slot` is the calling thread's.
+#[cold]
+pub(crate) unsafe fn leave_rseq(slot: *mut ThreadSlot) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        (*slot).rseq_tid = 0;
+        (*slot).claim_owner = ThreadSlot::NOBODY;
+        // Fails where the area was never registered.
+        rseq::unregister((&raw mut (*slot).own_rseq).cast());
+    }
+}
+
 /// Lets the owner run, or takes the place of a dead one; 1 when the CPU is ours in the end.
 #[cold]
 #[inline(never)]

@@ -14,7 +14,8 @@ use beeline_abi::process::{ForkPage, ProcessBlock};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
 use beeline_abi::system_call::{
-    CLONES, EnterRecord, ExitRecord, FILTERING, List, NUMBERS, PENDING, RawArguments, SystemCalls,
+    CLONES, EnterRecord, ExitRecord, FILTERING, List, NUMBERS, PENDING, REGISTERING, RawArguments,
+    SystemCalls,
 };
 use beeline_abi::thread::ThreadSlot;
 use beeline_helpers::identity;
@@ -45,12 +46,15 @@ pub unsafe extern "sysv64" fn enter(
             seccomp::examine(run, called, [(*registers).di, (*registers).si, (*registers).dx]);
         }
         let list = list(&(*calls).entered, index);
-        if list.count == 0 {
-            return 0;
+        if list.count != 0 {
+            let id = u64::from(called as u32);
+            let record = EnterRecord { common: 0, id, arguments: arguments(registers) };
+            let raw: RawArguments = [registers as u64, called];
+            each(calls, list, run, registers, &raw const record as u64, &raw const raw as u64);
         }
-        let record = EnterRecord { common: 0, id: u64::from(called as u32), arguments: arguments(registers) };
-        let raw: RawArguments = [registers as u64, called];
-        each(calls, list, run, registers, &raw const record as u64, &raw const raw as u64);
+        if REGISTERING.contains(&called) {
+            cpu::leave_rseq(slot);
+        }
         if (*run).flags & RunContext::OVERRIDE == 0 {
             return 0;
         }

@@ -10,8 +10,8 @@
 //!
 //! - Its thread has no thread pointer. Stubs ask for the fs base, and find the slot at the home of 0 ready: it was claimed by
 //!   the thread for another key, and moved there. It is free for whoever comes with a real key.
-//! - The C library registers a `struct rseq`, and a thread can have one only. If a program at a system call needed a CPU before,
-//!   the agent has registered its own: the tracer, who sees all calls until the libraries are there, has the thread give it up first.
+//! - The C library registers a `struct rseq`, and a thread can have one only. The agent, which has registered its own when a program
+//!   needed a CPU before, gives it up in time; where libc's lies the tracer sees, who stops at all calls until the libraries are there.
 
 use crate::attach::{Failure, Prepared};
 use crate::error::TargetRefused;
@@ -27,7 +27,6 @@ use beeline_abi::run::RunContext;
 use beeline_abi::thread::{THREAD_SLOTS, ThreadSlot, home_index};
 use beeline_ptrace::{Registers, StopError, StopOptions, Stopped, StoppedProcess};
 use beeline_remote::{Borrowed, Process, RemoteError};
-use std::cell::Cell;
 use std::mem::offset_of;
 use std::time::Duration;
 
@@ -47,8 +46,6 @@ pub(crate) struct Early {
     home: Region,
     /// The loader maps all libraries before it relocates the first: it has no auditors.
     maps_all_first: bool,
-    /// With these registers the thread began a call that it is to make again.
-    again: Cell<Option<Registers>>,
 }
 
 /// Attaches to a program that stands before its first instruction, and runs the programs of the end of its `execve`, at which its
@@ -104,7 +101,7 @@ fn attempt(
                 }
                 let report = prepared.report(&planned, stopped.threads().len(), Duration::ZERO);
                 let maps_all_first = !process.began_with_variable("LD_AUDIT");
-                return Ok(Some(Early { report, block, home, maps_all_first, again: Cell::new(None) }));
+                return Ok(Some(Early { report, block, home, maps_all_first }));
             }
             Err(Failure::OtherKey(other)) => key = Some(other),
             Err(Failure::Again | Failure::InTheWay) => {}
@@ -195,43 +192,16 @@ impl Early {
     pub(crate) fn at_system_call(&self, process: &Process, thread: &Stopped) -> Result<(), RemoteError> {
         /// Of `rseq`.
         const UNREGISTER: u64 = 1;
-        const SYSCALL_LEN: u64 = 2;
         let registers = thread.registers()?;
-        if let Some(before) = self.again.take() {
-            let (rip, rax) = (before.rip - SYSCALL_LEN, before.orig_rax);
-            thread.set_registers(&Registers { rip, rax, orig_rax: u64::MAX, ..before })?;
-            return Ok(());
-        }
-        let number = registers.orig_rax as i64;
-        if ![libc::SYS_rseq, libc::SYS_arch_prctl].contains(&number) {
+        let succeeds = registers.orig_rax == libc::SYS_rseq as u64 && registers.rax == 0;
+        if !succeeds || registers.rdx == UNREGISTER || self.is_agent(registers.rip) {
             return Ok(());
         }
         let bytes = process.memory().read_array::<HEAD_LEN>(self.block)?;
         let Ok(head) = BlockHead::from_bytes(&bytes) else { return Ok(()) };
-        let registered = thread.rseq()?.filter(|rseq| is_slot(rseq.address, head.threads));
-        let begins = registers.rax as i64 == -i64::from(libc::ENOSYS);
-        match registered {
-            Some(rseq) if begins => {
-                self.again.set(Some(registers));
-                let give_up = Registers {
-                    orig_rax: libc::SYS_rseq as u64,
-                    rdi: rseq.address,
-                    rsi: rseq.size.into(),
-                    rdx: UNREGISTER,
-                    r10: rseq.signature.into(),
-                    ..registers
-                };
-                thread.set_registers(&give_up)?;
-            }
-            None if number == libc::SYS_rseq && registers.rax == 0 && registers.rdx != UNREGISTER => {
-                // Where the C library has its own for every thread.
-                let rseq_offset = registers.rdi.wrapping_sub(registers.fs_base) as i64;
-                let flags = head.flags | ProcessBlock::FLAG_RSEQ;
-                process.memory().write(self.block, &BlockHead { rseq_offset, flags, ..head }.to_bytes())?;
-            }
-            _ => {}
-        }
-        Ok(())
+        let rseq_offset = registers.rdi.wrapping_sub(registers.fs_base) as i64;
+        let flags = head.flags | ProcessBlock::FLAG_RSEQ;
+        process.memory().write(self.block, &BlockHead { rseq_offset, flags, ..head }.to_bytes())
     }
 
     /// The thread begins a call with which the loader protects what it has relocated: all libraries are mapped by then.

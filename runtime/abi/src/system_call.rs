@@ -22,6 +22,10 @@ pub const CLONES: [u64; 4] = [56, 57, 58, 435];
 /// `prctl`, `seccomp`: whoever traces any call looks at the begins of these, by which seccomp filters are installed.
 pub const FILTERING: [u64; 2] = [157, 317];
 
+/// `arch_prctl`, `rseq`: before these a thread gives up the `struct rseq` that the agent has registered for it. It gets another slot with
+/// its thread pointer, and libc registers an area of its own.
+pub const REGISTERING: [u64; 2] = [158, 334];
+
 /// Some of the addresses at [`SystemCalls::links`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
