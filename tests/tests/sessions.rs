@@ -154,4 +154,14 @@ fn refused() {
             .contains("At program exit the register R0 has unknown scalar value should have been in [0, 1]"),
         "{message}"
     );
+    let program = gcc("tests/targets/many.c");
+    let attach = |source: &str, program_name: &str, kind: &str| {
+        let object = object(source).to_string_lossy().into_owned();
+        let place = format!("{program_name}={kind}:{}:many_3", program.display());
+        Store::new().fails(&["load", &object, "--attach", &place])
+    };
+    let message = attach("tests/programs/session.bpf.c", "both", "uprobe");
+    assert!(message.contains("it can be attached as uprobe.session only"), "{message}");
+    let message = attach("tests/programs/multi.bpf.c", "on_entry", "uprobe.session");
+    assert!(message.contains("not as a session"), "{message}");
 }

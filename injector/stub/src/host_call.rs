@@ -74,7 +74,7 @@ const fn slot_word(offset: usize) -> i32 {
 }
 
 /// From the run, the words that a program of another hit would change, and those that tell where the function's frame is.
-const KEPT_WORDS: [i32; 6 + SESSIONS] = [
+const KEPT_WORDS: [i32; 7 + SESSIONS] = [
     HOST_RETURN,
     GUARD,
     offset_of!(RunContext, link) as i32,
@@ -82,6 +82,7 @@ const KEPT_WORDS: [i32; 6 + SESSIONS] = [
     // With the flags.
     offset_of!(RunContext, tail_calls) as i32,
     offset_of!(RunContext, override_value) as i32,
+    offset_of!(RunContext, session) as i32,
     offset_of!(RunContext, session_cookies) as i32,
     offset_of!(RunContext, session_cookies) as i32 + 8,
     offset_of!(RunContext, session_cookies) as i32 + 16,

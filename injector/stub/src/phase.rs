@@ -232,6 +232,10 @@ impl<'a> Phase<'a> {
             asm.test(dword_ptr(rcx + RUN_FLAGS), session_skip(index))?;
             asm.jne(next)?;
         }
+        if let Some(index) = link.session {
+            asm.lea(rax, qword_ptr(rcx + (run_session_cookie(index) + i32::from(link.is_return))))?;
+            asm.mov(qword_ptr(rcx + RUN + offset_of!(RunContext, session) as i32), rax)?;
+        }
         if link.uses.calls {
             asm.mov(rax, link.runtime)?;
             asm.mov(qword_ptr(rcx + RUN + offset_of!(RunContext, link) as i32), rax)?;

@@ -91,10 +91,6 @@ impl LinkRuntime {
     pub const IN_SEMAPHORE: u32 = 16;
     /// It is one half of a session: the program runs at the entry, and again when the function returns, if it returned 0.
     pub const SESSION: u32 = 256;
-    /// Which of the site's sessions it is, from this bit on: below [`SESSIONS`](crate::thread::SESSIONS).
-    pub const SESSION_INDEX_SHIFT: u32 = 9;
-    /// Bits of that number.
-    pub const SESSION_INDEX: u32 = 3 << LinkRuntime::SESSION_INDEX_SHIFT;
     /// `link_id` of what the agent does for itself; the store's ids begin at 1.
     pub const OWN: u32 = 0;
 }

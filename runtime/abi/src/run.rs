@@ -37,8 +37,8 @@ pub struct RunContext {
     pub borrowed_by: u64,
     /// `bpf_session_cookie`, of each session of the site: what its program keeps from the entry of a function to its return.
     pub session_cookies: [u64; SESSIONS],
-    /// Zero.
-    pub reserved2: u64,
+    /// Of the session whose program runs: the address of its word in `session_cookies`, plus 1 at the return of the function.
+    pub session: u64,
 }
 
 impl RunContext {

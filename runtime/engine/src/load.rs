@@ -225,6 +225,7 @@ fn places(object: &Object, programs: &[&ProgramDef], options: &LoadOptions) -> R
     for spec in &options.attach {
         let index = position(&spec.program).ok_or_else(|| no_program(&spec.program))?;
         attachable(programs[index])?;
+        sessions_suit(programs[index], spec.kind)?;
         link(index, spec.kind, &spec.path, &spec.places)?;
     }
     let mut unattached = Vec::new();
@@ -417,6 +418,21 @@ fn attachable(def: &ProgramDef) -> Result<(), EngineError> {
         program: def.name.clone(),
         section: def.section.clone(),
         reason: format!("attaching {} programs is not supported yet", program_type_name(def.prog_type)),
+    })
+}
+
+/// A session's program runs at both ends of a call, others do not (`expected_attach_type` says which it is).
+fn sessions_suit(def: &ProgramDef, kind: ProbeKind) -> Result<(), EngineError> {
+    let is_session = def.spec.as_ref().is_some_and(|spec| spec.is_session());
+    if is_session == (kind == ProbeKind::Session) {
+        return Ok(());
+    }
+    let how =
+        if is_session { "as uprobe.session only" } else { "at the entry or at the return, not as a session" };
+    Err(EngineError::CannotAttach {
+        program: def.name.clone(),
+        section: def.section.clone(),
+        reason: format!("it can be attached {how}"),
     })
 }
 

@@ -350,7 +350,7 @@ impl Builder<'_> {
                 });
             }
         }
-        let sessions = number_sessions(&mut links);
+        let sessions = number_sessions(&links);
         let needs: Vec<ProgramNeeds> = links.iter().map(|link| given.needs_of(link)).collect();
         let uses: Vec<ProgramUse> = links.iter().map(|link| self.use_of(link)).collect();
         let first = self.tables.links + (self.links_used * LinkRuntime::LEN) as u64;
@@ -447,10 +447,10 @@ fn halves(kind: ProbeKind) -> &'static [u32] {
     }
 }
 
-/// Numbers the sessions of a site in the order of their links, in the links' flags as well: which number each link's is.
-fn number_sessions(links: &mut [LinkRuntime]) -> Vec<Option<u32>> {
+/// Numbers the sessions of a site in the order of their links: which number each link's is.
+fn number_sessions(links: &[LinkRuntime]) -> Vec<Option<u32>> {
     let mut ids: Vec<u32> = Vec::new();
-    let number = |link: &mut LinkRuntime| {
+    let number = |link: &LinkRuntime| {
         if link.flags & LinkRuntime::SESSION == 0 {
             return None;
         }
@@ -458,13 +458,10 @@ fn number_sessions(links: &mut [LinkRuntime]) -> Vec<Option<u32>> {
         let index = known.unwrap_or_else(|| {
             ids.push(link.link_id);
             ids.len() - 1
-        }) as u32;
-        // One that is out of range is refused with the stub.
-        let in_flags = index << LinkRuntime::SESSION_INDEX_SHIFT & LinkRuntime::SESSION_INDEX;
-        link.flags = link.flags & !LinkRuntime::SESSION_INDEX | in_flags;
-        Some(index)
+        });
+        Some(index as u32)
     };
-    links.iter_mut().map(number).collect()
+    links.iter().map(number).collect()
 }
 
 fn no_code(what: &str, error: &ArenaError) -> TargetRefused {

@@ -16,6 +16,8 @@ pub(super) mod helper {
     pub(crate) const TAIL_CALL: i32 = 12;
     pub(crate) const PROBE_READ_KERNEL: u32 = 113;
     pub(crate) const LOOP: i32 = 181;
+    pub(crate) const SESSION_IS_RETURN: i32 = 264;
+    pub(crate) const SESSION_COOKIE: i32 = 265;
 }
 
 impl Body<'_, '_> {

@@ -17,6 +17,10 @@ use cranelift_codegen::isa::CallConv;
 const RUN_CPU: usize =
     core::mem::offset_of!(RunContext, access) + core::mem::offset_of!(beeline_abi::map::Access, cpu);
 
+/// Of the session whose program runs: where its word is, and whether the function returns.
+const RUN_SESSION: usize = core::mem::offset_of!(RunContext, session);
+const RUN_SESSION_COOKIES: usize = core::mem::offset_of!(RunContext, session_cookies);
+
 impl Body<'_, '_> {
     /// Translates a helper call without a call, where that is possible. False: it is not.
     pub(super) fn inline_helper(&mut self, id: i32) -> Result<bool, CompileError> {
@@ -34,8 +38,24 @@ impl Body<'_, '_> {
                 Ok(true)
             }
             helper::LOOP => self.inline_loop(),
+            helper::SESSION_IS_RETURN => {
+                let session = self.load_field64(self.run, RUN_SESSION);
+                let is_return = self.builder.ins().band_imm_u(session, 1);
+                self.set(Reg::R0, is_return)?;
+                Ok(true)
+            }
+            helper::SESSION_COOKIE => self.inline_session_cookie().map(|()| true),
             _ => Ok(false),
         }
+    }
+
+    /// r0 = the address of the session's word; in a test run, of the first.
+    fn inline_session_cookie(&mut self) -> Result<(), CompileError> {
+        let session = self.load_field64(self.run, RUN_SESSION);
+        let word = self.builder.ins().band_imm_u(session, !1i64);
+        let first = self.builder.ins().iadd_imm_u(self.run, RUN_SESSION_COOKIES as i64);
+        let cookie = self.builder.ins().select(word, word, first);
+        self.set(Reg::R0, cookie)
     }
 
     /// The map in r1, when it is the same on every path.

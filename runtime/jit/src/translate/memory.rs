@@ -153,6 +153,11 @@ impl Body<'_, '_> {
         self.builder.ins().uload32(ACCESS, address, offset as i32)
     }
 
+    /// Reads a 64-bit field of a structure of ours.
+    pub(super) fn load_field64(&mut self, address: Value, offset: usize) -> Value {
+        self.builder.ins().load(I64, ACCESS, address, offset as i32)
+    }
+
     /// Writes a 32-bit field of a structure of ours.
     pub(super) fn store_field32(&mut self, value: Value, address: Value, offset: usize) {
         self.builder.ins().istore32(ACCESS, value, address, offset as i32);
