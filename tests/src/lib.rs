@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The workspace's root folder.
 pub fn root() -> PathBuf {
@@ -325,6 +326,23 @@ impl Drop for Target {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Waits for something that must come, two minutes at most: a limit that only keeps a failure from hanging. Whether it came.
+pub fn comes(condition: impl Fn() -> bool) -> bool {
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(120) {
+        if condition() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    false
+}
+
+/// The same, of something without which the test cannot go on.
+pub fn wait_until(condition: impl Fn() -> bool) {
+    assert!(comes(condition), "waited in vain");
 }
 
 /// Entry and return probes of the programs in `tests/programs/counts.bpf.c` at these places.

@@ -1,6 +1,6 @@
 //! Every example, run as its README says.
 
-use beeline_tests::{Store, Target, build_dir, gcc, have, object, root};
+use beeline_tests::{Store, Target, build_dir, comes, gcc, have, object, root};
 use serde_json::Value;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -360,6 +360,42 @@ fn tail_calls() {
     assert_eq!(store.number("counts", 0), small);
     assert_eq!(store.number("counts", 1), 1000 - small);
     assert_eq!(store.number("counts", 2), 0, "no tail call failed");
+}
+
+/// Programs are taken out of their array and put back, or into other places, while a process runs that was attached to when they
+/// were not in it.
+#[test]
+fn tail_calls_to_programs_that_come_later() {
+    let program = gcc("tests/targets/sleepers.c");
+    let store = Store::new();
+    let attach = [format!("dispatch=uprobe:{}:work", program.display())];
+    load(&store, "examples/tail-calls/dispatch.bpf.c", &attach);
+    let id = |name: &str| {
+        let programs = store.json(&["prog", "list"]);
+        let found = programs.as_array().and_then(|all| all.iter().find(|it| it["name"] == name));
+        found.and_then(|it| it["id"].as_u64()).expect("the program").to_string()
+    };
+    let put = |index: &str, name: &str| {
+        store.ok(&["map", "update", "handlers", "key", index, "value", &id(name)]);
+    };
+    for index in ["0", "1"] {
+        store.ok(&["map", "delete", "handlers", "key", index]);
+    }
+    let mut target = Target::spawn(Command::new(&program).args(["1", "eintr"]));
+    assert_eq!(target.line(), "ready");
+    store.ok(&["attach", &target.pid()]);
+    let grows = |key: u64| {
+        let before = store.number("counts", key);
+        comes(|| store.number("counts", key) > before)
+    };
+    assert!(grows(2), "nothing to go on in");
+    for (name, key) in [("on_small", 0), ("on_large", 1), ("on_small", 0)] {
+        put("0", name);
+        put("1", name);
+        assert!(grows(key), "{name}");
+    }
+    target.send("stop");
+    target.finish();
 }
 
 #[test]

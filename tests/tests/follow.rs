@@ -1,10 +1,10 @@
 //! Children of a started or attached process: they carry the probes, and so does what they execute.
 
-use beeline_tests::{Store, Target, have, object, rounds, target};
+use beeline_tests::{Store, Target, have, object, rounds, target, wait_until};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Entry and return probes on `work` of the target program.
 fn load(store: &Store, program: &Path) {
@@ -170,12 +170,4 @@ fn signals_and_job_control() {
     let output = store.output(&["start", "--", "/bin/bash", "-c", &script]);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "usr\nstopped\nsleeps\n143\n137\n");
     assert_eq!(output.status.code(), Some(9));
-}
-
-fn wait_until(condition: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !condition() {
-        assert!(begin.elapsed() < Duration::from_secs(120), "waited in vain");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }

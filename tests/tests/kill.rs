@@ -2,7 +2,7 @@
 //! targets that are being attached to, and of targets in the middle of programs that share maps with others: no other process
 //! dies or hangs, the store stays usable and holds nothing that nobody needs, the next command succeeds.
 
-use beeline_tests::{Store, Target, gcc, load_counts, object, rounds};
+use beeline_tests::{Store, Target, comes, gcc, load_counts, object, rounds};
 use beeline_watchdog::Watchdog;
 use serde_json::Value;
 use std::path::Path;
@@ -109,7 +109,7 @@ fn kill_the_command_at_any_moment() {
         store.ok(&["attach", &pid]);
         let before = store.number("shared", 0);
         let counts_again = || store.number("shared", 0) > before;
-        if !wait_until(counts_again) {
+        if !comes(counts_again) {
             let links = store.ok(&["link", "list"]);
             let processes = store.ok(&["--json", "ps"]);
             panic!(
@@ -190,7 +190,7 @@ fn kill_targets_and_owners_at_any_moment() {
         assert!(survivor.is_alive(), "round {round}: the survivor died");
         // It still counts, in maps that the dead had locked or owned a CPU of.
         let before = store.number("shared", 0);
-        assert!(wait_until(|| store.number("shared", 0) > before), "round {round}: no probe counts any more");
+        assert!(comes(|| store.number("shared", 0) > before), "round {round}: no probe counts any more");
     }
     store.ok(&["detach", &pid]);
     survivor.send("stop");
@@ -265,15 +265,4 @@ fn files(folder: &Path) -> Vec<String> {
     }
     found.sort_unstable();
     found
-}
-
-/// Waits for something that must come; the limit only keeps a failure from hanging.
-fn wait_until(condition: impl Fn() -> bool) -> bool {
-    for _ in 0..600 {
-        if condition() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    false
 }

@@ -1,11 +1,10 @@
 //! Targets in other surroundings than ours: namespaces, another root folder, another user, set-user-id programs, stopped, dead,
 //! or traced by somebody else. Each works or is refused with its reason, and runs on as without us.
 
-use beeline_tests::{Store, Target, copy, have, object, our_mappings, target};
+use beeline_tests::{Store, Target, copy, have, object, our_mappings, target, wait_until};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// Somebody who is not root (`nobody` of Debian).
 const NOBODY: &str = "65534";
@@ -366,12 +365,4 @@ fn tracer(pid: &str) -> String {
 fn signal(pid: &str, signal: i32) {
     // SAFETY: a plain system call; the process is a child of this test.
     assert_eq!(unsafe { libc::kill(pid.parse().expect("a number"), signal) }, 0);
-}
-
-fn wait_until(condition: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !condition() {
-        assert!(begin.elapsed() < Duration::from_secs(120), "waited in vain");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }

@@ -212,7 +212,8 @@ const NO_TASK: TaskLayout = beeline_store::NO_TASK_LAYOUT;
 type ProgramsById = BTreeMap<u32, ProgramEntry>;
 type MapsById = BTreeMap<u32, MapEntry>;
 
-/// Programs and maps that can be reached from the probes: a program's maps, and the programs in its prog arrays.
+/// Programs and maps that can be reached from the probes: a program's maps, and the programs in its prog arrays, or that may be put
+/// there while they run.
 pub(crate) struct Reach<'a> {
     programs: &'a ProgramsById,
     maps: &'a MapsById,
@@ -242,14 +243,15 @@ impl Reach<'_> {
             }
             let entry = self.programs.get(&id).ok_or(EngineError::NoProgram { id })?;
             for &map in &entry.program.map_ids {
-                ahead.extend(self.map(map)?);
+                ahead.extend(self.map(map, entry.program.prog_type)?);
             }
         }
         Ok(())
     }
 
-    /// Adds a map; the programs in it.
-    fn map(&mut self, id: u32) -> Result<Vec<u32>, EngineError> {
+    /// Adds a map; of a prog array the programs in it, and those of its objects that fit into it: a process that has them goes on in
+    /// them as soon as somebody puts them there.
+    fn map(&mut self, id: u32, prog_type: u32) -> Result<Vec<u32>, EngineError> {
         let entry = self.maps.get(&id).ok_or(EngineError::NoMap { id })?;
         if !self.used.insert(id) || entry.file.shape().map_type != MapType::PROG_ARRAY {
             return Ok(Vec::new());
@@ -258,7 +260,11 @@ impl Reach<'_> {
             .filter_map(|index| entry.file.lookup(&index.to_ne_bytes()).ok().flatten());
         let ids = values.filter_map(|value| Some(u32::from_ne_bytes(value.get(..4)?.try_into().ok()?)));
         // What somebody put there by hand may be gone by now: a tail call to it fails, as it should.
-        Ok(ids.filter(|id| self.programs.contains_key(id)).collect())
+        let inside = ids.filter(|id| self.programs.contains_key(id));
+        let fits =
+            |it: &ProgramEntry| it.program.prog_type == prog_type && entry.objects.contains(&it.object);
+        let fitting = self.programs.iter().filter(|(_, it)| fits(it)).map(|(&id, _)| id);
+        Ok(inside.chain(fitting).collect())
     }
 }
 
