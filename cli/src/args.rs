@@ -108,14 +108,14 @@ pub(crate) struct Load {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) btf: Option<PathBuf>,
     /// Where a program goes: PROG=uprobe:PATH:SYMBOL[+OFFSET], PROG=uretprobe:PATH:SYMBOL, PROG=uprobe.multi:PATH:PATTERN,
-    /// PROG=uretprobe.multi:PATH:PATTERN, PROG=usdt:PATH:PROVIDER:NAME
+    /// PROG=uretprobe.multi:PATH:PATTERN, PROG=uprobe.session:PATH:PATTERN, PROG=usdt:PATH:PROVIDER:NAME
     ///
     /// An offset in the file can stand in place of a symbol. A pattern has `*` and `?`; in place of it may stand
     /// SYMBOL[#COOKIE],SYMBOL[#COOKIE],...
     #[arg(long, value_name = "SPEC")]
     pub(crate) attach: Vec<String>,
-    /// Where a function of the target is that programs may call, as NAME in the object declares it (extern ... __ksym)
-    #[arg(long = "host-function", value_name = "NAME=PATH:SYMBOL")]
+    /// A function of the target that programs may call, NAME=PATH:SYMBOL; the object declares NAME (extern ... __ksym)
+    #[arg(long = "host-function", value_name = "SPEC")]
     pub(crate) host_functions: Vec<String>,
     /// Only in the process with this id
     #[arg(long, short, value_name = "PID")]
@@ -429,8 +429,8 @@ pub(crate) struct Verify {
     /// BTF of the kernel to relocate against [default: the running kernel's]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) btf: Option<PathBuf>,
-    /// A function of the target that programs may call, as for load
-    #[arg(long = "host-function", value_name = "NAME=PATH:SYMBOL")]
+    /// A function of the target that programs may call, NAME=PATH:SYMBOL, as for load
+    #[arg(long = "host-function", value_name = "SPEC")]
     pub(crate) host_functions: Vec<String>,
     /// Print the verifier's log, in the kernel's form: 1 the path that fails, 2 every path, stats what it took
     #[arg(long, value_name = "LEVEL", default_value = "0")]
