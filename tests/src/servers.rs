@@ -70,6 +70,14 @@ impl Server {
         &self.pids
     }
 
+    /// The port that it serves HTTP on.
+    pub fn port(&self) -> Option<u16> {
+        match self.client {
+            Client::Http(port) => Some(port),
+            Client::Redis => None,
+        }
+    }
+
     /// Its folder.
     pub fn folder(&self) -> &Path {
         self.folder.path()
