@@ -39,9 +39,10 @@ fn main() -> ExitCode {
     };
     let mut tally = Tally::default();
     for round in 0..rounds.unwrap_or(1) {
-        for case in cases::all().iter().filter(|case| is_wanted(case.name, rounds.is_some() || case.in_slice))
+        for case in
+            cases::all().iter().filter(|case| is_wanted(&case.name, rounds.is_some() || case.in_slice))
         {
-            tally.enter(case.name, round, cases::run(case, rounds.is_some()));
+            tally.enter(&case.name, round, cases::run(case, rounds.is_some()));
         }
         if is_wanted(counts::NAME, true) {
             tally.enter(counts::NAME, round, cases::in_folder(counts::run));

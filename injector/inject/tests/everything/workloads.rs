@@ -1,6 +1,6 @@
 //! Programs of the machine and of our own, and what they are to do.
 
-use crate::cases::Case;
+use crate::cases::{Case, Probes, ROUNDS};
 use std::path::Path;
 use std::process::Command;
 
@@ -9,58 +9,56 @@ mod sources;
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = vec![
         Case {
-            command: |_| program("/usr/bin/python3", &["-c", sources::PYTHON]),
+            command: Box::new(|_| program(PYTHON, &["-c", sources::PYTHON])),
             ..case("python", &["libc.so.6", "libm.so.6"], true)
         },
         Case {
-            command: |folder| {
+            command: Box::new(|folder| {
                 let script = folder.join("script.py");
                 std::fs::write(&script, sources::PYTHON).expect("a scratch file");
                 let launcher = compile(folder, "gcc", sources::LAUNCHER, &["-l:libpython3.11.so.1.0"])?;
                 Ok(vec![launcher, script.display().to_string()])
-            },
+            }),
             ..case("libpython", &["libpython3.11.so.1.0", "libc.so.6"], true)
         },
         Case {
-            command: |_| {
-                program("/usr/bin/python3", &[&["-m", "test", "-v"], sources::PYTHON_TESTS_SLICE].concat())
-            },
+            command: Box::new(|_| program(PYTHON, &[PYTHON_TESTS, PYTHON_TESTS_SLICE].concat())),
             essence: unittest_results,
-            ..case("python-tests-slice", &["libc.so.6", "/usr/bin/python3"], true)
+            ..case("python-tests-slice", PYTHON_FILES, true)
         },
         Case {
-            command: |folder| {
+            command: Box::new(|folder| {
                 let source = folder.join("script.sh");
                 std::fs::write(&source, sources::BASH).expect("a scratch file");
                 program("/bin/bash", &[&source.display().to_string()])
-            },
+            }),
             ..case("bash", &["/bin/bash", "libc.so.6"], true)
         },
         Case {
-            command: |folder| {
+            command: Box::new(|folder| {
                 compile(folder, "g++", sources::CPLUSPLUS, &["-x", "c++", "-O2", "-pthread"])
                     .map(|path| vec![path])
-            },
+            }),
             ..case("c++", &["libstdc++.so.6", "libgcc_s.so.1", "libc.so.6", "libm.so.6"], true)
         },
         Case {
-            command: |folder| {
+            command: Box::new(|folder| {
                 compile(folder, "gcc", sources::TLS, &["-O1", "-lssl", "-lcrypto"]).map(|path| vec![path])
-            },
+            }),
             ..case("tls", &["libssl.so.3", "libcrypto.so.3", "libc.so.6"], true)
         },
         Case {
-            command: |_| {
+            command: Box::new(|_| {
                 program(
                     "/usr/bin/openssl",
                     &["speed", "-seconds", "1", "-bytes", "1024", "sha256", "rsa2048"],
                 )
-            },
+            }),
             essence: |_| String::new(),
             ..case("openssl-speed", &["libcrypto.so.3", "libssl.so.3", "libc.so.6"], true)
         },
         Case {
-            command: redis_server,
+            command: Box::new(redis_server),
             essence: |_| String::new(),
             driver: Some(redis_driver),
             ..case("redis", &["/usr/bin/redis-server", "libc.so.6"], true)
@@ -71,16 +69,17 @@ pub(crate) fn cases() -> Vec<Case> {
     cases
 }
 
-fn case(name: &'static str, files: &'static [&'static str], in_slice: bool) -> Case {
+fn case(name: &str, files: &'static [&'static str], in_slice: bool) -> Case {
     Case {
-        name,
+        name: name.to_owned(),
         files,
-        command: |_| Err("nothing to run".to_owned()),
+        command: Box::new(|_| Err("nothing to run".to_owned())),
         essence: whole,
         driver: None,
         hits: 100,
         may_fail: false,
         in_slice,
+        rounds: ROUNDS,
     }
 }
 
@@ -93,7 +92,7 @@ fn tools() -> Vec<Case> {
     macro_rules! tool {
         ($name:literal, $path:literal $(, $argument:literal)*) => {
             Case {
-                command: |_| program($path, &[$($argument),*]),
+                command: Box::new(|_| program($path, &[$($argument),*])),
                 ..case($name, &["libc.so.6"], false)
             }
         };
@@ -192,27 +191,31 @@ fn test_name(line: &str) -> Option<&str> {
     line[start..class].starts_with("test").then(|| &line[start..end])
 }
 
-/// One case for each group of CPython's own test modules. In virtual machines their sockets to the hypervisor wait for ever.
+/// Debian's interpreter, which has `libpython` in itself.
+const PYTHON: &str = "/usr/bin/python3";
+/// What is probed while it runs.
+const PYTHON_FILES: &[&str] = &["libc.so.6", "libm.so.6", PYTHON];
+/// Runs its own tests; in virtual machines sockets to the hypervisor wait for ever.
+const PYTHON_TESTS: &[&str] = &["-m", "test", "-v", "-i", "*VSOCK*"];
+const PYTHON_TESTS_SLICE: &[&str] = &["test_json", "test_struct"];
+
+/// One case for each of CPython's own test modules: all that Debian's `libpython3.11-testsuite` has.
 fn python_tests() -> Vec<Case> {
-    const OPTIONS: &[&str] = &["-m", "test", "-v", "-i", "*VSOCK*"];
-    macro_rules! group {
-        ($name:literal, $modules:expr) => {
-            Case {
-                command: |_| program("/usr/bin/python3", &[OPTIONS, $modules].concat()),
-                essence: unittest_results,
-                may_fail: true,
-                ..case($name, &["libc.so.6", "libm.so.6", "/usr/bin/python3"], false)
-            }
-        };
-    }
-    vec![
-        group!("python-tests-language", sources::PYTHON_TESTS_LANGUAGE),
-        group!("python-tests-types", sources::PYTHON_TESTS_TYPES),
-        group!("python-tests-system", sources::PYTHON_TESTS_SYSTEM),
-        group!("python-tests-threads", sources::PYTHON_TESTS_THREADS),
-        group!("python-tests-pools", sources::PYTHON_TESTS_POOLS),
-        group!("python-tests-data", sources::PYTHON_TESTS_DATA),
-    ]
+    let listed = Command::new(PYTHON).args(["-m", "test", "--list-tests"]).output();
+    let listed =
+        listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let test = |module: &str| {
+        let module = module.to_owned();
+        Case {
+            name: format!("python-tests: {module}"),
+            command: Box::new(move |_| program(PYTHON, &[PYTHON_TESTS, &[module.as_str()]].concat())),
+            essence: unittest_results,
+            may_fail: true,
+            rounds: &[(Probes::Both, true)],
+            ..case("", PYTHON_FILES, false)
+        }
+    };
+    listed.lines().filter(|line| line.starts_with("test_")).map(test).collect()
 }
 
 fn redis_server(folder: &Path) -> Result<Vec<String>, String> {
