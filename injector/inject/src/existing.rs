@@ -137,6 +137,13 @@ impl Existing {
         Ok(Existing { block, head, regions, sites, links, programs, maps, texts })
     }
 
+    /// The entry of the function that is left at the `ret` of a site; none when the site is no such place.
+    pub(crate) fn left_by(&self, site: usize) -> Option<u64> {
+        let is_entry = self.sites[site].flags & SiteRuntime::ENTRY != 0;
+        let link = self.links[site].iter().find(|link| link.flags & LinkRuntime::RETURN != 0);
+        link.filter(|_| !is_entry).map(|link| link.func_ip)
+    }
+
     /// Attaching or detaching did not come to its end.
     pub(crate) fn is_unfinished(&self) -> bool {
         self.head.flags & ProcessBlock::FLAG_UNFINISHED != 0

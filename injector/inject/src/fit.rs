@@ -108,7 +108,9 @@ fn adopt_short(
 /// The bytes of the site's jump, when they are free; `next` is the next site.
 fn jump_of(site: &PlannedSite, next: u64, taken: &Taken) -> Result<Range<u64>, String> {
     let address = site.address;
-    let range = address..address + u64::from(site.plan.jump_len);
+    // What stands before a `ret` has moved out with it.
+    let ret = site.plan.leave.map_or(0, |leave| leave.at + 1);
+    let range = address..address + u64::from(site.plan.jump_len.max(ret));
     let overlapped = taken.overlapping(&range).or((next < range.end).then_some(next));
     if let Some(other) = overlapped {
         return Err(format!("the jump at {address:#x} would overlap the one of the probe at {other:#x}"));
@@ -123,7 +125,7 @@ fn jump_of(site: &PlannedSite, next: u64, taken: &Taken) -> Result<Range<u64>, S
 
 /// The same place with a short jump.
 fn shorter_plan(site: &PlannedSite, process: &Process, files: &MappedFiles) -> Option<SitePlan> {
-    if site.is_short() || site.call.is_some() {
+    if site.is_short() || site.call.is_some() || site.plan.leave.is_some() {
         return None;
     }
     let binary = files.at(site.address)?.binary(process).ok()?;

@@ -80,8 +80,12 @@ pub(crate) fn jump_to(
 ) -> Result<SiteJump, String> {
     let entry = stub.address + u64::from(stub.entry);
     let hole = fill_hole(arena, known, site, entry)?;
-    let bytes =
+    let mut bytes =
         jump_bytes(site, hole.as_ref().map(|hole| hole.jump), entry).map_err(|error| error.to_string())?;
+    if let Some(leave) = site.plan.leave.filter(|_| !site.is_short()) {
+        // Nobody else's probe goes to an instruction that only runs in the stub.
+        bytes.resize(bytes.len().max(usize::from(leave.at) + 1), INT3);
+    }
     let runtime = SiteRuntime {
         address: site.address,
         stub: stub.address,
@@ -95,6 +99,9 @@ pub(crate) fn jump_to(
     };
     Ok(SiteJump { bytes, hole, runtime })
 }
+
+/// `int3`, where nothing runs.
+const INT3: u8 = 0xcc;
 
 /// The hole of a short site, with the jump to the site's `stub`; none for a long site. `known` is the process's list of sites.
 /// The error is the reason why the site cannot be served.

@@ -13,7 +13,7 @@ use beeline_abi::link::LinkRuntime;
 use beeline_abi::thread::SESSIONS;
 use beeline_remote::Process;
 use beeline_site::{
-    Binary, Refusal, SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_hook, plan_return, resolve,
+    Binary, Refusal, SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_hook, plan_return, plan_returns, resolve,
     unwinder_entries,
 };
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -39,6 +39,13 @@ pub(crate) struct PlannedSite {
 impl PlannedSite {
     pub(crate) fn new(address: u64, plan: SitePlan) -> PlannedSite {
         PlannedSite { address, plan, probes: Vec::new(), existing: None, own: None, hole: None, call: None }
+    }
+
+    /// The entry of the function whose return is probed here, where that is at a `ret`; else the place itself.
+    pub(crate) fn function(&self) -> u64 {
+        self.plan.leave.map_or(self.address, |leave| {
+            self.address.wrapping_sub(self.plan.vaddr.wrapping_sub(leave.function))
+        })
     }
 
     /// Its jump has two bytes.
@@ -132,10 +139,18 @@ impl PlannedSites {
 
     fn find_existing(&mut self, existing: Option<&Existing>) {
         let Some(existing) = existing else { return };
+        let mut other = Vec::new();
         for site in &mut self.sites {
             site.existing = existing.sites.iter().position(|known| {
                 known.address == site.address && known.link_count != 0 && !is_call_site(known)
             });
+            let known = site.existing.and_then(|index| existing.left_by(index));
+            if site.existing.is_some() && known.is_some() != site.plan.leave.is_some() {
+                other.push(site.address);
+            }
+        }
+        for address in other {
+            self.refuse(address, &shared_window(address));
         }
     }
 
@@ -163,15 +178,25 @@ impl PlannedSites {
     /// Gives a site up.
     pub(crate) fn refuse(&mut self, address: u64, reason: &str) {
         let (states, calls) = (&mut self.states, &mut self.calls);
+        let mut returns = BTreeSet::new();
         self.sites.retain(|site| {
             if site.address == address {
                 calls.refuse(site, reason);
                 for &probe in &site.probes {
                     states[probe] = ProbeState::Refused { reason: reason.to_owned() };
                 }
+                if site.plan.leave.is_some() {
+                    returns.extend(site.probes.iter().copied());
+                }
             }
             site.address != address
         });
+        // A return that is not seen at one of the function's `ret`s is not seen at the others: what is counted is right, or nothing.
+        for site in &mut self.sites {
+            site.probes.retain(|probe| site.plan.leave.is_none() || !returns.contains(probe));
+        }
+        self.sites
+            .retain(|site| site.plan.leave.is_none() || !site.probes.is_empty() || site.existing.is_some());
     }
 
     /// What became of each probe, when all sites that are left are patched.
@@ -197,10 +222,21 @@ impl PlannedSites {
 }
 
 fn enter(sites: &mut BTreeMap<u64, PlannedSite>, places: Vec<(u64, SitePlan)>, probe: usize) -> ProbeState {
+    let other = places.iter().find(|(address, plan)| {
+        sites.get(address).is_some_and(|site| site.plan.leave.is_some() != plan.leave.is_some())
+    });
+    if let Some((address, _)) = other {
+        return ProbeState::Refused { reason: shared_window(*address) };
+    }
     for (address, plan) in places {
         sites.entry(address).or_insert_with(|| PlannedSite::new(address, plan)).probes.push(probe);
     }
     ProbeState::Placed { addresses: Vec::new() }
+}
+
+/// Why a `ret` and what stands before it cannot both have a probe.
+fn shared_window(address: u64) -> String {
+    format!("the window at {address:#x} is needed for a probe at a `ret` and for one before it")
 }
 
 /// Functions through which filters are installed, by their symbols.
@@ -329,24 +365,37 @@ fn leave_ended(
         }
         if links.iter().all(|link| request.is_over(link)) {
             restored.push(index);
-        } else if let Some(plan) = plan_at(process, files, site.address) {
+        } else if let Some(plan) = planned_again(process, files, existing, index) {
             sites.insert(site.address, PlannedSite::new(site.address, plan));
         }
     }
     restored
 }
 
-/// The plan of the window at an address.
-fn plan_at(process: &Process, files: &MappedFiles, address: u64) -> Option<SitePlan> {
-    planned_at(process, files, address, plan)
+/// The plan of the window of a site that is in place.
+fn planned_again(
+    process: &Process,
+    files: &MappedFiles,
+    existing: &Existing,
+    index: usize,
+) -> Option<SitePlan> {
+    let address = existing.sites[index].address;
+    let Some(function) = existing.left_by(index) else {
+        return planned_at(process, files, address, plan);
+    };
+    let plans = planned_at(process, files, function, plan_returns)?;
+    plans.into_iter().find(|plan| {
+        plan.leave
+            .is_some_and(|leave| plan.vaddr.wrapping_sub(leave.function) == address.wrapping_sub(function))
+    })
 }
 
-fn planned_at(
+fn planned_at<P>(
     process: &Process,
     files: &MappedFiles,
     address: u64,
-    plan: fn(&Binary, u64) -> Result<SitePlan, Refusal>,
-) -> Option<SitePlan> {
+    plan: fn(&Binary, u64) -> Result<P, Refusal>,
+) -> Option<P> {
     let file = files.at(address)?;
     let mapping = file.mappings.iter().find(|mapping| mapping.holds(address))?;
     let binary = file.binary(process).ok()?;
@@ -379,9 +428,16 @@ fn places(
         let known = addresses.len();
         let new: Vec<u64> = addresses.into_iter().filter(|&address| !is_in_force(address)).collect();
         in_force |= new.len() < known;
-        if !new.is_empty() {
-            let plan = plan_in(process, file, probe, resolved, overrides).map_err(refused)?;
-            all.extend(new.into_iter().map(|address| (address, plan.clone())));
+        if new.is_empty() {
+            continue;
+        }
+        for plan in plans_in(process, file, probe, resolved, overrides).map_err(refused)? {
+            // Windows at a function's `ret`s lie behind its entry.
+            let distance = plan.vaddr.wrapping_sub(resolved);
+            let places = new.iter().map(|address| address.wrapping_add(distance));
+            let (carried, free): (Vec<u64>, Vec<u64>) = places.partition(|&address| is_in_force(address));
+            in_force |= !carried.is_empty();
+            all.extend(free.into_iter().map(|address| (address, plan.clone())));
         }
     }
     if all.is_empty() && in_force {
@@ -405,26 +461,28 @@ fn addresses_in(
     Ok((resolved.vaddr, file.addresses(resolved.file_offset)))
 }
 
-fn plan_in(
+/// The windows of a probe: several where a return is probed at the `ret`s of a function.
+fn plans_in(
     process: &Process,
     file: &MappedFile,
     probe: &ProbeRequest,
     vaddr: u64,
     overrides: bool,
-) -> Result<SitePlan, String> {
+) -> Result<Vec<SitePlan>, String> {
     let binary = file.binary(process)?;
-    let plan = match probe.kind {
-        ProbeKind::Entry => plan(binary, vaddr),
-        ProbeKind::Return | ProbeKind::Session => plan_return(binary, vaddr),
+    let plans = match probe.kind {
+        ProbeKind::Entry => plan(binary, vaddr).map(|plan| vec![plan]),
+        ProbeKind::Return => plan_returns(binary, vaddr),
+        ProbeKind::Session => plan_return(binary, vaddr).map(|plan| vec![plan]),
     };
-    let plan = plan.map_err(|refusal| refusal.to_string())?;
+    let plans = plans.map_err(|refusal| refusal.to_string())?;
     match (overrides, probe.kind) {
         (true, ProbeKind::Return | ProbeKind::Session) => {
             Err("the program skips functions: it can run at their entry only".to_owned())
         }
-        (true, _) if !plan.is_entry => {
+        (true, _) if !plans.iter().all(|plan| plan.is_entry) => {
             Err(format!("the program skips functions, and {vaddr:#x} is not the entry of one"))
         }
-        _ => Ok(plan),
+        _ => Ok(plans),
     }
 }

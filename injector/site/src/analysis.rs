@@ -7,7 +7,8 @@
 //! - addresses taken by `lea`, and by immediates where code lies at fixed addresses,
 //! - jump tables: 32-bit offsets from their own start, or from a label whose address the same function takes (`&&label` of
 //!   GNU C), and absolute words in data,
-//! - what dynamic relocations store, and landing pads of exceptions.
+//! - what dynamic relocations store, and landing pads of exceptions,
+//! - the place in Go's `goexit` that its runtime computes.
 //!
 //! What may be data by chance, immediates, tables and words, leads only to where an instruction begins: elsewhere it is no address of
 //! code, and a table ends.
@@ -24,6 +25,10 @@ use std::ops::Range;
 const TABLE_ENTRIES_MAX: usize = 1 << 16;
 /// Entries in a row that lead to a table's base itself: more are data that are zero.
 const ZEROS_MAX: u32 = 1 << 10;
+
+/// Where goroutines return to at their end: behind the first byte of this function, an address that Go's runtime computes (`newproc1`
+/// in its `proc.go`, `goexit` in its `asm_amd64.s`).
+const GO_EXITS: [&str; 2] = ["runtime.goexit", "runtime.goexit.abi0"];
 
 /// Bytes of code from which on two threads decode it: a tenth of a millisecond.
 const SHARED_MIN: usize = 32 << 10;
@@ -148,6 +153,11 @@ impl Analysis {
         }
         for &pad in binary.unwind().landing_pads() {
             analysis.targets.insert(pad);
+        }
+        for name in GO_EXITS {
+            for symbol in binary.symbols().named(name) {
+                analysis.targets.insert(symbol.vaddr + 1);
+            }
         }
         analysis
     }

@@ -171,6 +171,14 @@ pub enum Refusal {
         /// The place.
         vaddr: u64,
     },
+    /// A short jump fits, and Go programs cannot have one.
+    #[error(
+        "only a short jump fits at {vaddr:#x}, which the Go runtime does not bear: it looks where threads are"
+    )]
+    GoHole {
+        /// The place.
+        vaddr: u64,
+    },
     /// A symbol or an unwind entry starts in the bytes that a jump would replace.
     #[error("other code starts at {at:#x}, in the bytes that the probe would replace")]
     CodeStartsInside {
@@ -243,9 +251,33 @@ pub enum Refusal {
     },
     /// Return probe: Go moves stacks and checks return addresses.
     #[error(
-        "the return of a Go function cannot be probed this way: the Go runtime moves stacks and reads return addresses"
+        "the return of a Go function cannot be paired with its call: the Go runtime moves stacks and reads return addresses"
     )]
     GoReturn,
+    /// Return probe at the function's `ret`s: something else leaves it as well.
+    #[error(
+        "the function at {vaddr:#x} is also left at {at:#x}, by a jump to other code: its return would not be seen there"
+    )]
+    LeavesOtherwise {
+        /// The function.
+        vaddr: u64,
+        /// What leaves it.
+        at: u64,
+    },
+    /// Return probe at the function's `ret`s: there is none.
+    #[error("the function at {vaddr:#x} has no `ret`: it does not return")]
+    NeverReturns {
+        /// The function.
+        vaddr: u64,
+    },
+    /// Return probe at the function's `ret`s: one of them has no room for a jump.
+    #[error("the `ret` at {at:#x} of the function at {vaddr:#x} has no room for a jump")]
+    NoRoomAtReturn {
+        /// The function.
+        vaddr: u64,
+        /// Its `ret`.
+        at: u64,
+    },
     /// Return probe: a loop or another function jumps to the entry without a call.
     #[error(
         "the function at {vaddr:#x} jumps back to its own entry: its return cannot be paired with a call"

@@ -17,6 +17,7 @@ mod dynamic;
 mod error;
 mod gopclntab;
 mod hole;
+mod leaves;
 mod library;
 mod plan;
 mod reached;
@@ -31,8 +32,11 @@ mod usdt;
 pub use binary::{Binary, Libc, Linkage, Segment};
 pub use error::{OpenError, Refusal, ResolveError};
 pub use hole::Hole;
+pub use leaves::Leave;
 pub use library::{LibraryNotFound, find_library};
-pub use plan::{References, SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_hook, plan_return, plan_short};
+pub use plan::{
+    References, SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_hook, plan_return, plan_returns, plan_short,
+};
 pub use resolve::{FunctionRange, Location, Resolved, resolve};
 pub use returns::unwinder_entries;
 pub use symbols::{Symbol, SymbolKind, Symbols};

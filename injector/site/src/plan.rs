@@ -5,6 +5,7 @@
 use crate::binary::Binary;
 use crate::error::Refusal;
 use crate::hole::Hole;
+use crate::leaves::{Leave, plan_leaves};
 use crate::symbols::SymbolKind;
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use std::ops::Range;
@@ -71,6 +72,8 @@ pub struct SitePlan {
     pub jump_len: u8,
     /// For a short jump: places for the long one, the best first. One of them is needed.
     pub holes: Vec<Hole>,
+    /// The probe runs at this `ret`, behind the other instructions; none: before the first of them.
+    pub leave: Option<Leave>,
 }
 
 impl SitePlan {
@@ -111,6 +114,9 @@ pub fn plan(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
 /// # Errors
 /// [`Refusal`] says why nothing can be put there.
 pub fn plan_short(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
+    if !may_hop(binary) {
+        return Err(Refusal::GoHole { vaddr });
+    }
     let mut plan = plan_window(binary, vaddr, SHORT_WINDOW)?;
     plan.jump_len = SHORT_WINDOW as u8;
     if plan.crosses_page() {
@@ -121,6 +127,12 @@ pub fn plan_short(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
         return Err(Refusal::NoHole { vaddr });
     }
     Ok(plan)
+}
+
+/// A thread may be at a jump in a hole. Go's runtime interrupts threads wherever they are, and takes the place for one of the function
+/// that it lies in or behind, with that function's stack (`isAsyncSafePoint` in its `preempt.go`).
+pub(crate) fn may_hop(binary: &Binary) -> bool {
+    !binary.is_go()
 }
 
 /// A shorter jump may help.
@@ -193,6 +205,7 @@ fn plan_anywhere(binary: &Binary, vaddr: u64, least: usize) -> Result<SitePlan, 
         references: window.references,
         jump_len: WINDOW_MIN as u8,
         holes: Vec::new(),
+        leave: None,
     })
 }
 
@@ -213,6 +226,22 @@ pub fn plan_return(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
     let plan = plan(binary, vaddr)?;
     crate::returns::check(binary, &plan)?;
     Ok(plan)
+}
+
+/// Plans all that a return probe needs: one window at the entry of the function, or one for each `ret` where the return address
+/// may not be replaced.
+///
+/// # Errors
+/// [`Refusal`] says why nothing can be put there.
+pub fn plan_returns(binary: &Binary, vaddr: u64) -> Result<Vec<SitePlan>, Refusal> {
+    match plan_return(binary, vaddr) {
+        Ok(plan) => Ok(vec![plan]),
+        Err(Refusal::GoReturn) => plan_leaves(binary, vaddr),
+        Err(refusal) if crate::returns::is_of_address(&refusal) => {
+            plan_leaves(binary, vaddr).or(Err(refusal))
+        }
+        Err(refusal) => Err(refusal),
+    }
 }
 
 /// The window while it is decoded.
@@ -359,7 +388,7 @@ fn is_entry(binary: &Binary, vaddr: u64) -> bool {
     if analysis.is_looped(vaddr) && !binary.is_go() {
         return false;
     }
-    if binary.unwind().is_fragment(vaddr) {
+    if binary.unwind().is_fragment(vaddr) || crate::returns::is_injected(binary, vaddr) {
         return false;
     }
     let symbols = binary.symbols();

@@ -15,6 +15,8 @@ const RETURNS_TWICE: &str = "returns a second time to the same address";
 const CHILD: &str = "returns twice on the same stack, in the child and in the parent";
 const SWITCHES: &str = "switches to another context";
 const CALLER: &str = "looks up its caller by the return address";
+const READS: &str = "reads its return address";
+const INJECTED: &str = "is made to run in the middle of other functions, by a signal handler or a debugger";
 const UNWINDS: &str = "walks the stack";
 const NO_CALLER: &str = "has no caller";
 const PROFILES: &str = "is called in a function's prologue and reads its return address";
@@ -68,7 +70,17 @@ const BY_NAME: &[(&str, &str)] = &[
     ("dl_start_user", NO_CALLER),
     ("start_thread", NO_CALLER),
     ("restore_rt", NO_CALLER),
+    ("runtime.asyncPreempt", INJECTED),
+    ("runtime.asyncPreempt.abi0", INJECTED),
+    ("runtime.debugCallV1", INJECTED),
+    ("runtime.debugCallV2", INJECTED),
 ];
+
+/// The function is not called, but made to run at any instruction of another, whose flags it keeps: they are live at its entry.
+pub(crate) fn is_injected(binary: &Binary, vaddr: u64) -> bool {
+    let listed = |name: &str| BY_NAME.iter().any(|(known, why)| *known == name && *why == INJECTED);
+    binary.is_go() && binary.symbols().names_at(vaddr).any(listed)
+}
 
 /// Where walks over the stack begin (Itanium C++ ABI, exception handling, 1.3; used by C++, Rust panics, thread cancellation,
 /// `backtrace`).
@@ -91,9 +103,6 @@ pub fn unwinder_entries(binary: &Binary) -> Vec<SitePlan> {
 /// Refuses what is not a function entry, and functions that depend on their return address.
 pub(crate) fn check(binary: &Binary, plan: &SitePlan) -> Result<(), Refusal> {
     let vaddr = plan.vaddr;
-    if binary.is_go() {
-        return Err(Refusal::GoReturn);
-    }
     if vaddr == binary.entry() && binary.interpreter().is_some() {
         return Err(Refusal::LooksAtCaller { name: "_start".to_owned(), why: NO_CALLER.to_owned() });
     }
@@ -102,6 +111,9 @@ pub(crate) fn check(binary: &Binary, plan: &SitePlan) -> Result<(), Refusal> {
         if let Some((_, why)) = BY_NAME.iter().find(|(n, _)| *n == stem) {
             return Err(Refusal::LooksAtCaller { name: name.to_owned(), why: (*why).to_owned() });
         }
+    }
+    if binary.is_go() {
+        return Err(Refusal::GoReturn);
     }
     if !plan.is_entry {
         return Err(if binary.analysis().is_looped(vaddr) {
@@ -114,9 +126,18 @@ pub(crate) fn check(binary: &Binary, plan: &SitePlan) -> Result<(), Refusal> {
     if reads_return_address(bytes, vaddr) {
         let name = binary.function_at(vaddr).map(|f| f.name).filter(|n| !n.is_empty());
         let name = name.unwrap_or_else(|| format!("{vaddr:#x}"));
-        return Err(Refusal::LooksAtCaller { name, why: "reads its return address".to_owned() });
+        return Err(Refusal::LooksAtCaller { name, why: READS.to_owned() });
     }
     Ok(())
+}
+
+/// What is wrong is only that the return address would change, or that an entry is not one call.
+pub(crate) fn is_of_address(refusal: &Refusal) -> bool {
+    match refusal {
+        Refusal::LoopsToEntry { .. } => true,
+        Refusal::LooksAtCaller { why, .. } => why == CALLER || why == READS,
+        _ => false,
+    }
 }
 
 /// The straight code from the entry on loads or pops the word at the stack pointer of the entry, as `setjmp`, `vfork` and

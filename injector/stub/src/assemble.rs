@@ -7,6 +7,7 @@
 //! return point:  save; find slot; guard; pop the return; programs; clear the guard; restore; ret
 //! plain:         restore
 //! displaced:     the instructions from the site; jmp behind the window
+//! leave:         (at a `ret`) the instructions before it; save; find slot; guard; programs; clear the guard; restore; ret
 //! skipped:       (bpf_override_return) push the return if there are return links; restore; ret or on at the return point
 //! cold:          claims, nested hits, misses, stale returns
 //! ```
@@ -15,7 +16,7 @@
 //! set, misses its own hits, and so leaves the stack alone.
 
 use crate::cpu::Sequence;
-use crate::displaced::{Moved, displace, reaches};
+use crate::displaced::{Moved, displace, displace_before, reaches};
 use crate::frame::{Kept, RED_ZONE, SaveArea};
 use crate::phase::{Phase, RUN_FLAGS, RUN_OVERRIDE_VALUE, Shared, changed, session_skip, test_enabled_word};
 use crate::returns::{self, ReturnHalf};
@@ -125,8 +126,12 @@ fn check(site: &SiteCode<'_>, at: u64) -> Result<(), StubError> {
     if !reaches(at, site.address) {
         return Err(StubError::OutOfRange { at, target: site.address });
     }
-    if site.links.iter().any(|l| l.is_return) && !site.plan.is_entry {
+    let leaves = site.plan.leave.is_some();
+    if site.links.iter().any(|l| l.is_return) && !site.plan.is_entry && !leaves {
         return Err(StubError::ReturnNotAtEntry { at: site.address });
+    }
+    if leaves && site.links.iter().any(|l| !l.is_return || l.session.is_some()) {
+        return Err(StubError::OnlyReturns { at: site.address });
     }
     if site.links.iter().filter_map(|l| l.session).any(|index| index as usize >= SESSIONS) {
         return Err(StubError::TooManySessions { at: site.address });
@@ -147,6 +152,9 @@ fn emit(
     site: &SiteCode<'_>,
     at: u64,
 ) -> Result<Marks, StubError> {
+    if let Some(leave) = site.plan.leave {
+        return emit_leave(asm, shared, site, leave.at, at);
+    }
     let wrap = |e: IcedError| assembler(at, &e);
     let mut half = EntryHalf::new(asm, shared, site, at);
     half.hot(asm).map_err(wrap)?;
@@ -170,6 +178,23 @@ fn emit(
         sequences.extend(half.into_sequences());
     }
     Ok(Marks { return_point, displaced, cold, sequences })
+}
+
+/// At a `ret`: what stands before it, then the part that runs at a return.
+fn emit_leave(
+    asm: &mut CodeAssembler,
+    shared: Shared<'_>,
+    site: &SiteCode<'_>,
+    ret: u8,
+    at: u64,
+) -> Result<Marks, StubError> {
+    let wrap = |e: IcedError| assembler(at, &e);
+    let displaced = displace_before(asm, site.plan, ret, site.address, at)?;
+    let mut half = ReturnHalf::at_ret(asm, shared, site, at);
+    half.hot(asm).map_err(wrap)?;
+    let cold = asm.instructions().len();
+    half.cold(asm).map_err(wrap)?;
+    Ok(Marks { return_point: None, displaced, cold, sequences: half.into_sequences() })
 }
 
 /// The part that runs when the site is reached.

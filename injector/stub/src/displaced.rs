@@ -119,13 +119,50 @@ pub(crate) fn displace_around(
     stub: u64,
     around: &mut dyn Around,
 ) -> Result<Vec<Moved>, DisplaceError> {
-    let assembler =
-        |address: u64| move |e: IcedError| DisplaceError::Assembler { address, reason: e.to_string() };
     let code = plan.original.get(..usize::from(plan.code_len)).unwrap_or(&plan.original);
+    let (mut moved, falls_through) = displace_code(asm, code, site, stub, around)?;
+    if falls_through {
+        let next = site + code.len() as u64;
+        if !reaches(stub, next) {
+            return Err(DisplaceError::OutOfRange { address: site, target: next, stub });
+        }
+        around.last(asm).map_err(|e| assembler(next, &e))?;
+        moved.push(Moved { original: next, index: asm.instructions().len() });
+        asm.jmp(next).map_err(|e| assembler(next, &e))?;
+    }
+    Ok(moved)
+}
+
+/// Appends the instructions before the `ret` of a window; that it is at the place behind them is the last point.
+pub(crate) fn displace_before(
+    asm: &mut CodeAssembler,
+    plan: &SitePlan,
+    ret: u8,
+    site: u64,
+    stub: u64,
+) -> Result<Vec<Moved>, DisplaceError> {
+    let code = plan.original.get(..usize::from(ret)).unwrap_or(&plan.original);
+    let (mut moved, _) = displace_code(asm, code, site, stub, &mut Nothing)?;
+    moved.push(Moved { original: site + u64::from(ret), index: asm.instructions().len() });
+    Ok(moved)
+}
+
+fn assembler(address: u64, error: &IcedError) -> DisplaceError {
+    DisplaceError::Assembler { address, reason: error.to_string() }
+}
+
+/// Appends the instructions of `code`; whether execution goes on behind them.
+fn displace_code(
+    asm: &mut CodeAssembler,
+    code: &[u8],
+    site: u64,
+    stub: u64,
+    around: &mut dyn Around,
+) -> Result<(Vec<Moved>, bool), DisplaceError> {
     let mut decoder = Decoder::with_ip(64, code, site, DecoderOptions::NONE);
     let mut moved = Vec::new();
     let mut falls_through = true;
-    around.first(asm).map_err(assembler(site))?;
+    around.first(asm).map_err(|e| assembler(site, &e))?;
     while decoder.can_decode() {
         let instruction = decoder.decode();
         let address = instruction.ip();
@@ -134,24 +171,15 @@ pub(crate) fn displace_around(
         }
         check_reach(&instruction, stub)?;
         moved.push(Moved { original: address, index: asm.instructions().len() });
-        if !around.instead(asm, &instruction, &mut moved).map_err(assembler(address))? {
+        if !around.instead(asm, &instruction, &mut moved).map_err(|e| assembler(address, &e))? {
             append(asm, instruction).map_err(|e| match e {
                 Failure::Unsupported => DisplaceError::Unsupported { address },
-                Failure::Assembler(e) => DisplaceError::Assembler { address, reason: e.to_string() },
+                Failure::Assembler(e) => assembler(address, &e),
             })?;
         }
         falls_through = !ends_flow(&instruction);
     }
-    if falls_through {
-        let next = site + code.len() as u64;
-        if !reaches(stub, next) {
-            return Err(DisplaceError::OutOfRange { address: site, target: next, stub });
-        }
-        around.last(asm).map_err(assembler(next))?;
-        moved.push(Moved { original: next, index: asm.instructions().len() });
-        asm.jmp(next).map_err(|e| DisplaceError::Assembler { address: next, reason: e.to_string() })?;
-    }
-    Ok(moved)
+    Ok((moved, falls_through))
 }
 
 enum Failure {

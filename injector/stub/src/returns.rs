@@ -107,6 +107,8 @@ pub(crate) struct ReturnHalf<'a> {
     word: i32,
     phase: Phase<'a>,
     links: Vec<&'a LinkCode>,
+    /// The call was paired: an entry of the return stack has the return address. Else that is in its word, where it was all the time.
+    paired: bool,
     /// The top entry is not the one.
     search: CodeLabel,
     /// The return address is back in its word and the entry is popped.
@@ -138,10 +140,21 @@ impl<'a> ReturnHalf<'a> {
             word,
             phase: Phase::new(asm, shared, at, save),
             links,
+            paired: true,
             search: asm.create_label(),
             resolved: asm.create_label(),
             finish: asm.create_label(),
         }
+    }
+
+    /// The part at a function's own `ret`, which it does as well.
+    pub(crate) fn at_ret(
+        asm: &mut CodeAssembler,
+        shared: Shared<'a>,
+        site: &'a SiteCode<'a>,
+        at: u64,
+    ) -> ReturnHalf<'a> {
+        ReturnHalf { paired: false, ..ReturnHalf::new(asm, shared, site, at) }
     }
 
     /// The restartable sequences in it.
@@ -150,10 +163,16 @@ impl<'a> ReturnHalf<'a> {
     }
 
     pub(crate) fn hot(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        if !self.paired {
+            // As behind the `ret`. The word is on top of the save area then: nobody else writes below the stack pointer so soon.
+            asm.lea(rsp, qword_ptr(rsp + 8))?;
+        }
         self.phase.save.enter(asm)?;
         self.phase.find_slot(asm)?;
-        self.pop(asm)?;
-        asm.set_label(&mut self.resolved)?;
+        if self.paired {
+            self.pop(asm)?;
+            asm.set_label(&mut self.resolved)?;
+        }
         let returned_to = self.phase.save.running_at(self.word);
         self.phase.call_programs(asm, &self.links, true, |asm| asm.mov(rax, returned_to))?;
         self.phase.clear_guard(asm)?;
@@ -194,20 +213,31 @@ impl<'a> ReturnHalf<'a> {
 
     pub(crate) fn cold(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         self.phase.cold(asm)?;
+        if self.paired {
+            self.cold_search(asm)?;
+        }
+        asm.set_label(&mut self.phase.no_slot)?;
+        asm.nop()?;
+        asm.set_label(&mut self.phase.missed)?;
+        if self.paired {
+            self.find(asm)?;
+        } else {
+            asm.nop()?;
+        }
+        asm.set_label(&mut self.phase.no_stack)?;
+        self.phase.count_missed(asm, &self.links)?;
+        asm.jmp(self.finish)
+    }
+
+    /// The top entry is not the one that returns.
+    fn cold_search(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         asm.set_label(&mut self.search)?;
         self.find(asm)?;
         if self.links.iter().any(|link| link.session.is_some()) {
             asm.mov(rdx, rax)?; // the entry, which stays readable while the guard is set
             self.load_sessions(asm)?;
         }
-        asm.jmp(self.resolved)?;
-        asm.set_label(&mut self.phase.no_slot)?;
-        asm.nop()?;
-        asm.set_label(&mut self.phase.missed)?;
-        self.find(asm)?;
-        asm.set_label(&mut self.phase.no_stack)?;
-        self.phase.count_missed(asm, &self.links)?;
-        asm.jmp(self.finish)
+        asm.jmp(self.resolved)
     }
 
     /// Puts the return address back into its word and pops its entry.

@@ -179,6 +179,12 @@ pub enum StubError {
         /// The site.
         at: u64,
     },
+    /// Something else than a return link at a `ret`.
+    #[error("the place at {at:#x} is a `ret`, where only return probes run")]
+    OnlyReturns {
+        /// The site.
+        at: u64,
+    },
     /// A return has no room for what another session keeps.
     #[error("{SESSIONS} sessions are at {at:#x} already")]
     TooManySessions {

@@ -338,7 +338,7 @@ impl Builder<'_> {
                 links.push(LinkRuntime {
                     shared: self.link_pages.get(&probe.link_id).copied().unwrap_or(0),
                     cookie: probe.cookie,
-                    func_ip: site.address,
+                    func_ip: site.function(),
                     entry,
                     link_id: probe.link_id,
                     prog_id: probe.program_id,

@@ -125,7 +125,7 @@ impl Probes {
     }
 
     fn add_file(&mut self, file: &Path, options: &Options) -> Result<(), String> {
-        let path = if file.is_absolute() {
+        let path = if file.is_absolute() || file.is_file() {
             file.to_path_buf()
         } else {
             find_library(&file.to_string_lossy()).map_err(|error| error.to_string())?

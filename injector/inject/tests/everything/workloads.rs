@@ -58,6 +58,18 @@ pub(crate) fn cases() -> Vec<Case> {
             ..case("openssl-speed", &["libcrypto.so.3", "libssl.so.3", "libc.so.6"], true)
         },
         Case {
+            command: Box::new(|folder| {
+                go(folder, "returns.go").map(|program| vec![program, "300".to_owned()])
+            }),
+            ..case("go", &["program"], true)
+        },
+        Case {
+            command: Box::new(|_| {
+                program(GOFMT, &["-d", "-s", "/usr/lib/go/src/fmt", "/usr/lib/go/src/net"])
+            }),
+            ..case("gofmt", &[GOFMT], false)
+        },
+        Case {
             command: Box::new(redis_server),
             essence: |_| String::new(),
             driver: Some(redis_driver),
@@ -216,6 +228,22 @@ fn python_tests() -> Vec<Case> {
         }
     };
     listed.lines().filter(|line| line.starts_with("test_")).map(test).collect()
+}
+
+/// Go's own formatter, a Go program.
+const GOFMT: &str = "/usr/lib/go/bin/gofmt";
+
+/// Compiles a Go program of the end-to-end tests as `program` in `folder`; its path.
+fn go(folder: &Path, source: &str) -> Result<String, String> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/targets").join(source);
+    let path = folder.join("program");
+    let mut build = Command::new("go");
+    build.env("GO111MODULE", "off").env("CGO_ENABLED", "0").args(["build", "-o"]).arg(&path).arg(source);
+    match build.output() {
+        Ok(done) if done.status.success() => Ok(path.display().to_string()),
+        Ok(done) => Err(format!("go fails: {}", String::from_utf8_lossy(&done.stderr))),
+        Err(error) => Err(format!("go: {error}")),
+    }
 }
 
 fn redis_server(folder: &Path) -> Result<Vec<String>, String> {
