@@ -21,9 +21,9 @@ func choose(n uint64) uint64 {
 		return 1
 	}
 	if n%3 == 1 {
-		return n >> 1
+		return n/7 + 100000
 	}
-	return n * 2
+	return n*n*3 + 100000
 }
 
 // A frame that does not fit: the stack grows in the middle of a chain of calls whose returns are probed.
