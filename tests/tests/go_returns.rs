@@ -19,8 +19,7 @@ fn program() -> (tempfile::TempDir, PathBuf) {
 /// Calls of a function and the sum of its results, as the program says.
 fn counted(said: &str, function: &str) -> (u64, u64) {
     let line = said.lines().find_map(|line| line.strip_prefix(&format!("{function} ")));
-    let words: Vec<u64> =
-        line.unwrap_or_default().split(' ').filter_map(|word| word.parse().ok()).collect();
+    let words: Vec<u64> = line.unwrap_or_default().split(' ').filter_map(|word| word.parse().ok()).collect();
     assert_eq!(words.len(), 2, "{function} in {said}");
     (words[0], words[1])
 }

@@ -79,9 +79,11 @@ fn on_path(name: &str) -> bool {
 pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
     let missing: Vec<&str> =
         NEEDS.iter().filter(|need| need.from <= purpose && !need.is_met()).map(|need| need.package).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
+    if missing.is_empty() { Ok(()) } else { install(&missing) }
+}
+
+/// Installs Debian packages, or fails with the command that would.
+fn install(missing: &[&str]) -> Result<()> {
     let advice = format!("sudo apt-get install -y {}", missing.join(" "));
     if !on_path("apt-get") {
         bail!("these Debian packages, or what your system calls them, are missing: {}", missing.join(" "));
@@ -95,11 +97,24 @@ pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
     // A stale package list is the usual reason for a failed install, and refreshing it is cheap.
     let _ = apt(&["update", "-qq"]).stdout(Stdio::null()).status();
     let mut install = apt(&["install", "-y", "--no-install-recommends"]);
-    install.args(&missing).stdout(Stdio::null());
+    install.args(missing).stdout(Stdio::null());
     if workspace::run(&mut install).is_err() {
         bail!("apt could not install what is missing. Run this to see why:\n\n    {advice}\n");
     }
     Ok(())
+}
+
+/// Installs the test suite of the system's Python, where it is Debian's: the long run says what it skips without.
+pub(crate) fn python_tests() -> Result<()> {
+    let asked = Command::new("/usr/bin/python3")
+        .args(["-c", "import sys; print('%d.%d' % sys.version_info[:2])"])
+        .output();
+    let Ok(asked) = asked else { return Ok(()) };
+    let version = String::from_utf8_lossy(&asked.stdout).trim().to_owned();
+    if version.is_empty() || Path::new(&format!("/usr/lib/python{version}/test/test_grammar.py")).exists() {
+        return Ok(());
+    }
+    install(&[&format!("libpython{version}-testsuite")])
 }
 
 /// How apt-get can be run without asking anybody: as root, or by sudo without a password.

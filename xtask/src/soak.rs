@@ -19,6 +19,9 @@ pub(crate) struct Options {
     /// `cycles`: with system calls traced, not functions
     #[arg(long)]
     system_calls: bool,
+    /// `everything`: the programs whose names contain this alone, `go` or `python-tests: test_os`
+    #[arg(long)]
+    case: Option<String>,
 }
 
 /// What attach/detach cycles are made on.
@@ -77,6 +80,9 @@ enum What {
 /// The tests read their count from the environment; each ends with a summary line and fails when anything was lost.
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(setup::Purpose::Test)?;
+    if matches!(options.what, What::Everything) {
+        setup::python_tests()?;
+    }
     workspace::beeline()?;
     objects::build_all()?;
     let cycled = if options.system_calls { "system_calls_on_" } else { "cycles_on_" };
@@ -88,14 +94,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         What::Exceptions => ("beeline-tests", "exceptions", "BEELINE_SOAK"),
         What::Inject => ("beeline-inject", "kill", "BEELINE_SOAK"),
         What::Maps => ("beeline-maps", "survive_kills", "BEELINE_KILL_ROUNDS"),
-        What::Everything => ("beeline-inject", "everything", "BEELINE_SOAK"),
+        What::Everything => {
+            ("beeline-inject", options.case.as_deref().unwrap_or("everything"), "BEELINE_SOAK")
+        }
         What::Vm => ("beeline-vm", "differential", "BEELINE_DIFFERENTIAL"),
         What::Object => ("beeline-object", "mutated", "BEELINE_FUZZ_CASES"),
     };
     let mut command = cargo();
-    command
-        .args(["test", "--release", "--package", package, "--", filter, "--nocapture", "--test-threads=1"])
-        .env(count, options.rounds.to_string());
+    command.args(["test", "--release", "--package", package]);
+    if matches!(options.what, What::Everything) {
+        // A case's name is no test's in the others.
+        command.args(["--test", "everything"]);
+    }
+    command.args(["--", filter, "--nocapture", "--test-threads=1"]).env(count, options.rounds.to_string());
     if crate::workspace::run(&mut command).is_err() {
         bail!("soak failed");
     }

@@ -1,8 +1,8 @@
 //! Binaries of all kinds: what is read from them, and where probes go.
 
 use beeline_site::{
-    Binary, Libc, Linkage, Location, OpenError, Refusal, ResolveError, Resolved, find_library, plan,
-    plan_return, resolve, unwinder_entries,
+    Binary, Libc, Linkage, Location, OpenError, Refusal, ResolveError, Resolved, WINDOW_MIN, find_library,
+    plan, plan_return, plan_returns, resolve, unwinder_entries,
 };
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -173,6 +173,7 @@ fn go() {
     }
     println!("go: {planned} of {all}");
     assert!(planned * 100 >= all * 98);
+    go_returns(&binary, work.vaddr);
     assert!(go(&["-ldflags=-s -w", "-o", "stripped"]));
     let stripped = Binary::open(directory.path().join("stripped")).unwrap();
     let mut known = 0;
@@ -186,6 +187,41 @@ fn go() {
     if go(&["-buildmode=pie", "-ldflags=-s -w", "-o", "pie"]) {
         check_function(&Binary::open(directory.path().join("pie")).unwrap(), "main.Work");
     }
+}
+
+/// Every `ret` of a Go function has a window, in which it is the last instruction; but for the few that no jump fits at.
+fn go_returns(binary: &Binary, work: u64) {
+    let leaves = plan_returns(binary, work).unwrap();
+    assert!(leaves.iter().all(|plan| plan.leave.is_some_and(|leave| leave.function == work
+        && leave.at + 1 == plan.code_len
+        && plan.original[usize::from(leave.at)] == 0xc3)));
+    let (mut planned, mut returning) = (0, 0);
+    for function in binary.functions() {
+        match plan_returns(binary, function.start) {
+            Ok(plans) => {
+                planned += 1;
+                assert!(
+                    plans.iter().all(|plan| usize::from(plan.jump_len) == WINDOW_MIN),
+                    "{:#x}",
+                    function.start
+                );
+            }
+            Err(Refusal::NeverReturns { .. } | Refusal::LeavesOtherwise { .. }) => continue,
+            Err(_) => {}
+        }
+        returning += 1;
+    }
+    println!("go: returns of {planned} of {returning} functions");
+    assert!(planned * 100 >= returning * 97);
+    // Goroutines return to the second byte; the other is made to run at any instruction.
+    let special = |name: &str| {
+        binary.symbols().iter().find(|s| binary.symbols().name(s).starts_with(name)).unwrap().vaddr
+    };
+    let exit = special("runtime.goexit.abi0");
+    assert_eq!(plan(binary, exit), Err(Refusal::BranchInside { target: exit + 1 }));
+    let injected = special("runtime.asyncPreempt.abi0");
+    assert!(!plan(binary, injected).unwrap().is_entry);
+    assert!(matches!(plan_returns(binary, injected), Err(Refusal::LooksAtCaller { .. })));
 }
 
 #[test]
