@@ -106,6 +106,7 @@ fn to_json(it: &Attached, ours: Option<[u64; 2]>, calls: Option<&CallCoverage>) 
             "address": format!("{:#x}", site.address),
             "links": site.links,
             "in_place": site.in_place,
+            "breakpoint": site.is_breakpoint,
         })).collect::<Vec<_>>(),
         "links": it.links(),
         "programs": it.programs,

@@ -8,13 +8,13 @@ use crate::fit::fit;
 use crate::report::{ProbeOutcome, ProbeState};
 use crate::request::{ProbeKind, ProbeRequest, ProgramRequest, Request};
 use crate::start::loader_hook;
-use crate::system_calls::{PlannedCall, PlannedCalls};
+use crate::system_calls::{CallsGiven, PlannedCall, PlannedCalls};
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::thread::SESSIONS;
 use beeline_remote::Process;
 use beeline_site::{
-    Binary, Refusal, SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_hook, plan_return, resolve,
-    unwinder_entries,
+    BREAKPOINT_WINDOW, Binary, Refusal, SHORT_WINDOW, SitePlan, WINDOW_MIN, lacks_room, plan,
+    plan_breakpoint, plan_hook, plan_return, plan_return_breakpoint, resolve, unwinder_entries,
 };
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
@@ -45,6 +45,11 @@ impl PlannedSite {
     pub(crate) fn is_short(&self) -> bool {
         usize::from(self.plan.jump_len) == SHORT_WINDOW
     }
+
+    /// It is an `int3`.
+    pub(crate) fn is_breakpoint(&self) -> bool {
+        usize::from(self.plan.jump_len) == BREAKPOINT_WINDOW
+    }
 }
 
 /// A hole in the process.
@@ -56,6 +61,34 @@ pub(crate) struct PlannedHole {
     pub(crate) original: Vec<u8>,
     /// The window that gives the room, if it is no padding.
     pub(crate) neighbour: Option<SitePlan>,
+}
+
+/// Whether a place without room for a jump gets a breakpoint in this process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Breakpoints {
+    /// Nobody has asked for it.
+    NotWanted,
+    /// The process cannot have any, and why.
+    Impossible(String),
+    /// Where no jump fits.
+    Wanted,
+    /// At each new place, for tests.
+    Everywhere,
+}
+
+impl Breakpoints {
+    /// There can be one.
+    pub(crate) fn are_possible(&self) -> bool {
+        matches!(self, Breakpoints::Wanted | Breakpoints::Everywhere)
+    }
+
+    /// Why a place is refused for which there is room for a breakpoint only.
+    pub(crate) fn refuse(&self, reason: &str) -> String {
+        match self {
+            Breakpoints::Impossible(why) => format!("{reason}; no breakpoint is possible: {why}"),
+            _ => format!("{reason}; --breakpoints puts an int3 there"),
+        }
+    }
 }
 
 /// The probes of a request, sorted out.
@@ -79,6 +112,7 @@ impl PlannedSites {
         request: &Request,
         existing: Option<&Existing>,
         bell: Option<&FollowerBell>,
+        (breakpoints, guarded): (&Breakpoints, bool),
         unusable: impl Fn(u32) -> Option<String>,
     ) -> PlannedSites {
         let in_force: HashSet<(u32, u64, u32)> =
@@ -88,7 +122,8 @@ impl PlannedSites {
         for (index, probe) in request.probes.iter().enumerate() {
             // With another program it is replaced.
             let is_in_force = |address| in_force.contains(&(probe.link_id, address, probe.program_id));
-            let state = match places(process, files, probe, is_in_force, overrides(request, probe)) {
+            let planner = Planner { existing, breakpoints, overrides: overrides(request, probe) };
+            let state = match places(process, files, probe, is_in_force, &planner) {
                 Ok(places) => match unusable(probe.program_id) {
                     Some(reason) => ProbeState::Refused { reason },
                     None => enter(&mut sites, places, index),
@@ -122,12 +157,18 @@ impl PlannedSites {
             Some(format!("program {} calls host functions: it cannot run at system calls", program.name))
         };
         let not_at_calls = |id| at_calls(id).or_else(|| unusable(id));
-        let calls = PlannedCalls::plan(&mut sites, process, files, request, existing, &not_at_calls);
+        let given = CallsGiven { request, existing, guarded };
+        let calls = PlannedCalls::plan(&mut sites, process, files, given, &not_at_calls);
         let mut planned = PlannedSites { sites: sites.into_values().collect(), restored, calls, states };
         planned.find_existing(existing);
         planned.leave_out_sessions(request, existing);
-        fit(&mut planned, process, files, existing);
+        fit(&mut planned, process, files, existing, breakpoints);
         planned
+    }
+
+    /// Places that are to get breakpoints, or have.
+    pub(crate) fn breakpoints(&self) -> impl Iterator<Item = u64> {
+        self.sites.iter().filter(|site| site.is_breakpoint()).map(|site| site.address)
     }
 
     fn find_existing(&mut self, existing: Option<&Existing>) {
@@ -364,7 +405,7 @@ fn places(
     files: &MappedFiles,
     probe: &ProbeRequest,
     is_in_force: impl Fn(u64) -> bool,
-    overrides: bool,
+    planner: &Planner<'_>,
 ) -> Result<Vec<(u64, SitePlan)>, ProbeState> {
     let matching = files.matching(&probe.file, process);
     if matching.is_empty() {
@@ -380,7 +421,7 @@ fn places(
         let new: Vec<u64> = addresses.into_iter().filter(|&address| !is_in_force(address)).collect();
         in_force |= new.len() < known;
         if !new.is_empty() {
-            let plan = plan_in(process, file, probe, resolved, overrides).map_err(refused)?;
+            let plan = planner.plan(process, file, probe, (resolved, &new)).map_err(refused)?;
             all.extend(new.into_iter().map(|address| (address, plan.clone())));
         }
     }
@@ -405,26 +446,63 @@ fn addresses_in(
     Ok((resolved.vaddr, file.addresses(resolved.file_offset)))
 }
 
-fn plan_in(
-    process: &Process,
-    file: &MappedFile,
-    probe: &ProbeRequest,
-    vaddr: u64,
+/// How the window of a probe is planned.
+struct Planner<'a> {
+    existing: Option<&'a Existing>,
+    breakpoints: &'a Breakpoints,
+    /// The probe's program may have the function skipped.
     overrides: bool,
-) -> Result<SitePlan, String> {
-    let binary = file.binary(process)?;
-    let plan = match probe.kind {
-        ProbeKind::Entry => plan(binary, vaddr),
-        ProbeKind::Return | ProbeKind::Session => plan_return(binary, vaddr),
-    };
-    let plan = plan.map_err(|refusal| refusal.to_string())?;
-    match (overrides, probe.kind) {
-        (true, ProbeKind::Return | ProbeKind::Session) => {
-            Err("the program skips functions: it can run at their entry only".to_owned())
+}
+
+impl Planner<'_> {
+    /// Plans the window at a link-time address that lies at these addresses in the process.
+    fn plan(
+        &self,
+        process: &Process,
+        file: &MappedFile,
+        probe: &ProbeRequest,
+        (vaddr, addresses): (u64, &[u64]),
+    ) -> Result<SitePlan, String> {
+        let binary = file.binary(process)?;
+        let plan = self.window(binary, probe, vaddr, addresses)?;
+        match (self.overrides, probe.kind) {
+            (true, ProbeKind::Return | ProbeKind::Session) => {
+                Err("the program skips functions: it can run at their entry only".to_owned())
+            }
+            (true, _) if !plan.is_entry => {
+                Err(format!("the program skips functions, and {vaddr:#x} is not the entry of one"))
+            }
+            _ => Ok(plan),
         }
-        (true, _) if !plan.is_entry => {
-            Err(format!("the program skips functions, and {vaddr:#x} is not the entry of one"))
+    }
+
+    fn window(
+        &self,
+        binary: &Binary,
+        probe: &ProbeRequest,
+        vaddr: u64,
+        addresses: &[u64],
+    ) -> Result<SitePlan, String> {
+        let (jump, breakpoint): (Plan, Plan) = match probe.kind {
+            ProbeKind::Entry => (plan, plan_breakpoint),
+            ProbeKind::Return | ProbeKind::Session => (plan_return, plan_return_breakpoint),
+        };
+        // What stands there stays.
+        let has = |found: fn(&Existing, u64) -> bool| {
+            self.existing.is_some_and(|it| addresses.iter().any(|&address| found(it, address)))
+        };
+        let everywhere = *self.breakpoints == Breakpoints::Everywhere && !has(Existing::has_site);
+        if everywhere || has(Existing::has_breakpoint) {
+            return breakpoint(binary, vaddr).map_err(|refusal| refusal.to_string());
         }
-        _ => Ok(plan),
+        jump(binary, vaddr).or_else(|refusal| match breakpoint(binary, vaddr) {
+            Ok(plan) if lacks_room(&refusal) => {
+                let possible = self.breakpoints.are_possible().then_some(plan);
+                possible.ok_or_else(|| self.breakpoints.refuse(&refusal.to_string()))
+            }
+            _ => Err(refusal.to_string()),
+        })
     }
 }
+
+type Plan = fn(&Binary, u64) -> Result<SitePlan, Refusal>;

@@ -77,6 +77,7 @@ impl Unit {
             head.trace,
             head.texts,
             head.system_calls,
+            head.guard,
             head.fork_page,
             head.task,
             head.pool,

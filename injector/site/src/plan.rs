@@ -1,6 +1,7 @@
 //! A window of bytes that a jump can replace, and the instructions that it displaces.
 //!
-//! Where five bytes do not fit, a short jump of two goes to a [`Hole`] nearby, which holds the long one.
+//! Where five bytes do not fit, a short jump of two goes to a [`Hole`] nearby, which holds the long one. Where that does not fit either,
+//! there is room for a breakpoint of one, in processes that are to have some.
 
 use crate::binary::Binary;
 use crate::error::Refusal;
@@ -14,6 +15,9 @@ pub const WINDOW_MIN: usize = 5;
 
 /// Bytes of `jmp rel8`: what is replaced where a long jump does not fit.
 pub const SHORT_WINDOW: usize = 2;
+
+/// Bytes of `int3`: what is replaced where no jump fits.
+pub const BREAKPOINT_WINDOW: usize = 1;
 
 /// Most bytes that a probe replaces. Behind them may be the rest of a displaced instruction, which stays as it is.
 const PATCH_MAX: usize = 16;
@@ -67,7 +71,7 @@ pub struct SitePlan {
     pub is_entry: bool,
     /// What the displaced instructions refer to.
     pub references: References,
-    /// Bytes of the jump at the site: [`WINDOW_MIN`] or [`SHORT_WINDOW`].
+    /// Bytes of the jump at the site: [`WINDOW_MIN`] or [`SHORT_WINDOW`]; or [`BREAKPOINT_WINDOW`], and it is an `int3`.
     pub jump_len: u8,
     /// For a short jump: places for the long one, the best first. One of them is needed.
     pub holes: Vec<Hole>,
@@ -101,9 +105,11 @@ pub fn plan(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
         Ok(plan) if plan.crosses_page() => Err(Refusal::CrossesPage { vaddr }),
         other => other,
     };
-    near.or_else(|refusal| {
-        if is_for_room(&refusal) { plan_short(binary, vaddr).or(Err(refusal)) } else { Err(refusal) }
-    })
+    near.or_else(
+        |refusal| {
+            if lacks_room(&refusal) { plan_short(binary, vaddr).or(Err(refusal)) } else { Err(refusal) }
+        },
+    )
 }
 
 /// Plans an entry probe with a short jump, where the long one has no room: at another probe's site, for one.
@@ -123,8 +129,17 @@ pub fn plan_short(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
     Ok(plan)
 }
 
-/// A shorter jump may help.
-fn is_for_room(refusal: &Refusal) -> bool {
+/// Plans an entry probe with a breakpoint, which displaces one instruction: where no jump fits.
+///
+/// # Errors
+/// [`Refusal`] says why nothing can be put there.
+pub fn plan_breakpoint(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
+    let plan = plan_window(binary, vaddr, BREAKPOINT_WINDOW)?;
+    Ok(SitePlan { jump_len: BREAKPOINT_WINDOW as u8, ..plan })
+}
+
+/// A shorter jump, or a breakpoint, may help.
+pub fn lacks_room(refusal: &Refusal) -> bool {
     matches!(
         refusal,
         Refusal::TooShort { .. }
@@ -211,6 +226,16 @@ pub(crate) fn plan_before(binary: &Binary, vaddr: u64, len: usize) -> Result<Sit
 /// [`Refusal`] says why nothing can be put there.
 pub fn plan_return(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
     let plan = plan(binary, vaddr)?;
+    crate::returns::check(binary, &plan)?;
+    Ok(plan)
+}
+
+/// Plans a return probe with a breakpoint at the entry of its function.
+///
+/// # Errors
+/// [`Refusal`] says why nothing can be put there.
+pub fn plan_return_breakpoint(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
+    let plan = plan_breakpoint(binary, vaddr)?;
     crate::returns::check(binary, &plan)?;
     Ok(plan)
 }
