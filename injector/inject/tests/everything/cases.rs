@@ -15,6 +15,8 @@ pub(crate) enum Probes {
     Both,
     /// Every so many instructions, and all entries.
     Inside(usize),
+    /// Entries and returns, by breakpoints.
+    Breakpoints,
 }
 
 /// A program and the files all of whose functions are probed while it runs.
@@ -51,9 +53,10 @@ pub(crate) fn all() -> Vec<Case> {
 }
 
 /// What is planted, with programs that want all of the context or nothing. A test run has the first two.
-const ROUNDS: [(Probes, bool); 6] = [
+const ROUNDS: [(Probes, bool); 7] = [
     (Probes::Both, true),
     (Probes::Inside(29), true),
+    (Probes::Breakpoints, true),
     (Probes::Entries, false),
     (Probes::Returns, false),
     (Probes::Both, false),
@@ -128,6 +131,7 @@ fn probed(case: &Case, command: &[String], probes: Probes, heavy: bool, report: 
     match probes {
         Probes::Entries => {}
         Probes::Returns | Probes::Both => words.push("--return".to_owned()),
+        Probes::Breakpoints => words.extend(["--return", "--breakpoints"].map(str::to_owned)),
         Probes::Inside(step) => words.extend(["--inside".to_owned(), step.to_string()]),
     }
     if heavy {
