@@ -437,10 +437,12 @@ impl<'a> Prepared<'a> {
         filters: &Filters,
         stopped: &mut StoppedProcess,
     ) -> Result<(), Failure> {
+        let guard = self.existing.as_ref().map_or(0, |existing| existing.guard());
+        let Some(index) = guard::borrowable(self.process, guard, stopped) else { return Err(Failure::Again) };
         if let Some(fresh) = fresh {
             self.announce(generation, fresh)?;
         }
-        let mut borrowed = match Borrowed::begin(self.process, maps, stopped, 0) {
+        let mut borrowed = match Borrowed::begin(self.process, maps, stopped, index) {
             Ok(borrowed) => borrowed,
             Err(RemoteError::Busy { .. }) => return Err(Failure::Again),
             Err(error) => return Err(self.failed(error).into()),

@@ -20,7 +20,7 @@ use beeline_abi::guard::{
     Action, Breakpoint, Breakpoints, GUARD_MAGIC, Guard, MASKED, Masked, RECORDED, Recorded, SIGTRAP, bit,
 };
 use beeline_abi::process::{ForkPage, SiteRuntime};
-use beeline_ptrace::{Registers, StoppedProcess, read_status};
+use beeline_ptrace::{Registers, Stopped, StoppedProcess, read_status};
 use beeline_remote::{Borrowed, Process, RemoteError, SystemCall};
 use std::mem::offset_of;
 
@@ -227,12 +227,14 @@ impl<'a> Placed<'a> {
     /// A thread that has met a breakpoint, and whose signal is still to be delivered.
     pub(crate) fn in_flight(&self, stopped: &StoppedProcess) -> Option<i32> {
         let breakpoints = self.breakpoints();
-        let met = |pc: u64| breakpoints.binary_search_by_key(&pc.wrapping_sub(1), |it| it.address).is_ok();
-        let pending = |tid| read_status(tid).is_ok_and(|status| status.pending & bit(SIGTRAP) != 0);
-        let mut threads = stopped.threads().iter();
-        let found =
-            threads.find(|it| it.known_registers().is_ok_and(|its| met(its.rip)) && pending(it.tid()));
+        let found = stopped.threads().iter().find(|thread| has_met(&breakpoints, thread));
         found.map(|thread| thread.tid())
+    }
+
+    /// Index of a thread that can be borrowed: its signal would be delivered elsewhere.
+    pub(crate) fn not_in_flight(&self, stopped: &StoppedProcess) -> Option<usize> {
+        let breakpoints = self.breakpoints();
+        stopped.threads().iter().position(|thread| !has_met(&breakpoints, thread))
     }
 
     /// The registers of a thread in a call that has an argument of ours, with the process's own in its place; the kernel may make the
@@ -258,6 +260,18 @@ impl<'a> Placed<'a> {
         }
         changed.then_some(own)
     }
+}
+
+/// The thread has met one of the breakpoints, and its signal is still to be delivered.
+fn has_met(breakpoints: &[Breakpoint], thread: &Stopped) -> bool {
+    let at = |pc: u64| breakpoints.binary_search_by_key(&pc.wrapping_sub(1), |it| it.address).is_ok();
+    thread.known_registers().is_ok_and(|registers| at(registers.rip))
+        && read_status(thread.tid()).is_ok_and(|status| status.pending & bit(SIGTRAP) != 0)
+}
+
+/// Index of a thread that can be borrowed, in a process that may have a guard; none when each of them is on the way from a breakpoint.
+pub(crate) fn borrowable(process: &Process, guard: u64, stopped: &StoppedProcess) -> Option<usize> {
+    Placed::at(process, guard).map_or(Some(0), |placed| placed.not_in_flight(stopped))
 }
 
 fn action_of(actions: &[Action], signal: u64) -> Action {
