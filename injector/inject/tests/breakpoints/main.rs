@@ -3,7 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use beeline_inject::{BreakpointUse, DetachOptions, ProbeKind, ProbeState, attach, detach, inspect};
+use beeline_inject::{
+    BreakpointUse, DetachOptions, Ended, ProbeKind, ProbeState, StartCommand, attach, detach, inspect, start,
+};
 use beeline_ptrace::read_status;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -224,4 +226,81 @@ fn threads_that_wait_with_a_copied_mask_keep_waiting_when_it_is_gone() {
     assert_eq!(report.left, None);
     say(&mut target, "stop");
     assert_eq!(inspect(pid).unwrap(), None);
+}
+
+const GO: &str = r#"
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"sync"
+	"syscall"
+)
+
+//go:noinline
+func work(n int) int {
+	if n == 0 {
+		return 0
+	}
+	var room [64]byte
+	room[n%64] = 1
+	return work(n-1) + int(room[n%64])
+}
+
+func main() {
+	traps := make(chan os.Signal, 10)
+	signal.Notify(traps, syscall.SIGTRAP)
+	var group sync.WaitGroup
+	results := make([]int, 16)
+	for i := range results {
+		i := i
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			for k := 0; k < 50; k++ {
+				results[i] += work(100 + k)
+				if k%10 == 0 {
+					runtime.GC()
+				}
+			}
+		}()
+	}
+	group.Wait()
+	fmt.Println(results)
+	syscall.Kill(os.Getpid(), syscall.SIGTRAP)
+	fmt.Println(<-traps)
+	out, err := exec.Command("/bin/echo", "child").Output()
+	fmt.Println(string(out), err)
+}
+"#;
+
+#[test]
+fn go_with_its_small_stacks_and_its_own_handler() {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let (source, program) = (folder.join("breakpoints.go"), folder.join("breakpoints-go"));
+    std::fs::write(&source, GO).unwrap();
+    let built = std::process::Command::new("go").arg("build").arg("-o").args([&program, &source]).status();
+    if !built.is_ok_and(|status| status.success()) {
+        println!("skipped: no Go");
+        return;
+    }
+    let mut store = Store::new();
+    let map = store.array(8);
+    store.count(map, 0, ProbeKind::Entry, &program, "main.work");
+    store.count(map, 1, ProbeKind::Entry, &program, "runtime.mallocgc");
+    store.count(map, 2, ProbeKind::Entry, &program, "runtime.schedule");
+    store.request.breakpoints = BreakpointUse::Everywhere;
+    let command = StartCommand { program: program.clone(), arguments: Vec::new(), environment: None };
+    let started = start(&command, &store.request).unwrap();
+    assert_eq!(started.report.in_force(), 3, "{:#?}", started.report);
+    assert_eq!(started.wait().unwrap(), Ended::Exited(0));
+    // Each function jumps back to its entry when its stack has grown.
+    let calls: u64 = 16 * (0..50).map(|k| 101 + k).sum::<u64>();
+    let hits = store.value(map, 0);
+    assert!(hits >= calls && hits < calls + 1000, "{hits} of {calls}");
+    assert!(store.value(map, 1) > 100 && store.value(map, 2) > 16);
 }
