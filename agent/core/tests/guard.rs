@@ -20,7 +20,7 @@ unsafe extern "sysv64" fn agent_exit(_: *mut PtRegs, _: *mut ThreadSlot, _: *con
 fn guard() -> (Box<Guard>, Box<CallGate>) {
     let gate = Box::new(CallGate::new());
     // SAFETY: all fields may be zero.
-    let mut guard: Box<Guard> = unsafe { Box::new_zeroed().assume_init() };
+    let mut guard: Box<Guard> = unsafe { Box::new(core::mem::zeroed()) };
     guard.magic = GUARD_MAGIC;
     guard.call_gate = &raw const *gate as u64;
     guard.enter = agent_enter as *const () as u64;

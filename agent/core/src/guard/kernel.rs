@@ -65,8 +65,8 @@ pub(super) fn write<const N: usize>(guard: &Guard, address: u64, words: [u64; N]
     match transfer(guard, PROCESS_VM_WRITEV, (&raw const words) as u64, address, 8 * N as u64) {
         0 => true,
         errno if errno == -EFAULT => false,
-        // SAFETY: see `read`.
         _ => {
+            // SAFETY: see `read`.
             unsafe { (address as *mut [u64; N]).write_unaligned(words) };
             true
         }
