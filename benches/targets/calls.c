@@ -16,8 +16,11 @@ __asm__(".globl first_nop\n.type first_nop,@function\n.p2align 6\nfirst_nop:\n"
 /* First instruction `sub`: the kernel single-steps it. */
 __asm__(".globl first_sub\n.type first_sub,@function\n.p2align 6\nfirst_sub:\n"
 	"sub $24,%rsp\nmov %rdi,8(%rsp)\n" BODY "add $24,%rsp\nret\n.size first_sub,.-first_sub\n");
+/* A branch to its second byte, never taken: no jump fits. */
+__asm__(".globl no_room\n.type no_room,@function\n.p2align 6\nno_room:\n"
+	"push %rbx\n1: mov %rdi,%rbx\n" BODY "cmp %rsp,%rbx\nje 1b\npop %rbx\nret\n.size no_room,.-no_room\n");
 
-long first_push(long, long), first_nop(long, long), first_sub(long, long);
+long first_push(long, long), first_nop(long, long), first_sub(long, long), no_room(long, long);
 
 int main(void)
 {
@@ -28,7 +31,8 @@ int main(void)
 	fflush(stdout);
 	while (scanf("%31s %ld", name, &count) == 2) {
 		long (*volatile function)(long, long) =
-			!strcmp(name, "first_push") ? first_push : !strcmp(name, "first_nop") ? first_nop : first_sub;
+			!strcmp(name, "first_push") ? first_push : !strcmp(name, "first_nop") ? first_nop :
+			!strcmp(name, "no_room") ? no_room : first_sub;
 		long (*called)(long, long) = function;
 		struct timespec a, b;
 		long sum = 0;

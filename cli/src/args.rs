@@ -2,6 +2,7 @@
 //!
 //! What a text *means* (which map, which process) is decided in `resolve`.
 
+use beeline_inject::BreakpointUse;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -165,12 +166,29 @@ pub(crate) struct Unload {
     pub(crate) all: bool,
 }
 
+/// What `start` and `attach` do only when they are asked to.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Optional {
+    /// Put an int3 where no jump fits (about 2 µs a hit); the process then cannot block SIGTRAP
+    #[arg(long)]
+    pub(crate) breakpoints: bool,
+}
+
+impl Optional {
+    /// Where processes get breakpoints.
+    pub(crate) fn breakpoint_use(self) -> BreakpointUse {
+        if self.breakpoints { BreakpointUse::WhereNoJumpFits } else { BreakpointUse::Never }
+    }
+}
+
 /// Arguments of `start`.
 #[derive(Args, Debug)]
 pub(crate) struct Start {
     /// Leave alone what the command's children execute
     #[arg(long)]
     pub(crate) no_follow: bool,
+    #[command(flatten)]
+    pub(crate) optional: Optional,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND",
           value_hint = ValueHint::CommandWithArguments)]
@@ -183,6 +201,8 @@ pub(crate) struct Attach {
     /// Stay, and put the probes into what the processes and their children execute and load, until all have ended
     #[arg(long)]
     pub(crate) follow: bool,
+    #[command(flatten)]
+    pub(crate) optional: Optional,
     /// Process ids
     #[arg(value_name = "PID", required_unless_present = "pid_option")]
     pub(crate) pids: Vec<u32>,

@@ -8,8 +8,8 @@ use beeline_engine::{
     PlannedProgram, ProbeKind, RefusedPlace, Target, TargetForm,
 };
 use beeline_inject::{
-    Attached, FileIdentity, HostFunctionRequest, Location, MapRequest, ProbeOutcome, ProbeRequest,
-    ProbeState, ProgramRequest, Request, SystemCallRequest, TargetRefused,
+    Attached, BreakpointUse, FileIdentity, HostFunctionRequest, Location, MapRequest, ProbeOutcome,
+    ProbeRequest, ProbeState, ProgramRequest, Request, SystemCallRequest, TargetRefused,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -70,6 +70,7 @@ impl Bridged {
             programs: plan.programs.into_iter().map(program).collect(),
             probes: placed.into_iter().flat_map(probes).collect(),
             system_calls,
+            breakpoints: BreakpointUse::Never,
             alive: plan.alive.map(|alive| alive.into_iter().collect()),
         };
         Bridged { request, names }

@@ -1,6 +1,6 @@
-//! Builds the agent's image and leaves it where `src/image.rs` embeds it.
+//! Builds the agent's images and leaves them where `src/image.rs` embeds them.
 //!
-//! The image is a workspace of its own (`agent/image`), because it is built without libc, without SSE and with its own
+//! An image is a workspace of its own (`agent/image`, `agent/guard`), because it is built without libc, without SSE and with its own
 //! profile, whatever the build around it is: debug or release, clippy, `cargo install`, other flags or target
 //! directories. So cargo is called anew, with an environment from which everything that steers the outer build is taken
 //! away, offline (it needs no crate from elsewhere), into a target directory of its own.
@@ -10,7 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Where the image's sources are, from the workspace's root.
-const SOURCES: [&str; 5] = ["agent/core", "agent/image", "runtime/abi", "runtime/helpers", "runtime/maps"];
+const SOURCES: [&str; 6] =
+    ["agent/core", "agent/image", "agent/guard", "runtime/abi", "runtime/helpers", "runtime/maps"];
+
+/// Where an image is built, and its library's name.
+const IMAGES: [(&str, &str); 2] = [("agent/image", "agent"), ("agent/guard", "guard")];
 
 fn main() {
     let manifest = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
@@ -23,16 +27,19 @@ fn main() {
         }
     }
     println!("cargo:rerun-if-changed={}", root.join("agent/image/build.rs").display());
-    let image = build(&root.join("agent/image/Cargo.toml"), &out.join("agent"));
-    std::fs::copy(&image, out.join("agent.so"))
-        .unwrap_or_else(|error| panic!("agent image {}: {error}", image.display()));
+    for (source, name) in IMAGES {
+        let directory = build(&root.join(source).join("Cargo.toml"), &out.join("agent"));
+        let image = directory.join(format!("libbeeline_{name}.so"));
+        std::fs::copy(&image, out.join(format!("{name}.so")))
+            .unwrap_or_else(|error| panic!("image {}: {error}", image.display()));
+    }
 }
 
 fn variable(name: &str) -> String {
     env::var(name).unwrap_or_else(|_| panic!("cargo sets {name} for build scripts"))
 }
 
-/// Builds the image into `directory`; its path.
+/// Builds an image into `directory`; where it lies.
 fn build(manifest: &Path, directory: &Path) -> PathBuf {
     let target = variable("TARGET");
     assert!(
@@ -45,7 +52,7 @@ fn build(manifest: &Path, directory: &Path) -> PathBuf {
         eprint!("{}", String::from_utf8_lossy(&output.stderr));
         std::process::exit(1);
     }
-    directory.join(target).join("release/libbeeline_agent.so")
+    directory.join(target).join("release")
 }
 
 /// The call of cargo.

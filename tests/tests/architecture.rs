@@ -18,7 +18,7 @@ const LAYERS: &[&[&str]] = &[
         "beeline-stub",
         "beeline-agent-core",
     ],
-    &["beeline-engine", "beeline-inject", "beeline-agent"],
+    &["beeline-engine", "beeline-inject", "beeline-agent", "beeline-guard"],
     &["beeline", "beeline-vm", "beeline-adversary", "beeline-tests", "beeline-benches", "xtask"],
 ];
 
@@ -36,6 +36,7 @@ const STRANGERS: &[(&str, &str)] = &[
 const CLOSED: &[(&str, &[&str])] = &[
     ("beeline-agent-core", &["beeline-abi", "beeline-maps", "beeline-helpers"]),
     ("beeline-agent", &["beeline-abi", "beeline-maps", "beeline-helpers", "beeline-agent-core"]),
+    ("beeline-guard", &["beeline-abi", "beeline-agent-core"]),
     ("beeline-ptrace", &[]),
     ("beeline-robust", &[]),
     ("beeline-remote", &["beeline-ptrace", "beeline-robust"]),
@@ -49,8 +50,8 @@ fn root() -> PathBuf {
 /// Workspace crates and what each imports of the workspace, development dependencies left out.
 fn imports() -> BTreeMap<String, Vec<String>> {
     let mut manifests = vec![root().join("Cargo.toml")];
-    // The agent's image is built apart from the workspace, with its own profile.
-    manifests.extend(Some(root().join("agent/image/Cargo.toml")).filter(|path| path.exists()));
+    // The images are built apart from the workspace, with their own profile.
+    manifests.extend(["agent/image", "agent/guard"].map(|image| root().join(image).join("Cargo.toml")));
     let mut imports = BTreeMap::new();
     for manifest in manifests {
         let output = Command::new(env!("CARGO"))
@@ -133,6 +134,7 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "runtime/helpers/src",
     "agent/core/src",
     "agent/image/src",
+    "agent/guard/src",
     "runtime/robust/src",
     "runtime/store/src/mapping",
     "runtime/interp/src/memory",

@@ -12,6 +12,7 @@
 //! | [`memory`] | where threads' return stacks, scratch and private stacks come from |
 //! | [`seccomp`] | filters that the process installs while the agent is in it |
 //! | [`system_calls`] | the programs of a system call |
+//! | [`guard`] | what keeps the signal of breakpoints deliverable; an image of its own |
 //! | [`process`] | what is done once for a process; missed hits |
 //!
 //! Everything here can be interrupted at any instruction by a signal whose handler hits a probe, takes a bounded time,
@@ -22,6 +23,7 @@
 extern crate std;
 
 pub mod cpu;
+pub mod guard;
 pub mod libraries;
 pub mod memory;
 pub mod process;

@@ -104,14 +104,14 @@ pub unsafe extern "sysv64" fn exit(
 }
 
 /// A call, or its end, at which no program could run: a program runs below, or the thread has no slot. Counts a miss on each link
-/// that it would have been for; nothing where the number is not known.
+/// that it would have been for; nothing where the number is not known. 0: the call is to be made.
 ///
 /// # Safety
 ///
 /// `calls` is the process's.
-pub unsafe extern "sysv64" fn missed(calls: *const SystemCalls, number: u64, is_exit: u64) {
+pub unsafe extern "sysv64" fn missed(calls: *const SystemCalls, number: u64, is_exit: u64) -> u64 {
     if number == UNKNOWN {
-        return;
+        return 0;
     }
     if is_exit == 0 && FILTERING.contains(&number) {
         // Whatever is being installed was not seen.
@@ -131,6 +131,7 @@ pub unsafe extern "sysv64" fn missed(calls: *const SystemCalls, number: u64, is_
             index += 1;
         }
     }
+    0
 }
 
 /// Which list a call with this number has. The kernel looks at the lower half only (`do_syscall_64`).

@@ -63,7 +63,7 @@ export!(beeline_seccomp_go(context: *mut u8, run: *mut RunContext) -> u64, secco
 export!(beeline_system_call_enter(registers: *mut PtRegs, slot: *mut ThreadSlot, calls: *const SystemCalls) -> u64, system_calls::enter);
 export!(beeline_system_call_exit(registers: *mut PtRegs, slot: *mut ThreadSlot, calls: *const SystemCalls, number: u64), system_calls::exit);
 export!(beeline_libraries_changed(context: *mut u8, run: *mut RunContext) -> u64, libraries::changed);
-export!(beeline_system_call_missed(calls: *const SystemCalls, number: u64, is_exit: u64), system_calls::missed);
+export!(beeline_system_call_missed(calls: *const SystemCalls, number: u64, is_exit: u64) -> u64, system_calls::missed);
 
 /// The address of the gate of system calls.
 #[unsafe(no_mangle)]

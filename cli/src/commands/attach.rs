@@ -39,7 +39,9 @@ pub(crate) fn run(context: &mut Context, args: &Attach) -> Result<()> {
 fn follow(context: &mut Context, engine: &Engine, args: &Attach) -> Vec<Error> {
     let plan = |pid: u32| {
         let filter = PlanFilter { pid: Some(pid), objects: args.object.clone(), ..PlanFilter::default() };
-        Ok((i32::try_from(pid)?, Bridged::plan(context, engine, &filter)?))
+        let mut bridged = Bridged::plan(context, engine, &filter)?;
+        bridged.request.breakpoints = args.optional.breakpoint_use();
+        Ok((i32::try_from(pid)?, bridged))
     };
     let pids = args.pids.iter().chain(&args.pid_option).copied();
     let (planned, mut failed): (Vec<_>, Vec<_>) = pids.map(plan).partition(Result::is_ok);
@@ -69,7 +71,8 @@ fn attach(context: &mut Context, engine: &Engine, pid: u32, args: &Attach) -> Re
         .filter(|&pid| pid > 0)
         .ok_or_else(|| cannot(anyhow!("{pid} is no process id")))?;
     let filter = PlanFilter { pid: Some(pid), objects: args.object.clone(), links: None };
-    let bridged = Bridged::plan(context, engine, &filter).map_err(cannot)?;
+    let mut bridged = Bridged::plan(context, engine, &filter).map_err(cannot)?;
+    bridged.request.breakpoints = args.optional.breakpoint_use();
     let progress = Progress::begin(format!("looking at the files of process {pid}"));
     let result = beeline_inject::attach(target, &bridged.request);
     drop(progress);

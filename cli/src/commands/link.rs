@@ -187,6 +187,8 @@ struct InProcess<'a> {
     pid: i32,
     /// Places at which it is in force.
     places: usize,
+    /// Those of them that are an `int3`.
+    breakpoints: usize,
     hits: u64,
     missed: u64,
     /// What became of it there when it was attached.
@@ -206,11 +208,12 @@ impl Processes {
     /// Each process that carries the link, or was to.
     fn of_link(&self, link: u32) -> Vec<InProcess<'_>> {
         let mut found: BTreeMap<i32, InProcess<'_>> = BTreeMap::new();
-        let none = |pid| InProcess { pid, places: 0, hits: 0, missed: 0, outcome: None };
+        let none = |pid| InProcess { pid, places: 0, breakpoints: 0, hits: 0, missed: 0, outcome: None };
         for attached in &self.attached {
             for site in attached.sites.iter().filter(|site| site.links.contains(&link)) {
                 let here = found.entry(attached.pid).or_insert_with(|| none(attached.pid));
                 here.places += 1;
+                here.breakpoints += usize::from(site.is_breakpoint);
                 for counts in site.counts.iter().filter(|it| it.link_id == link) {
                     here.hits += counts.hits;
                     here.missed += counts.missed;
@@ -247,7 +250,11 @@ impl InProcess<'_> {
         if *places > 0 {
             let hits = if link.count_hits { format!("  hits {hits}") } else { String::new() };
             let plural = if *places == 1 { "" } else { "s" };
-            lines.push(format!("process {pid}: {places} place{plural}{hits}  missed {missed}"));
+            let breakpoints = match self.breakpoints {
+                0 => String::new(),
+                count => format!(" ({count} int3)"),
+            };
+            lines.push(format!("process {pid}: {places} place{plural}{breakpoints}{hits}  missed {missed}"));
         } else if self.refused().is_empty() {
             lines.push(format!("process {pid}: {}", self.state()));
         }
@@ -271,6 +278,7 @@ impl InProcess<'_> {
             "pid": self.pid,
             "state": self.state(),
             "places": self.places,
+            "breakpoints": self.breakpoints,
             "hits": link.count_hits.then_some(self.hits),
             "missed": self.missed,
             "not_mapped": self.outcome.map_or(0, |outcome| outcome.not_mapped),

@@ -46,6 +46,14 @@ pub(crate) fn run(context: &mut Context) -> Result<()> {
     }
     context.out.text(&table.text())?;
     for it in &attached {
+        let breakpoints = it.sites.iter().filter(|site| site.is_breakpoint).count();
+        if context.verbose > 0 && breakpoints > 0 {
+            let plural = if breakpoints == 1 { "site is an int3" } else { "sites are int3" };
+            context.out.line(format_args!(
+                "process {}: {breakpoints} {plural}; SIGTRAP is kept deliverable",
+                it.pid
+            ))?;
+        }
         if let Some(coverage) = coverage(context.verbose, it) {
             show_calls(context, it.pid, &coverage)?;
         }
@@ -106,6 +114,7 @@ fn to_json(it: &Attached, ours: Option<[u64; 2]>, calls: Option<&CallCoverage>) 
             "address": format!("{:#x}", site.address),
             "links": site.links,
             "in_place": site.in_place,
+            "breakpoint": site.is_breakpoint,
         })).collect::<Vec<_>>(),
         "links": it.links(),
         "programs": it.programs,

@@ -14,7 +14,8 @@ use std::process::ExitCode;
 /// Runs the command, and ends as it does: its output is the only output.
 pub(crate) fn run(context: &mut Context, args: &Start) -> Result<ExitCode> {
     let engine = context.existing()?.ok_or_else(|| context.nothing_loaded())?;
-    let bridged = Bridged::plan(context, &engine, &PlanFilter::default())?;
+    let mut bridged = Bridged::plan(context, &engine, &PlanFilter::default())?;
+    bridged.request.breakpoints = args.optional.breakpoint_use();
     let (program, arguments) = args.command.split_first().ok_or_else(|| anyhow!("there is no command"))?;
     let command = StartCommand { program: program.into(), arguments: arguments.to_vec(), environment: None };
     let name = program.to_string_lossy();

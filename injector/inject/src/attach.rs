@@ -20,13 +20,14 @@ use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, find, is_ours};
 use crate::files::MappedFiles;
 use crate::generation::{Area, Generation, agent_base};
-use crate::image::AGENT_IMAGE;
+use crate::guard::{self, GuardImage};
+use crate::image::{AGENT_IMAGE, GUARD_IMAGE};
 use crate::ingredients::Ingredients;
 use crate::obstacles;
 use crate::report::AttachReport;
-use crate::request::Request;
+use crate::request::{BreakpointUse, Request};
 use crate::seccomp::Filters;
-use crate::sites::PlannedSites;
+use crate::sites::{Breakpoints, PlannedSites};
 use crate::sweep::sweep;
 use crate::target::{self, Facts, Surroundings, remote};
 use crate::tracer;
@@ -151,6 +152,7 @@ pub(crate) struct Prepared<'a> {
     existing: Option<Box<Existing>>,
     surroundings: Surroundings,
     image: AgentImage,
+    guard_image: GuardImage,
     key: ThreadKey,
     small_stacks: bool,
     /// Of the follower that the process gets.
@@ -171,6 +173,8 @@ impl<'a> Prepared<'a> {
         let pid = process.pid();
         let maps = process.maps().map_err(|error| remote(pid, error))?;
         let image = AgentImage::parse(AGENT_IMAGE).map_err(|what| TargetRefused::BadRequest { what })?;
+        let guard_image =
+            GuardImage::parse(GUARD_IMAGE).map_err(|what| TargetRefused::BadRequest { what })?;
         let existing = match find(process, &maps)? {
             Found::Agent(existing) => {
                 Some(Box::new(existing.without_gone(process, &maps).without_unused(request)))
@@ -204,6 +208,7 @@ impl<'a> Prepared<'a> {
             existing,
             surroundings,
             image,
+            guard_image,
             key,
             small_stacks,
             bell: None,
@@ -241,17 +246,40 @@ impl<'a> Prepared<'a> {
             request: self.request,
             existing: self.existing.as_deref(),
             image: &self.image,
+            guard_image: &self.guard_image,
             thread_key: self.key,
             small_stacks: self.small_stacks,
             bell: self.bell,
         }
     }
 
-    /// Decides where each probe goes.
+    /// Decides where each probe goes. Where some are to be breakpoints the process gets a guard, or has one; without a guard that sees
+    /// every call that it has to there are no breakpoints.
     pub(crate) fn plan(&self) -> PlannedSites {
+        let guarded = self.existing.as_ref().is_some_and(|existing| existing.guard() != 0);
+        let wanted = match self.request.breakpoints {
+            BreakpointUse::Never => Breakpoints::NotWanted,
+            BreakpointUse::WhereNoJumpFits => Breakpoints::Wanted,
+            BreakpointUse::Everywhere => Breakpoints::Everywhere,
+        };
+        let planned = self.plan_with(&wanted, guarded);
+        if guarded || planned.breakpoints().next().is_none() {
+            return planned;
+        }
+        let planned = self.plan_with(&wanted, true);
+        match planned.calls.unguarded.clone() {
+            None => planned,
+            Some(why) => self.plan_with(&Breakpoints::Impossible(why), false),
+        }
+    }
+
+    fn plan_with(&self, breakpoints: &Breakpoints, guarded: bool) -> PlannedSites {
         let given = self.ingredients();
         let (process, files, request) = (self.process, &self.files, self.request);
-        PlannedSites::plan(process, files, request, given.existing, self.bell, |id| given.unusable(id))
+        let wanted = (breakpoints, guarded);
+        PlannedSites::plan(process, files, request, given.existing, self.bell, wanted, |id| {
+            given.unusable(id)
+        })
     }
 
     /// There is nothing to be put into the process.
@@ -274,7 +302,7 @@ impl<'a> Prepared<'a> {
             pid: self.process.pid(),
             first: self.existing.is_none(),
             probes: planned.outcomes(self.request),
-            system_calls: planned.calls.coverage.clone(),
+            system_calls: planned.calls.coverage.clone().filter(|_| !self.request.system_calls.is_empty()),
             threads,
             stopped,
         }
@@ -310,6 +338,7 @@ impl<'a> Prepared<'a> {
             generation.give_up(site.address)?;
             planned.refuse(site.address, &site.reason);
         }
+        self.leave_breakpoints(planned, &mut generation, (&maps, &filters), stopped)?;
         if obstacles::is_installing_filter(&generation.patches, stopped) {
             return Err(Failure::Again);
         }
@@ -320,6 +349,37 @@ impl<'a> Prepared<'a> {
             self.take_back(&generation, stopped);
         }
         result.map_err(Failure::Refused)
+    }
+
+    /// Gives up the breakpoints where one of the threads would not get their signal, or the guard could not work.
+    fn leave_breakpoints(
+        &self,
+        planned: &mut PlannedSites,
+        generation: &mut Generation<'_>,
+        (maps, filters): (&Mappings, &Filters),
+        stopped: &StoppedProcess,
+    ) -> Result<(), Failure> {
+        let new: Vec<u64> = guard::new_breakpoints(&generation.patches).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let placed = self.existing.as_ref().and_then(|it| guard::Placed::at(self.process, it.guard()));
+        if placed.is_some_and(|placed| placed.is_active()) {
+            return Ok(());
+        }
+        let reason = match filters.objection_to_guard() {
+            Some(reason) => reason,
+            None => match guard::blocking(self.process, maps, stopped).map_err(|error| self.failed(error))? {
+                None => return Ok(()),
+                Some(_) if self.yields => return Err(Failure::InTheWay),
+                Some(reason) => reason,
+            },
+        };
+        for address in new {
+            generation.give_up(address)?;
+            planned.refuse(address, &format!("no breakpoint is possible: {reason}"));
+        }
+        Ok(())
     }
 
     /// The agent is the one that was prepared for; its head as it is now.
@@ -377,10 +437,12 @@ impl<'a> Prepared<'a> {
         filters: &Filters,
         stopped: &mut StoppedProcess,
     ) -> Result<(), Failure> {
+        let guard = self.existing.as_ref().map_or(0, |existing| existing.guard());
+        let Some(index) = guard::borrowable(self.process, guard, stopped) else { return Err(Failure::Again) };
         if let Some(fresh) = fresh {
             self.announce(generation, fresh)?;
         }
-        let mut borrowed = match Borrowed::begin(self.process, maps, stopped, 0) {
+        let mut borrowed = match Borrowed::begin(self.process, maps, stopped, index) {
             Ok(borrowed) => borrowed,
             Err(RemoteError::Busy { .. }) => return Err(Failure::Again),
             Err(error) => return Err(self.failed(error).into()),
@@ -457,6 +519,14 @@ impl<'a> Prepared<'a> {
         let result = borrowed
             .call(generation.init, [generation.block, 0, 0, 0])
             .map_err(|error| self.failed(error))?;
+        if result == 0
+            && guard::has_breakpoints(&generation.patches)
+            && let Some(placed) = guard::Placed::at(self.process, head.guard)
+            && !placed.is_active()
+        {
+            let id = target::inner_pid(self.process);
+            placed.install(borrowed, id).map_err(|error| self.failed(error))?;
+        }
         match result as i64 {
             0 if self.early => {
                 early::place_slot(borrowed, generation.claim_slot, generation.block, head.threads)

@@ -13,6 +13,7 @@
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, carries_probes, find, is_ours, leftovers};
 use crate::gone::Standing;
+use crate::guard::{Placed, is_breakpoint};
 use crate::report::DetachReport;
 use crate::seccomp::Filters;
 use crate::semaphore;
@@ -20,7 +21,7 @@ use crate::stack::Stack;
 use crate::target::{self, remote};
 use crate::tracer;
 use crate::wire::{BlockHead, Wire, region_offset};
-use beeline_abi::process::{ProcessBlock, Region};
+use beeline_abi::process::{ProcessBlock, Region, SiteRuntime};
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
 use beeline_ptrace::{Registers, StopError, StopOptions, StoppedProcess};
@@ -138,7 +139,12 @@ impl<'a> Round<'a> {
             (Found::Agent(existing), _) => existing,
         };
         self.mark(&existing)?;
-        self.restore_sites(&existing, &maps, report)?;
+        report.foreign.clear();
+        self.restore_sites(&existing, &maps, report, is_breakpoint)?;
+        if let Some(state) = self.leave_guard(&existing, &maps, objection.is_none())? {
+            return Ok(state);
+        }
+        self.restore_sites(&existing, &maps, report, |site| !is_breakpoint(site))?;
         self.leave_calls(&existing)?;
         let slots = Slots::read(self.process, &existing)?;
         report.returns += self.restore_returns(&existing, &slots);
@@ -167,16 +173,43 @@ impl<'a> Round<'a> {
         self.process.memory().write(existing.block, &head.to_bytes()).map_err(|error| self.failed(error))
     }
 
-    /// Puts original bytes back where a jump of ours stands.
+    /// Takes the handler out that breakpoints depend on, when there are none any more and no thread is on the way from one; the guard still
+    /// sees what the process wants. Afterwards no thread is in a call with an argument of the guard's.
+    fn leave_guard(
+        &mut self,
+        existing: &Existing,
+        maps: &Mappings,
+        may_call: bool,
+    ) -> Result<Option<State>, TargetRefused> {
+        let Some(guard) = Placed::at(self.process, existing.guard()) else { return Ok(None) };
+        if let Some(tid) = guard.in_flight(self.stopped) {
+            return Ok(Some(State::Busy(format!("thread {tid} has met a breakpoint"))));
+        }
+        if guard.is_active() && may_call {
+            let Some(mut borrowed) = self.borrow(maps, 0)? else { return Ok(Some(busy_borrower())) };
+            let result = guard.uninstall(&mut borrowed);
+            borrowed.end(self.stopped).map_err(|error| remote(self.process.pid(), error))?;
+            result.map_err(|error| self.failed(error))?;
+        }
+        for thread in self.stopped.threads() {
+            let registers = thread.known_registers().map_err(|error| self.failed(error.into()))?;
+            if let Some(own) = guard.without_copies(&registers) {
+                thread.set_registers(&own).map_err(|error| self.failed(error.into()))?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Puts original bytes back where a jump of ours stands, at the sites that are meant.
     fn restore_sites(
         &self,
         existing: &Existing,
         maps: &Mappings,
         report: &mut DetachReport,
+        meant: impl Fn(&SiteRuntime) -> bool,
     ) -> Result<(), TargetRefused> {
-        report.foreign.clear();
         let sites = existing.sites.iter().zip(&existing.links);
-        for (site, links) in sites.filter(|(site, _)| site.link_count != 0) {
+        for (site, links) in sites.filter(|(site, _)| site.link_count != 0 && meant(site)) {
             let len = site.len as usize;
             match existing.standing(self.process, maps, site) {
                 Standing::InPlace => {

@@ -5,10 +5,11 @@
 
 use crate::existing::{Existing, hole_of};
 use crate::files::MappedFiles;
-use crate::sites::{PlannedHole, PlannedSite, PlannedSites};
+use crate::guard::is_breakpoint;
+use crate::sites::{Breakpoints, PlannedHole, PlannedSite, PlannedSites};
 use beeline_abi::process::SiteRuntime;
 use beeline_remote::Process;
-use beeline_site::{Hole, SitePlan, WINDOW_MIN, plan_short};
+use beeline_site::{Hole, SitePlan, WINDOW_MIN, plan_breakpoint, plan_short};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -41,6 +42,7 @@ pub(crate) fn fit(
     process: &Process,
     files: &MappedFiles,
     existing: Option<&Existing>,
+    breakpoints: &Breakpoints,
 ) {
     let mut taken = Taken::by(existing);
     let mut refused: Vec<(u64, String)> = Vec::new();
@@ -58,7 +60,10 @@ pub(crate) fn fit(
                 });
                 match retried {
                     Some(Ok(range)) => taken.take(range),
-                    _ => refused.push((site.address, reason)),
+                    _ => match to_breakpoint(site, process, files, breakpoints, reason) {
+                        Ok(()) => taken.take(site.address..site.address + 1),
+                        Err(reason) => refused.push((site.address, reason)),
+                    },
                 }
             }
         }
@@ -76,12 +81,32 @@ pub(crate) fn fit(
                     "only a short jump fits at {:#x}, and other probes have the room within its reach",
                     site.address
                 );
-                refused.push((site.address, reason));
+                if let Err(reason) = to_breakpoint(site, process, files, breakpoints, reason) {
+                    refused.push((site.address, reason));
+                }
             }
         }
     }
     for (address, reason) in refused {
         planned.refuse(address, &reason);
+    }
+}
+
+/// Makes the site a breakpoint, as no jump fits; or says why it is refused.
+fn to_breakpoint(
+    site: &mut PlannedSite,
+    process: &Process,
+    files: &MappedFiles,
+    breakpoints: &Breakpoints,
+    reason: String,
+) -> Result<(), String> {
+    match breakpoint_plan(site, process, files) {
+        None => Err(reason),
+        Some(_) if !breakpoints.are_possible() => Err(breakpoints.refuse(&reason)),
+        Some(plan) => {
+            site.plan = plan;
+            Ok(())
+        }
     }
 }
 
@@ -95,6 +120,12 @@ fn adopt_short(
     let known = |site: &PlannedSite| existing?.sites.get(site.existing?);
     let mut refused = Vec::new();
     for site in &mut planned.sites {
+        if known(site).is_some_and(is_breakpoint) && !site.is_breakpoint() {
+            match breakpoint_plan(site, process, files) {
+                Some(plan) => site.plan = plan,
+                None => refused.push((site.address, "its breakpoint is not what the file says".to_owned())),
+            }
+        }
         if known(site).and_then(hole_of).is_some() && !site.is_short() {
             match shorter_plan(site, process, files) {
                 Some(plan) => site.plan = plan,
@@ -125,11 +156,21 @@ fn jump_of(site: &PlannedSite, next: u64, taken: &Taken) -> Result<Range<u64>, S
 
 /// The same place with a short jump.
 fn shorter_plan(site: &PlannedSite, process: &Process, files: &MappedFiles) -> Option<SitePlan> {
-    if site.is_short() || site.call.is_some() || site.plan.leave.is_some() {
+    let is_fixed = site.call.is_some() || site.plan.leave.is_some();
+    if site.is_short() || site.is_breakpoint() || is_fixed {
         return None;
     }
     let binary = files.at(site.address)?.binary(process).ok()?;
     plan_short(binary, site.plan.vaddr).ok()
+}
+
+/// The same place with a breakpoint.
+fn breakpoint_plan(site: &PlannedSite, process: &Process, files: &MappedFiles) -> Option<SitePlan> {
+    if site.is_breakpoint() || site.call.is_some() || site.own.is_some() && site.probes.is_empty() {
+        return None;
+    }
+    let binary = files.at(site.address)?.binary(process).ok()?;
+    plan_breakpoint(binary, site.plan.vaddr).ok()
 }
 
 /// The first hole of a short site that nobody has and in which no probe is wanted.

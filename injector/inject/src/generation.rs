@@ -4,9 +4,10 @@
 //! home area (first attach):    image text | image data | gap | block, threads, task, tables | fork page
 //! table area (later attach):   tables
 //! arena area, for each group of sites within reach:   programs | stubs | jump slots
+//! guard area (with the first breakpoint):   the guard's image | its block
 //! shared area:   guard page | CPU slots, trace (first attach) | maps | links
 //!
-//! tables:   map handles | programs | sites | links
+//! tables:   map handles | programs | sites | links | breakpoints
 //! ```
 //!
 //! The tables of a later attach hold everything, old and new, and replace the earlier ones by one write of the block's
@@ -19,6 +20,7 @@ use crate::agent::{AgentImage, LinkedAgent, Own};
 use crate::error::TargetRefused;
 use crate::existing::{Existing, PlacedHook};
 use crate::group::{Group, groups};
+use crate::guard::{self, GUARD_LEN, GuardParts};
 use crate::ingredients::Ingredients;
 use crate::maps::{SharedFile, map_handle};
 use crate::patch::Patch;
@@ -29,6 +31,7 @@ use crate::system_calls::{CallLinks, CallTables};
 use crate::texts::{self, Texts};
 use crate::wire::{BLOCK_LEN, BlockHead, Wire, region_offset};
 use beeline_abi::code::ProgramNeeds;
+use beeline_abi::guard::Breakpoint;
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::map::MapHandle;
 use beeline_abi::process::{ProcessBlock, ProgramRuntime, REGIONS_MAX, Region, SiteRuntime};
@@ -94,6 +97,8 @@ pub(crate) struct Generation<'a> {
     /// Address of the agent's gate of system calls.
     pub(crate) call_gate: u64,
     pub(crate) patches: Vec<Patch>,
+    /// Address of the table of breakpoints.
+    pub(crate) breakpoints: u64,
     /// What is to be written of the programs at system calls, when it has changed.
     pub(crate) call_tables: Option<CallTables>,
 }
@@ -107,11 +112,23 @@ struct Tables {
     links: u64,
     /// Addresses of the links of system calls, in lists.
     call_lists: u64,
+    breakpoints: u64,
     len: u64,
 }
 
+/// How many entries each table has.
+#[derive(Clone, Copy, Debug)]
+struct Counts {
+    maps: usize,
+    programs: usize,
+    sites: usize,
+    links: usize,
+    listed: usize,
+    breakpoints: usize,
+}
+
 impl Tables {
-    fn at(start: u64, maps: usize, programs: usize, sites: usize, links: usize, listed: usize) -> Tables {
+    fn at(start: u64, Counts { maps, programs, sites, links, listed, breakpoints }: Counts) -> Tables {
         let mut end = start;
         let mut take = |count: usize, len: usize| {
             let at = end.next_multiple_of(64);
@@ -124,6 +141,7 @@ impl Tables {
             sites: take(sites, SiteRuntime::LEN),
             links: take(links, LinkRuntime::LEN),
             call_lists: take(listed, u64::LEN),
+            breakpoints: take(1, guard::table_len(breakpoints)),
             len: 0,
         };
         tables.len = end - start;
@@ -189,6 +207,9 @@ struct Builder<'a> {
     system_calls: u64,
     /// Where the links of system calls are, and how many.
     call_links: (u64, u32),
+    /// Address of the guard's block, 0 = the process has none.
+    guard: u64,
+    breakpoints: Vec<Breakpoint>,
     texts: Texts,
     /// Address of the follower's bell, where there is a new one.
     bell: u64,
@@ -242,13 +263,17 @@ impl<'a> Builder<'a> {
             }
         }
         let near = reach::serving(groups[0].region.start..groups[0].region.start + groups[0].region.len);
-        let map_count = given.map_count();
-        let program_count = given.program_count();
-        let site_count = given.site_count(planned);
         let probed = planned.sites.iter().filter(|site| site.call.is_none());
         let link_count = probed.map(|site| given.link_count(site)).sum::<usize>() + calls.links.len();
-        let listed = calls.listed();
-        let tables_len = Tables::at(0, map_count, program_count, site_count, link_count, listed).len;
+        let counts = Counts {
+            maps: given.map_count(),
+            programs: given.program_count(),
+            sites: given.site_count(planned),
+            links: link_count,
+            listed: calls.listed(),
+            breakpoints: given.breakpoint_count(planned),
+        };
+        let tables_len = Tables::at(0, counts).len;
         let mut builder = Builder {
             given,
             memory,
@@ -275,6 +300,8 @@ impl<'a> Builder<'a> {
             call_code: [Vec::new(), Vec::new()],
             system_calls: given.existing.map_or(0, |existing| existing.head.system_calls),
             call_links: (0, 0),
+            guard: given.existing.map_or(0, Existing::guard),
+            breakpoints: given.breakpoints(),
             texts: Texts::default(),
             bell: 0,
             uses: HashMap::new(),
@@ -283,7 +310,10 @@ impl<'a> Builder<'a> {
             None => builder.place_home(&mut space, near, tables_len)?,
             Some(existing) => builder.place_tables(&mut space, near, tables_len, existing)?,
         };
-        builder.tables = Tables::at(start, map_count, program_count, site_count, link_count, listed);
+        builder.tables = Tables::at(start, counts);
+        if builder.guard == 0 && planned.calls.guarded {
+            builder.place_guard(&mut space, start)?;
+        }
         if builder.system_calls == 0 && !builder.calls.links.is_empty() {
             builder.place_system_calls(&mut space, start)?;
         }
@@ -359,6 +389,36 @@ impl<'a> Builder<'a> {
         let offset = self.memory.add(region.len)?;
         self.areas.push(whole(region, offset, libc::PROT_READ | libc::PROT_WRITE));
         self.system_calls = region.start;
+        Ok(())
+    }
+
+    /// The guard: its image, and its block.
+    fn place_guard(&mut self, space: &mut Space<'_>, near: u64) -> Result<(), TargetRefused> {
+        let image = self.given.guard_image;
+        let region = space.take(image.len() + GUARD_LEN, reach::around(near, 1 << 30), "the guard")?;
+        let offset = self.memory.add(region.len)?;
+        let block = region.start + image.len();
+        let parts = GuardParts {
+            call_gate: self.agent.call_gate,
+            system_call: self.agent.system_call,
+            handler: image.handler(block),
+            restorer: image.restorer(block),
+            fork_page: self.fork_page(),
+        };
+        self.memory.write(offset, &image.for_block(block))?;
+        self.memory.write(offset + image.len(), &parts.head())?;
+        let piece = |address: u64, len: u64, protection: i32| Piece {
+            address,
+            len,
+            protection,
+            offset: offset + (address - region.start),
+        };
+        let pieces = vec![
+            piece(region.start, image.len(), libc::PROT_READ | libc::PROT_EXEC),
+            piece(block, region.len - image.len(), libc::PROT_READ | libc::PROT_WRITE),
+        ];
+        self.areas.push(Area { region, offset, pieces });
+        self.guard = block;
         Ok(())
     }
 
@@ -509,6 +569,7 @@ impl<'a> Builder<'a> {
         self.memory.write(offset(tables.programs), &bytes_of(&self.programs))?;
         self.memory.write(offset(tables.sites), &bytes_of(&self.sites))?;
         self.memory.write(offset(tables.links), &self.link_bytes)?;
+        self.memory.write(offset(tables.breakpoints), &guard::table(&self.breakpoints))?;
         let (hooks, code) = (std::mem::take(&mut self.hook_writes), std::mem::take(&mut self.call_code));
         let lists = self.calls.lists(self.call_links.0);
         self.memory.write(offset(tables.call_lists), &bytes_of(&lists.addresses))?;
@@ -539,6 +600,7 @@ impl<'a> Builder<'a> {
             call_gate: self.agent.call_gate,
             patches,
             call_tables,
+            breakpoints: self.tables.breakpoints,
         })
     }
 
@@ -575,6 +637,7 @@ impl<'a> Builder<'a> {
                 reserve: self.reserve.start,
                 reserve_end: self.reserve.end,
                 system_calls: 0,
+                guard: 0,
             },
         };
         BlockHead {
@@ -592,6 +655,7 @@ impl<'a> Builder<'a> {
             text_count: self.texts.count,
             region_count: region_count as u32,
             system_calls: self.system_calls,
+            guard: self.guard,
             ..base
         }
     }

@@ -5,9 +5,11 @@ use crate::bell::FollowerBell;
 use crate::error::TargetRefused;
 use crate::existing::Existing;
 use crate::files::MappedFiles;
+use crate::guard::{GuardImage, Placed, is_breakpoint};
 use crate::request::{MapRequest, ProbeKind, ProbeRequest, ProgramRequest, Request};
 use crate::sites::{PlannedSite, PlannedSites};
 use beeline_abi::code::{ContextUse, ProgramNeeds, Symbol};
+use beeline_abi::guard::Breakpoint;
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::regs::PtRegs;
 use beeline_abi::thread::THREAD_SLOTS;
@@ -27,6 +29,7 @@ pub(crate) struct Ingredients<'a> {
     pub(crate) request: &'a Request,
     pub(crate) existing: Option<&'a Existing>,
     pub(crate) image: &'a AgentImage,
+    pub(crate) guard_image: &'a GuardImage,
     pub(crate) thread_key: ThreadKey,
     pub(crate) small_stacks: bool,
     pub(crate) bell: Option<&'a FollowerBell>,
@@ -102,6 +105,21 @@ impl<'a> Ingredients<'a> {
         // Site and hole.
         new.map(|site| 1 + usize::from(site.is_short())).sum::<usize>()
             + self.existing.map_or(0, |existing| existing.sites.len())
+    }
+
+    /// The breakpoints that the process has.
+    pub(crate) fn breakpoints(&self) -> Vec<Breakpoint> {
+        let Some(existing) = self.existing else { return Vec::new() };
+        let mut known =
+            Placed::at(self.process, existing.guard()).map_or_else(Vec::new, |it| it.breakpoints());
+        known.retain(|breakpoint| existing.has_breakpoint(breakpoint.address));
+        known
+    }
+
+    /// Breakpoints that the process can have afterwards, at most.
+    pub(crate) fn breakpoint_count(&self, planned: &PlannedSites) -> usize {
+        let known = self.existing.iter().flat_map(|it| &it.sites).filter(|site| is_breakpoint(site));
+        planned.breakpoints().count() + known.count()
     }
 
     pub(crate) fn link_count(&self, site: &PlannedSite) -> usize {

@@ -4,6 +4,7 @@ use crate::detach::threads_seen;
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, carries_probes, find, is_ours};
 use crate::gone::Standing;
+use crate::guard::is_breakpoint;
 use crate::report::{Attached, AttachedLink, AttachedSite};
 use crate::target::remote;
 use beeline_abi::link::LinkRuntime;
@@ -54,6 +55,7 @@ fn describe(process: &Process, maps: &Mappings, existing: &Existing) -> Attached
         links: links.iter().map(|link| link.link_id).filter(|&id| id != LinkRuntime::OWN).collect(),
         counts: links.iter().filter(|link| link.link_id != LinkRuntime::OWN).map(counts).collect(),
         in_place: standing == Standing::InPlace,
+        is_breakpoint: is_breakpoint(site),
     };
     let mapped: u64 =
         maps.iter().filter(|mapping| existing.owns(mapping.start)).map(|mapping| mapping.len()).sum();

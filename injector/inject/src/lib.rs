@@ -28,6 +28,7 @@ mod follow;
 mod generation;
 mod gone;
 mod group;
+mod guard;
 mod host;
 mod image;
 mod ingredients;
@@ -56,14 +57,14 @@ pub use beeline_site::Location;
 pub use detach::{DetachOptions, detach};
 pub use error::TargetRefused;
 pub use follow::{Followed, Tell, attach_followed, start_followed};
-pub use image::AGENT_IMAGE;
+pub use image::{AGENT_IMAGE, GUARD_IMAGE};
 pub use inspect::{attached_processes, inspect};
 pub use report::{
     AttachReport, Attached, AttachedLink, AttachedSite, DetachReport, ProbeOutcome, ProbeState,
 };
 pub use request::{
-    CallContext, FileIdentity, HostFunctionRequest, MapRequest, ProbeKind, ProbeRequest, ProgramRequest,
-    Request, SystemCallRequest,
+    BreakpointUse, CallContext, FileIdentity, HostFunctionRequest, MapRequest, ProbeKind, ProbeRequest,
+    ProgramRequest, Request, SystemCallRequest,
 };
 pub use start::{Ended, StartCommand, Started, start};
 pub use system_calls::{CallCoverage, call_coverage};

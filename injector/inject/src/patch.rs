@@ -3,6 +3,7 @@
 //! ```text
 //! long:    site ◀ jmp stub
 //! short:   hole ◀ jmp stub, then   site ◀ jmp hole
+//! neither: site ◀ int3; the table of breakpoints has the stub
 //! ```
 
 use crate::existing::{hole_jump, hole_of};
@@ -12,12 +13,17 @@ use beeline_abi::process::SiteRuntime;
 use beeline_site::{SitePlan, WINDOW_MIN};
 use beeline_stub::{Arena, PatchError, Stub, jump, short_jump};
 
+/// `int3`.
+const BREAKPOINT: [u8; 1] = [0xcc];
+
 /// A site to be patched.
 #[derive(Debug)]
 pub(crate) struct Patch {
     pub(crate) address: u64,
     /// What is written, in this order. Nothing of ours runs before the last, which is at the site itself.
     pub(crate) writes: Vec<Write>,
+    /// It is a breakpoint, which comes in force behind all others.
+    pub(crate) is_breakpoint: bool,
     /// The agent looks here for seccomp filters that are being installed.
     pub(crate) sees_seccomp: bool,
     /// Links that are to be counted in semaphores when the jump stands: where each lies in the process, and what it is.
@@ -95,7 +101,7 @@ pub(crate) fn jump_to(
         patched: padded(&bytes),
         links: 0,
         link_count: 0,
-        flags: 0,
+        flags: if site.is_breakpoint() { SiteRuntime::BREAKPOINT } else { 0 },
     };
     Ok(SiteJump { bytes, hole, runtime })
 }
@@ -156,9 +162,10 @@ fn refill_hole(known: &[SiteRuntime], site: usize, stub: u64) -> Result<Option<F
     Ok(Some(FilledHole { index: Some(index), jump: at, runtime, write }))
 }
 
-/// The bytes of a site's jump: to its stub, or to the hole of a short one.
+/// The bytes of a site's jump: to its stub, or to the hole of a short one; or of its breakpoint.
 fn jump_bytes(site: &PlannedSite, hole: Option<u64>, stub: u64) -> Result<Vec<u8>, PatchError> {
     match hole {
+        _ if site.is_breakpoint() => Ok(BREAKPOINT.to_vec()),
         Some(hole) => short_jump(site.address, hole).map(Vec::from),
         None => jump(site.address, stub).map(Vec::from),
     }

@@ -142,6 +142,8 @@ pub struct AttachedSite {
     pub links: Vec<u32>,
     /// What is known of each of its links.
     pub counts: Vec<AttachedLink>,
-    /// The jump still stands there.
+    /// The jump, or the breakpoint, still stands there.
     pub in_place: bool,
+    /// It is an `int3`.
+    pub is_breakpoint: bool,
 }

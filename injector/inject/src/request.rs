@@ -31,8 +31,22 @@ pub struct Request {
     pub probes: Vec<ProbeRequest>,
     /// The programs that run at system calls.
     pub system_calls: Vec<SystemCallRequest>,
+    /// Where there may be breakpoints.
+    pub breakpoints: BreakpointUse,
     /// Ids of all links that there are: what the process carries of others is taken out. `None` leaves it.
     pub alive: Option<BTreeSet<u32>>,
+}
+
+/// Where a process gets breakpoints (`int3`). What has some keeps `SIGTRAP` deliverable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum BreakpointUse {
+    /// Nowhere: a place without room for a jump is refused.
+    #[default]
+    Never,
+    /// Where no jump fits.
+    WhereNoJumpFits,
+    /// At each new place, for tests.
+    Everywhere,
 }
 
 /// A map of the store.
@@ -93,6 +107,7 @@ impl Request {
             programs: self.programs.clone(),
             probes: Vec::new(),
             system_calls: self.system_calls.clone(),
+            breakpoints: BreakpointUse::Never,
             alive: None,
             ..*self
         })

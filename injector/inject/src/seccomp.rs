@@ -26,6 +26,14 @@ const BORROWED_CALLS: [Call; 10] = [
     Call::any(334, "rseq"),
 ];
 
+/// What the guard of breakpoints cannot do without.
+const GUARD_CALLS: [Call; 4] = [
+    Call::any(13, "rt_sigaction"),
+    Call::any(39, "getpid"),
+    Call::any(310, "process_vm_readv"),
+    Call::any(311, "process_vm_writev"),
+];
+
 const PROT_NONE: u64 = libc::PROT_NONE as u64;
 const PROT_READ: u64 = libc::PROT_READ as u64;
 const PROT_WRITE: u64 = libc::PROT_WRITE as u64;
@@ -80,6 +88,13 @@ impl Filters {
         let refused = |call: &&Call| self.known.iter().any(|filter| !passes(filter, call));
         let call = BORROWED_CALLS.iter().find(refused)?;
         Some(format!("its filter does not allow {}, which placing probes safely needs", call.name))
+    }
+
+    /// Why a guard cannot work in this process.
+    pub(crate) fn objection_to_guard(&self) -> Option<String> {
+        let refused = |call: &&Call| self.known.iter().any(|filter| !passes(filter, call));
+        let call = GUARD_CALLS.iter().find(refused)?;
+        Some(format!("its seccomp filter does not allow {}", call.name))
     }
 
     /// Narrows a gate to what all of them allow.

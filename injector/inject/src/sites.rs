@@ -8,13 +8,13 @@ use crate::fit::fit;
 use crate::report::{ProbeOutcome, ProbeState};
 use crate::request::{ProbeKind, ProbeRequest, ProgramRequest, Request};
 use crate::start::loader_hook;
-use crate::system_calls::{PlannedCall, PlannedCalls};
+use crate::system_calls::{CallsGiven, PlannedCall, PlannedCalls};
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::thread::SESSIONS;
 use beeline_remote::Process;
 use beeline_site::{
-    Binary, Refusal, SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_hook, plan_return, plan_returns, resolve,
-    unwinder_entries,
+    BREAKPOINT_WINDOW, Binary, Refusal, Room, SHORT_WINDOW, SitePlan, WINDOW_MIN, lacks_room, plan,
+    plan_breakpoint, plan_hook, plan_return, plan_return_breakpoint, plan_returns, resolve, unwinder_entries,
 };
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
@@ -52,6 +52,11 @@ impl PlannedSite {
     pub(crate) fn is_short(&self) -> bool {
         usize::from(self.plan.jump_len) == SHORT_WINDOW
     }
+
+    /// It is an `int3`.
+    pub(crate) fn is_breakpoint(&self) -> bool {
+        usize::from(self.plan.jump_len) == BREAKPOINT_WINDOW
+    }
 }
 
 /// A hole in the process.
@@ -63,6 +68,34 @@ pub(crate) struct PlannedHole {
     pub(crate) original: Vec<u8>,
     /// The window that gives the room, if it is no padding.
     pub(crate) neighbour: Option<SitePlan>,
+}
+
+/// Whether a place without room for a jump gets a breakpoint in this process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Breakpoints {
+    /// Nobody has asked for it.
+    NotWanted,
+    /// The process cannot have any, and why.
+    Impossible(String),
+    /// Where no jump fits.
+    Wanted,
+    /// At each new place, for tests.
+    Everywhere,
+}
+
+impl Breakpoints {
+    /// There can be one.
+    pub(crate) fn are_possible(&self) -> bool {
+        matches!(self, Breakpoints::Wanted | Breakpoints::Everywhere)
+    }
+
+    /// Why a place is refused for which there is room for a breakpoint only.
+    pub(crate) fn refuse(&self, reason: &str) -> String {
+        match self {
+            Breakpoints::Impossible(why) => format!("{reason}; no breakpoint is possible: {why}"),
+            _ => format!("{reason}; --breakpoints puts an int3 there"),
+        }
+    }
 }
 
 /// The probes of a request, sorted out.
@@ -86,6 +119,7 @@ impl PlannedSites {
         request: &Request,
         existing: Option<&Existing>,
         bell: Option<&FollowerBell>,
+        (breakpoints, guarded): (&Breakpoints, bool),
         unusable: impl Fn(u32) -> Option<String>,
     ) -> PlannedSites {
         let in_force: HashSet<(u32, u64, u32)> =
@@ -95,7 +129,8 @@ impl PlannedSites {
         for (index, probe) in request.probes.iter().enumerate() {
             // With another program it is replaced.
             let is_in_force = |address| in_force.contains(&(probe.link_id, address, probe.program_id));
-            let state = match places(process, files, probe, is_in_force, overrides(request, probe)) {
+            let planner = Planner { existing, breakpoints, overrides: overrides(request, probe) };
+            let state = match places(process, files, probe, is_in_force, &planner) {
                 Ok(places) => match unusable(probe.program_id) {
                     Some(reason) => ProbeState::Refused { reason },
                     None => enter(&mut sites, places, index),
@@ -129,12 +164,18 @@ impl PlannedSites {
             Some(format!("program {} calls host functions: it cannot run at system calls", program.name))
         };
         let not_at_calls = |id| at_calls(id).or_else(|| unusable(id));
-        let calls = PlannedCalls::plan(&mut sites, process, files, request, existing, &not_at_calls);
+        let given = CallsGiven { request, existing, guarded };
+        let calls = PlannedCalls::plan(&mut sites, process, files, given, &not_at_calls);
         let mut planned = PlannedSites { sites: sites.into_values().collect(), restored, calls, states };
         planned.find_existing(existing);
         planned.leave_out_sessions(request, existing);
-        fit(&mut planned, process, files, existing);
+        fit(&mut planned, process, files, existing, breakpoints);
         planned
+    }
+
+    /// Places that are to get breakpoints, or have.
+    pub(crate) fn breakpoints(&self) -> impl Iterator<Item = u64> {
+        self.sites.iter().filter(|site| site.is_breakpoint()).map(|site| site.address)
     }
 
     fn find_existing(&mut self, existing: Option<&Existing>) {
@@ -383,7 +424,7 @@ fn planned_again(
     let Some(function) = existing.left_by(index) else {
         return planned_at(process, files, address, plan);
     };
-    let plans = planned_at(process, files, function, plan_returns)?;
+    let plans = planned_at(process, files, function, |binary, vaddr| plan_returns(binary, vaddr, Room::Any))?;
     plans.into_iter().find(|plan| {
         plan.leave
             .is_some_and(|leave| plan.vaddr.wrapping_sub(leave.function) == address.wrapping_sub(function))
@@ -413,7 +454,7 @@ fn places(
     files: &MappedFiles,
     probe: &ProbeRequest,
     is_in_force: impl Fn(u64) -> bool,
-    overrides: bool,
+    planner: &Planner<'_>,
 ) -> Result<Vec<(u64, SitePlan)>, ProbeState> {
     let matching = files.matching(&probe.file, process);
     if matching.is_empty() {
@@ -431,7 +472,7 @@ fn places(
         if new.is_empty() {
             continue;
         }
-        for plan in plans_in(process, file, probe, resolved, overrides).map_err(refused)? {
+        for plan in planner.plan(process, file, probe, (resolved, &new)).map_err(refused)? {
             // Windows at a function's `ret`s lie behind its entry.
             let distance = plan.vaddr.wrapping_sub(resolved);
             let places = new.iter().map(|address| address.wrapping_add(distance));
@@ -461,28 +502,79 @@ fn addresses_in(
     Ok((resolved.vaddr, file.addresses(resolved.file_offset)))
 }
 
-/// The windows of a probe: several where a return is probed at the `ret`s of a function.
-fn plans_in(
-    process: &Process,
-    file: &MappedFile,
-    probe: &ProbeRequest,
-    vaddr: u64,
+/// How the window of a probe is planned.
+struct Planner<'a> {
+    existing: Option<&'a Existing>,
+    breakpoints: &'a Breakpoints,
+    /// The probe's program may have the function skipped.
     overrides: bool,
-) -> Result<Vec<SitePlan>, String> {
-    let binary = file.binary(process)?;
-    let plans = match probe.kind {
-        ProbeKind::Entry => plan(binary, vaddr).map(|plan| vec![plan]),
-        ProbeKind::Return => plan_returns(binary, vaddr),
-        ProbeKind::Session => plan_return(binary, vaddr).map(|plan| vec![plan]),
-    };
-    let plans = plans.map_err(|refusal| refusal.to_string())?;
-    match (overrides, probe.kind) {
-        (true, ProbeKind::Return | ProbeKind::Session) => {
-            Err("the program skips functions: it can run at their entry only".to_owned())
+}
+
+impl Planner<'_> {
+    /// Plans the windows of a probe at a link-time address that lies at these addresses in the process: several where a return is
+    /// probed at the `ret`s of a function.
+    fn plan(
+        &self,
+        process: &Process,
+        file: &MappedFile,
+        probe: &ProbeRequest,
+        (vaddr, addresses): (u64, &[u64]),
+    ) -> Result<Vec<SitePlan>, String> {
+        let binary = file.binary(process)?;
+        let plans = self.windows(binary, probe, vaddr, addresses)?;
+        match (self.overrides, probe.kind) {
+            (true, ProbeKind::Return | ProbeKind::Session) => {
+                Err("the program skips functions: it can run at their entry only".to_owned())
+            }
+            (true, _) if !plans.iter().all(|plan| plan.is_entry) => {
+                Err(format!("the program skips functions, and {vaddr:#x} is not the entry of one"))
+            }
+            _ => Ok(plans),
         }
-        (true, _) if !plans.iter().all(|plan| plan.is_entry) => {
-            Err(format!("the program skips functions, and {vaddr:#x} is not the entry of one"))
+    }
+
+    fn windows(
+        &self,
+        binary: &Binary,
+        probe: &ProbeRequest,
+        vaddr: u64,
+        addresses: &[u64],
+    ) -> Result<Vec<SitePlan>, String> {
+        // What stands there stays.
+        let has = |found: fn(&Existing, u64) -> bool, distance: u64| {
+            let here =
+                |&address: &u64| self.existing.is_some_and(|it| found(it, address.wrapping_add(distance)));
+            addresses.iter().any(here)
+        };
+        let everywhere = *self.breakpoints == Breakpoints::Everywhere && !has(Existing::has_site, 0);
+        if everywhere || has(Existing::has_breakpoint, 0) {
+            return planned(binary, probe.kind, vaddr, Room::Breakpoint)
+                .map_err(|refusal| refusal.to_string());
         }
-        _ => Ok(plans),
+        let refusal = match planned(binary, probe.kind, vaddr, Room::Jump) {
+            Ok(plans) => return Ok(plans),
+            Err(refusal) if !lacks_room(&refusal) => return Err(refusal.to_string()),
+            Err(refusal) => refusal,
+        };
+        let plans = planned(binary, probe.kind, vaddr, Room::Any).map_err(|_| refusal.to_string())?;
+        let stands = |plan: &SitePlan| has(Existing::has_breakpoint, plan.vaddr.wrapping_sub(vaddr));
+        let mut breakpoints = plans.iter().filter(|plan| usize::from(plan.jump_len) == BREAKPOINT_WINDOW);
+        if self.breakpoints.are_possible() || breakpoints.all(stands) {
+            return Ok(plans);
+        }
+        Err(self.breakpoints.refuse(&refusal.to_string()))
     }
 }
+
+fn planned(binary: &Binary, kind: ProbeKind, vaddr: u64, room: Room) -> Result<Vec<SitePlan>, Refusal> {
+    let plan: Plan = match (kind, room) {
+        (ProbeKind::Return, _) => return plan_returns(binary, vaddr, room),
+        (ProbeKind::Entry, Room::Jump) => plan,
+        (ProbeKind::Entry, _) => plan_breakpoint,
+        (ProbeKind::Session, Room::Jump) => plan_return,
+        (ProbeKind::Session, _) => plan_return_breakpoint,
+    };
+    plan(binary, vaddr).map(|plan| vec![plan])
+}
+
+type Plan = fn(&Binary, u64) -> Result<SitePlan, Refusal>;

@@ -25,6 +25,8 @@ const SEGMENTS: u64 = 0x002b_0000_0000_0033;
 const FLAGS_SET: u64 = 0x202;
 /// Flags are below this one.
 const FLAGS_END: u64 = 1 << 22;
+/// From `rip` to `uc_sigmask`, in words.
+const MASK_BEHIND: usize = 16;
 /// From `ss_sp` and `ss_size` to `rip`, in words.
 const STACK_START_BEFORE: usize = 19;
 const STACK_SIZE_BEFORE: usize = 17;
@@ -68,6 +70,12 @@ impl Stack {
         frames.map(|at| (self.words[at], self.words[at - 1]))
     }
 
+    /// The masks that signal handlers of this thread will leave behind.
+    pub(crate) fn handler_masks(&self) -> impl Iterator<Item = u64> {
+        let frames = (1..self.words.len()).filter(|&at| self.is_saved_pc(at) && !self.is_left(at));
+        frames.filter_map(|at| self.words.get(at + MASK_BEHIND).copied())
+    }
+
     /// Every word within `range`, but for the program counters of signal frames that the thread has left.
     pub(crate) fn words_in(&self, range: Range<u64>) -> impl Iterator<Item = u64> {
         let len = range.end.saturating_sub(range.start);
@@ -109,6 +117,13 @@ mod tests {
         words[40 - STACK_START_BEFORE] = alternate.0;
         words[40 - STACK_SIZE_BEFORE] = alternate.1;
         Stack { start: 0x1000, words }
+    }
+
+    #[test]
+    fn masks_of_frames() {
+        let mut stack = stack((0, 0));
+        stack.words[40 + MASK_BEHIND] = 0x10;
+        assert_eq!(stack.handler_masks().collect::<Vec<_>>(), [0x10]);
     }
 
     #[test]

@@ -381,12 +381,14 @@ impl Loading<'_> {
         let original = memory.read_array::<1>(address).map_err(|error| self.failed(error))?;
         memory.write(address, &BREAKPOINT).map_err(|error| self.failed(error))?;
         let mut thread = thread;
+        thread.see_breakpoints(true);
         loop {
             let how = if self.early.is_some() { Resume::ToSyscall } else { Resume::Continue };
             let (mut now, stop) = self.go_on(thread, how)?;
             let registers = now.registers().map_err(|error| self.failed(error.into()))?;
             if stop == Stop::Signal(libc::SIGTRAP) && registers.rip == address + 1 {
                 now.take_signal();
+                now.see_breakpoints(false);
                 memory.write(address, &original).map_err(|error| self.failed(error))?;
                 let back = Registers { rip: address, orig_rax: u64::MAX, ..registers };
                 now.set_registers(&back).map_err(|error| self.failed(error.into()))?;

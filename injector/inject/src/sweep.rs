@@ -15,6 +15,7 @@
 use crate::detach::Slots;
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, find, is_ours};
+use crate::guard::borrowable;
 use crate::request::Request;
 use crate::stack::Stack;
 use crate::target::remote;
@@ -77,6 +78,7 @@ impl Unit {
             head.trace,
             head.texts,
             head.system_calls,
+            head.guard,
             head.fork_page,
             head.task,
             head.pool,
@@ -125,6 +127,7 @@ pub(crate) fn sweep(
     if free.is_empty() {
         return Ok(());
     }
+    let Some(index) = borrowable(process, existing.guard(), stopped) else { return Ok(()) };
     // Out of the list first: whatever comes to these addresses later must not be taken for ours.
     for (index, region) in existing.regions.iter().enumerate() {
         if region.len != 0 && free.iter().any(|unit| unit.regions.contains(region)) {
@@ -132,7 +135,7 @@ pub(crate) fn sweep(
             process.memory().write(at, &Region::default().to_bytes()).map_err(failed)?;
         }
     }
-    let mut borrowed = Borrowed::begin(process, &maps, stopped, 0).map_err(failed)?;
+    let mut borrowed = Borrowed::begin(process, &maps, stopped, index).map_err(failed)?;
     let regions = free.iter().flat_map(|unit| &unit.regions);
     let calls: Vec<SystemCall> = regions.map(|region| SystemCall::unmap(region.start, region.len)).collect();
     let result = borrowed.make_all(&calls);

@@ -17,12 +17,13 @@ use crate::request::{CallContext, ProbeKind, Request, SystemCallRequest};
 use crate::sites::PlannedSite;
 use crate::target;
 use crate::wire::Wire;
+use beeline_abi::guard::{MASKING, RT_SIGACTION};
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::SiteRuntime;
 use beeline_abi::system_call::{CLONES, FILTERING, List, NUMBERS, REGISTERING, SystemCalls, WANTED_LEN};
 use beeline_ptrace::StoppedProcess;
 use beeline_remote::{Process, RemoteError};
-use beeline_site::{SitePlan, SystemCallSite, Windows};
+use beeline_site::{Refusal, SitePlan, SystemCallSite, Windows};
 use beeline_stub::chain_len_max;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::offset_of;
@@ -62,7 +63,20 @@ pub(crate) struct PlannedCalls {
     pub(crate) changed: bool,
     /// None when no program wants system calls.
     pub(crate) coverage: Option<CallCoverage>,
+    /// The process is to have a guard, or has one.
+    pub(crate) guarded: bool,
+    /// Why a guard does not see all calls that it has to.
+    pub(crate) unguarded: Option<String>,
     states: Vec<ProbeState>,
+}
+
+/// What calls are planned from.
+#[derive(Clone, Copy)]
+pub(crate) struct CallsGiven<'a> {
+    pub(crate) request: &'a Request,
+    pub(crate) existing: Option<&'a Existing>,
+    /// The process is to have a guard, or has one.
+    pub(crate) guarded: bool,
 }
 
 impl PlannedCalls {
@@ -71,12 +85,12 @@ impl PlannedCalls {
         sites: &mut BTreeMap<u64, PlannedSite>,
         process: &Process,
         files: &MappedFiles,
-        request: &Request,
-        existing: Option<&Existing>,
+        CallsGiven { request, existing, guarded }: CallsGiven<'_>,
         unusable: &impl Fn(u32) -> Option<String>,
     ) -> PlannedCalls {
         let in_force = existing.map_or(&[][..], Existing::call_links);
-        let mut planned = PlannedCalls::default();
+        let changed = guarded && existing.is_none_or(|existing| existing.guard() == 0);
+        let mut planned = PlannedCalls { guarded, changed, ..PlannedCalls::default() };
         for (index, call) in request.system_calls.iter().enumerate() {
             let known = in_force.iter().find(|link| link.link_id == call.link_id);
             planned.states.push(match (known, unusable(call.program_id)) {
@@ -95,11 +109,11 @@ impl PlannedCalls {
         let links = CallLinks::of(request, existing, &planned);
         if !links.is_empty() {
             let before = sites.len();
-            let mut search =
-                Search { sites, taken: Taken::of(existing), existing, coverage: CallCoverage::default() };
+            let mut search = Search::new(sites, existing);
             for file in files.iter() {
                 search.file(process, file, |number| links.wants(number));
             }
+            planned.unguarded = search.unguarded.filter(|_| guarded);
             planned.coverage = Some(search.coverage);
             planned.changed |= sites.len() > before;
         }
@@ -155,9 +169,27 @@ struct Search<'a> {
     taken: Taken,
     existing: Option<&'a Existing>,
     coverage: CallCoverage,
+    /// Why a guard would not see all calls that it has to.
+    unguarded: Option<String>,
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    fn new(sites: &'a mut BTreeMap<u64, PlannedSite>, existing: Option<&'a Existing>) -> Search<'a> {
+        let coverage = CallCoverage::default();
+        Search { sites, taken: Taken::of(existing), existing, coverage, unguarded: None }
+    }
+
+    /// A call is refused; with a number that blocks signals, or one that is not known, a guard does not see it.
+    fn refuse(&mut self, address: u64, number: Option<u32>, reason: String) {
+        if number.is_none_or(|number| is_guarded(number, false)) {
+            let why = || {
+                format!("the system call at {address:#x} can block signals and cannot be traced: {reason}")
+            };
+            self.unguarded.get_or_insert_with(why);
+        }
+        self.coverage.refused.push((address, reason));
+    }
+
     fn file(&mut self, process: &Process, file: &MappedFile, wants: impl Fn(Option<u32>) -> bool) {
         if file.mappings.iter().any(is_ours) {
             return;
@@ -165,15 +197,20 @@ impl Search<'_> {
         let binary = match file.binary(process) {
             Ok(binary) => binary,
             Err(reason) => {
-                self.coverage.unread.push((file.mappings[0].name.clone(), reason.to_owned()));
+                let name = file.mappings[0].name.clone();
+                self.unguarded.get_or_insert_with(|| format!("{name} cannot be read: {reason}"));
+                self.coverage.unread.push((name, reason.to_owned()));
                 return;
             }
         };
         let calls = binary.system_calls();
-        for (vaddr, refusal) in &calls.refused {
-            for address in binary.file_offset_of(*vaddr).into_iter().flat_map(|at| file.addresses(at)) {
+        for call in &calls.refused {
+            // Returning from a signal handler is no call that a program makes by itself.
+            let is_return = matches!(call.refusal, Refusal::SignalReturn { .. });
+            let number = if is_return { Some(RT_SIGRETURN) } else { call.number };
+            for address in binary.file_offset_of(call.vaddr).into_iter().flat_map(|at| file.addresses(at)) {
                 self.coverage.found += 1;
-                self.coverage.refused.push((address, refusal.to_string()));
+                self.refuse(address, number, call.refusal.to_string());
             }
         }
         for site in &calls.sites {
@@ -217,7 +254,7 @@ impl Search<'_> {
             Some(_) if !over.is_empty() && self.collision(address, site, &over).is_none() => over,
             Some(other) => {
                 let reason = format!("the probe at {other:#x} has the bytes around it");
-                self.coverage.refused.push((address, reason));
+                self.refuse(address, site.number, reason);
                 return;
             }
         };
@@ -258,6 +295,17 @@ fn number_of(link: &LinkRuntime) -> Option<u32> {
 #[derive(Debug, Default)]
 pub(crate) struct CallLinks {
     pub(crate) links: Vec<LinkRuntime>,
+    /// The process is to have a guard, or has one.
+    guarded: bool,
+}
+
+/// `rt_sigreturn`.
+const RT_SIGRETURN: u32 = 15;
+
+/// A guard has to know of calls with this number, before or behind them.
+fn is_guarded(number: u32, is_exit: bool) -> bool {
+    let number = u64::from(number);
+    MASKING.contains(&number) || number == RT_SIGACTION && !is_exit
 }
 
 impl CallLinks {
@@ -288,16 +336,17 @@ impl CallLinks {
                 ..LinkRuntime::default()
             })
         }));
-        if links.is_empty() && !in_force.is_empty() {
+        let guarded = planned.guarded;
+        if links.is_empty() && (guarded || !in_force.is_empty()) {
             // The sites that there are have one.
             links.push(LinkRuntime { link_id: LinkRuntime::OWN, ..LinkRuntime::default() });
         }
-        CallLinks { links }
+        CallLinks { links, guarded }
     }
 
-    /// No program wants any call.
+    /// No program wants any call, nor does a guard.
     pub(crate) fn is_empty(&self) -> bool {
-        !self.links.iter().any(is_call)
+        !self.guarded && !self.links.iter().any(is_call)
     }
 
     /// A program wants calls with this number; `None`: with one that is not known.
@@ -305,7 +354,8 @@ impl CallLinks {
         let mut calls = self.links.iter().filter(|link| is_call(link));
         let concerns = |number: u32| [false, true].iter().any(|&is_exit| self.concern_agent(number, is_exit));
         let always = number.is_none_or(concerns);
-        calls.any(|link| always || number_of(link).is_none() || number_of(link) == number)
+        self.guarded && always
+            || calls.any(|link| always || number_of(link).is_none() || number_of(link) == number)
     }
 
     /// Indexes of the links whose programs run at a call with this number, before it or behind it.
@@ -330,7 +380,7 @@ impl CallLinks {
             true => CLONES.contains(&number),
             false => FILTERING.contains(&number) || REGISTERING.contains(&number),
         };
-        concerns && !self.is_empty()
+        concerns && !self.is_empty() || self.guarded && is_guarded(number as u32, is_exit)
     }
 
     /// Bytes that the chains of all numbers take, at most.
@@ -477,8 +527,7 @@ pub fn call_coverage(pid: i32) -> Result<CallCoverage, TargetRefused> {
     };
     let existing = existing.as_deref();
     let mut sites = BTreeMap::new();
-    let coverage = CallCoverage::default();
-    let mut search = Search { sites: &mut sites, taken: Taken::of(existing), existing, coverage };
+    let mut search = Search::new(&mut sites, existing);
     for file in MappedFiles::of(&maps).iter() {
         search.file(&process, file, |_| false);
     }

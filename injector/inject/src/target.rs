@@ -175,3 +175,9 @@ fn libc_rseq_offset(process: &Process, files: &MappedFiles) -> Option<i64> {
 pub(crate) fn likely_thread_key(executable: Option<&Binary>) -> ThreadKey {
     if executable.is_some_and(Binary::is_go) { ThreadKey::FsBase } else { ThreadKey::FsSelf }
 }
+
+/// The process's id in its own pid namespace.
+pub(crate) fn inner_pid(process: &Process) -> u32 {
+    let inside = read_status(process.pid()).ok().and_then(|status| status.ids_inside);
+    inside.map_or(process.pid(), |[tgid, _]| tgid) as u32
+}

@@ -1,6 +1,7 @@
 //! The shared layouts as bytes of another process: written and read field by field, at the offsets that `abi` defines.
 
 use beeline_abi::ABI_VERSION;
+use beeline_abi::guard::Action;
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::map::{MapHandle, MapShape};
 use beeline_abi::process::{
@@ -72,6 +73,7 @@ macro_rules! structures {
 }
 
 structures! {
+    Action { handler, flags, restorer, mask }
     List { first, count }
     Region { start, len }
     ReturnSlot { return_address, sp, site, trampoline, session_flags, session_cookies }
@@ -121,6 +123,7 @@ pub(crate) struct BlockHead {
     pub(crate) reserve: u64,
     pub(crate) reserve_end: u64,
     pub(crate) system_calls: u64,
+    pub(crate) guard: u64,
 }
 
 /// Bytes of the block before its regions. They lie in one page, so one write changes all of them or none.
@@ -139,7 +142,7 @@ macro_rules! head_fields {
     ($macro:ident!($($argument:tt)*)) => {
         $macro!($($argument)* texts, text_count, locator, store_uuid, vdso_clock_gettime, rseq_offset, tid_offset, flags, cpus, map_count,
             cpu_slots, threads, maps, programs, program_count, site_count, sites, trace, fork_page, task, task_len,
-            region_count, task_layout, pool, reserve, reserve_end, system_calls)
+            region_count, task_layout, pool, reserve, reserve_end, system_calls, guard)
     };
 }
 

@@ -1,4 +1,4 @@
-//! The agent's image as it is embedded: what must not be in it, and that it runs.
+//! The agent's image as it is embedded, and the guard's: what must not be in them, and that the agent runs.
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpKind};
 use object::read::elf::ElfFile64;
@@ -14,7 +14,17 @@ struct Aligned<T: ?Sized>(T);
 /// What `src/image.rs` embeds.
 static IMAGE: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/agent.so")));
 
-/// The table in ARCHITECTURE.md.
+static GUARD: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/guard.so")));
+
+/// The tables in ARCHITECTURE.md.
+const GUARD_EXPORTS: [&str; 6] = [
+    "beeline_guard_block",
+    "beeline_guard_enter",
+    "beeline_guard_exit",
+    "beeline_guard_missed",
+    "beeline_guard_restorer",
+    "beeline_guard_trap",
+];
 const EXPORTS: [&str; 19] = [
     "beeline_call_gate",
     "beeline_claim_cpu",
@@ -41,13 +51,34 @@ fn image() -> ElfFile64<'static, Endianness> {
     ElfFile64::parse(&IMAGE.0).expect("the image is an ELF file")
 }
 
+fn guard() -> ElfFile64<'static, Endianness> {
+    ElfFile64::parse(&GUARD.0).expect("the image is an ELF file")
+}
+
 #[test]
 fn exports_are_the_documented_ones() {
-    let image = image();
-    let exports: BTreeSet<_> = image.dynamic_symbols().map(|symbol| symbol.name().unwrap()).collect();
-    assert_eq!(exports, EXPORTS.into());
-    assert!(image.dynamic_symbols().all(|symbol| !symbol.is_undefined()));
-    assert!(image.symbols().all(|symbol| !symbol.is_undefined()));
+    for (image, documented) in [(image(), &EXPORTS[..]), (guard(), &GUARD_EXPORTS)] {
+        let exports: BTreeSet<_> = image.dynamic_symbols().map(|symbol| symbol.name().unwrap()).collect();
+        assert_eq!(exports, documented.iter().copied().collect());
+        assert!(image.dynamic_symbols().all(|symbol| !symbol.is_undefined()));
+        assert!(image.symbols().all(|symbol| !symbol.is_undefined()));
+    }
+}
+
+/// What of it is mapped is one piece that nobody writes to, but for the address of its block.
+#[test]
+fn the_guard_has_neither_variables_nor_relocations() {
+    let image = guard();
+    assert_eq!(image.dynamic_relocations().map_or(0, Iterator::count), 0);
+    let variables = image.sections().filter(|section| {
+        let name = section.name().unwrap_or_default();
+        let object::SectionFlags::Elf { sh_flags, .. } = section.flags() else { panic!("{name}") };
+        sh_flags.contains(elf::SHF_WRITE) && ![".dynamic", ".relro_padding"].contains(&name)
+    });
+    let names: Vec<String> = variables.map(|section| section.name().unwrap().to_owned()).collect();
+    assert_eq!(names, Vec::<String>::new());
+    let code: u64 = image.segments().map(|segment| segment.size()).sum();
+    assert!(code <= 16 << 10, "{code} bytes");
 }
 
 #[test]
@@ -86,9 +117,11 @@ fn segments() {
 
 #[test]
 fn nothing_can_panic() {
-    let image = image();
+    let (image, guard) = (image(), guard());
     let names: Vec<_> = image.symbols().filter_map(|symbol| symbol.name().ok()).collect();
     assert!(names.len() > 50, "the image has its symbol table");
+    let names: Vec<_> =
+        names.into_iter().chain(guard.symbols().filter_map(|symbol| symbol.name().ok())).collect();
     // Whatever can panic refers to the handler or to core's functions that call it.
     for sign in [
         "panic",
@@ -107,16 +140,17 @@ fn nothing_can_panic() {
 
 #[test]
 fn no_instruction_touches_a_vector_register() {
-    let image = image();
-    let text = image.section_by_name(".text").unwrap();
-    let mut decoder = Decoder::with_ip(64, text.data().unwrap(), text.address(), DecoderOptions::NONE);
-    let mut info = InstructionInfoFactory::new();
-    let mut count = 0;
-    for instruction in &mut decoder {
-        check(&mut info, &instruction);
-        count += 1;
+    for (image, least) in [(image(), 5000), (guard(), 500)] {
+        let text = image.section_by_name(".text").unwrap();
+        let mut decoder = Decoder::with_ip(64, text.data().unwrap(), text.address(), DecoderOptions::NONE);
+        let mut info = InstructionInfoFactory::new();
+        let mut count = 0;
+        for instruction in &mut decoder {
+            check(&mut info, &instruction);
+            count += 1;
+        }
+        assert!(count > least, "{count} instructions");
     }
-    assert!(count > 5000, "{count} instructions");
 }
 
 /// Fails for an instruction that changes state which the stubs do not save.

@@ -1,7 +1,8 @@
 //! The raw `ptrace(2)` and `waitpid(2)` calls, one safe function for each request that is used.
 
 use crate::{Registers, Tid};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::ffi::{c_int, c_long, c_uint, c_void};
 use std::io;
 use std::mem::MaybeUninit;
@@ -68,6 +69,8 @@ pub(crate) fn interrupt(tid: Tid) -> Result<(), io::Error> {
 
 /// `PTRACE_CONT`, `PTRACE_LISTEN`, `PTRACE_SYSCALL` or `PTRACE_DETACH`, delivering `signal` when it is not 0.
 pub(crate) fn go_on(request: c_uint, tid: Tid, signal: c_int) -> Result<(), io::Error> {
+    TO_SYSCALL
+        .with_borrow_mut(|it| if request == libc::PTRACE_SYSCALL { it.insert(tid) } else { it.remove(&tid) });
     plain(request, tid, 0, signal as usize)
 }
 
@@ -123,35 +126,88 @@ pub(crate) fn rseq(tid: Tid) -> Result<RseqConfiguration, io::Error> {
 
 /// One event of any child or tracee of this OS thread: its id and wait status; `None` when nothing has happened.
 pub(crate) fn wait_any() -> Result<Option<(Tid, c_int)>, io::Error> {
-    let mut status = 0;
-    let flags = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
-    // SAFETY: `status` is a valid place for one int.
-    match unsafe { libc::waitpid(-1, &raw mut status, flags) } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(None),
-        tid => Ok(Some((tid, status))),
-    }
+    take(libc::P_ALL, 0, libc::WNOHANG)
 }
 
 /// One event of the tracee `tid`: its wait status; `None` when nothing has happened.
 pub(crate) fn wait_for(tid: Tid) -> Result<Option<c_int>, io::Error> {
-    let mut status = 0;
-    let flags = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
-    // SAFETY: `status` is a valid place for one int.
-    match unsafe { libc::waitpid(tid, &raw mut status, flags) } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(None),
-        _ => Ok(Some(status)),
-    }
+    Ok(take(libc::P_PID, tid, libc::WNOHANG)?.map(|(_, status)| status))
 }
 
 /// As [`wait_any`], but waits until there is an event; `ECHILD` when there is nobody left.
 pub(crate) fn wait_for_any() -> Result<(Tid, c_int), io::Error> {
-    let mut status = 0;
-    // SAFETY: `status` is a valid place for one int.
-    match unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD) } {
-        -1 => Err(io::Error::last_os_error()),
-        tid => Ok((tid, status)),
+    loop {
+        if let Some(event) = take(libc::P_ALL, 0, 0)? {
+            return Ok(event);
+        }
+    }
+}
+
+/// Takes an event, but for that of a thread which is about to receive the signal of an `int3`: that is delivered without its event being
+/// taken. Whoever takes the event of a signal and is killed before the thread goes on has lost the signal (`wait_task_stopped` clears
+/// what `ptrace_stop` returns), and a thread that has met a breakpoint would go on in the middle of an instruction.
+fn take(kind: libc::idtype_t, id: Tid, flags: c_int) -> Result<Option<(Tid, c_int)>, io::Error> {
+    const COMMON: c_int = libc::__WALL | libc::__WNOTHREAD;
+    loop {
+        // SAFETY: zero is a valid `siginfo_t`; the call writes one.
+        let (result, seen) = unsafe {
+            let mut seen: libc::siginfo_t = std::mem::zeroed();
+            let all = COMMON | flags | libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT;
+            (libc::waitid(kind, id as libc::id_t, &raw mut seen, all), seen)
+        };
+        if result == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the call has filled in what belongs to `SIGCHLD`, or left it zero.
+        let (tid, what) = unsafe { (seen.si_pid(), seen.si_status()) };
+        if tid == 0 {
+            return Ok(None);
+        }
+        if seen.si_code == libc::CLD_TRAPPED && what == libc::SIGTRAP && is_of_breakpoint(tid) {
+            let how = if TO_SYSCALL.with_borrow(|it| it.contains(&tid)) {
+                libc::PTRACE_SYSCALL
+            } else {
+                libc::PTRACE_CONT
+            };
+            // One that was killed meanwhile has another event.
+            let _ = go_on(how, tid, libc::SIGTRAP);
+            continue;
+        }
+        let mut status = 0;
+        // SAFETY: `status` is a valid place for one int.
+        match unsafe { libc::waitpid(tid, &raw mut status, COMMON | libc::WNOHANG) } {
+            -1 => return Err(io::Error::last_os_error()),
+            // Killed since: it is to be reported as dead.
+            0 => continue,
+            tid => return Ok(Some((tid, status))),
+        }
+    }
+}
+
+thread_local! {
+    /// Tracees of this OS thread that run until the next system call.
+    static TO_SYSCALL: RefCell<HashSet<Tid>> = RefCell::default();
+    /// Those in whose code there are breakpoints of ours, for us to see.
+    static SEES_BREAKPOINTS: RefCell<HashSet<Tid>> = RefCell::default();
+}
+
+/// Whether we are to see that this tracee has met a breakpoint.
+pub(crate) fn see_breakpoints(tid: Tid, sees: bool) {
+    SEES_BREAKPOINTS.with_borrow_mut(|it| if sees { it.insert(tid) } else { it.remove(&tid) });
+}
+
+/// The signal that the tracee is about to receive is that of an `int3`, and not for us.
+fn is_of_breakpoint(tid: Tid) -> bool {
+    /// `SI_KERNEL` (`arch/x86/kernel/traps.c`: `do_int3_user`).
+    const SI_KERNEL: c_int = 0x80;
+    if SEES_BREAKPOINTS.with_borrow(|it| it.contains(&tid)) {
+        return false;
+    }
+    // SAFETY: zero is a valid `siginfo_t`; the request writes one through `data`.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let asked = ptrace(libc::PTRACE_GETSIGINFO, tid, std::ptr::null_mut(), (&raw mut info).cast());
+        asked.is_ok() && info.si_signo == libc::SIGTRAP && info.si_code == SI_KERNEL
     }
 }
 

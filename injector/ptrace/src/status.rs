@@ -42,6 +42,10 @@ pub struct Status {
     pub ids_inside: Option<[Tid; 2]>,
     /// Signals that the process handles, bit n - 1 for signal n.
     pub caught: u64,
+    /// Signals that this task blocks: in a call like `ppoll`, those that it blocks meanwhile.
+    pub blocked: u64,
+    /// Signals for this task alone that are still to be delivered.
+    pub pending: u64,
     /// `VmSize` is there: the task has an address space of its own. A kernel thread and a zombie have none.
     pub has_memory: bool,
 }
@@ -101,6 +105,8 @@ fn parse_status(text: &str) -> Status {
         capabilities: u64::from_str_radix(field("CapEff"), 16).unwrap_or(0),
         ids_inside: inside("NStgid").zip(inside("NSpid")).map(|(tgid, pid)| [tgid, pid]),
         caught: u64::from_str_radix(field("SigCgt"), 16).unwrap_or(u64::MAX),
+        blocked: u64::from_str_radix(field("SigBlk"), 16).unwrap_or(u64::MAX),
+        pending: u64::from_str_radix(field("SigPnd"), 16).unwrap_or(0),
         has_memory: !field("VmSize").is_empty(),
     }
 }

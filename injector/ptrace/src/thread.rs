@@ -440,6 +440,11 @@ impl Stopped {
             .map_err(|error| PtraceError::new("suspend the seccomp filter", self.tid, error))
     }
 
+    /// From now on it is for us to see when the thread meets an `int3`: a breakpoint of ours. Else its signal is the thread's own.
+    pub fn see_breakpoints(&self, sees: bool) {
+        request::see_breakpoints(self.tid, sees);
+    }
+
     /// Forgets the signal that would be delivered when the thread goes on; it is returned, to be sent again later.
     pub fn take_signal(&mut self) -> Option<i32> {
         (self.pending != 0).then(|| std::mem::take(&mut self.pending))

@@ -79,6 +79,12 @@ impl SystemCall {
         SystemCall { fifth_at: Some(file.descriptor.word), ..call }
     }
 
+    /// Sets what is to be done with a signal to the action at `action`, and has the former one written to `old`; 0 = neither.
+    pub fn signal_action(signal: u64, action: u64, old: u64) -> SystemCall {
+        const MASK_LEN: u64 = 8;
+        SystemCall::new("rt_sigaction", libc::SYS_rt_sigaction, [signal, action, old, MASK_LEN, 0, 0], 0)
+    }
+
     /// Unmaps a range.
     pub fn unmap(address: u64, len: u64) -> SystemCall {
         SystemCall::new("munmap", libc::SYS_munmap, [address, len, 0, 0, 0, 0], 0)

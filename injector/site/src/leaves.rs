@@ -14,7 +14,9 @@
 use crate::binary::Binary;
 use crate::error::Refusal;
 use crate::hole;
-use crate::plan::{SHORT_WINDOW, SitePlan, WINDOW_MIN, crosses_page, may_hop, plan_window};
+use crate::plan::{
+    Room, SHORT_WINDOW, SitePlan, WINDOW_MIN, crosses_page, may_hop, plan_breakpoint, plan_window,
+};
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpKind};
 use std::ops::Range;
 
@@ -37,14 +39,19 @@ const BEFORE_MAX: u64 = 15;
 ///
 /// # Errors
 /// [`Refusal`] when one of them has no room, or when the function can be left in another way.
-pub(crate) fn plan_leaves(binary: &Binary, vaddr: u64) -> Result<Vec<SitePlan>, Refusal> {
+pub(crate) fn plan_leaves(binary: &Binary, vaddr: u64, room: Room) -> Result<Vec<SitePlan>, Refusal> {
     let function = binary.function_at(vaddr).filter(|function| function.start == vaddr);
     let function = function.ok_or(Refusal::NotAnEntry { vaddr })?;
     let body = Body::of(binary, function.start..function.end)?;
     if body.rets.is_empty() {
         return Err(Refusal::NeverReturns { vaddr });
     }
-    body.rets.iter().map(|&ret| body.window_of(binary, ret)).collect()
+    let window = |&ret: &u64| match room {
+        Room::Jump => body.window_of(binary, ret),
+        Room::Any => body.window_of(binary, ret).or_else(|_| body.breakpoint_of(binary, ret)),
+        Room::Breakpoint => body.breakpoint_of(binary, ret),
+    };
+    body.rets.iter().map(window).collect()
 }
 
 /// The instructions of a function.
@@ -100,11 +107,6 @@ impl Body {
 
     /// The window of one `ret`: where padding follows, it alone.
     fn window_of(&self, binary: &Binary, ret: u64) -> Result<SitePlan, Refusal> {
-        let leave = |mut plan: SitePlan| {
-            plan.leave = Some(Leave { at: (ret - plan.vaddr) as u8, function: self.range.start });
-            plan.is_entry = false;
-            plan
-        };
         let fits = |plan: &SitePlan| {
             let len = u64::from(plan.code_len).max(u64::from(plan.jump_len));
             u64::from(plan.code_len) == ret + RET_LEN - plan.vaddr && !crosses_page(plan.vaddr, len)
@@ -114,7 +116,7 @@ impl Body {
         let long =
             starts().filter_map(|start| plan_window(binary, start, length(start, ret, WINDOW_MIN)).ok());
         if let Some(plan) = long.into_iter().find(fits) {
-            return Ok(leave(plan));
+            return Ok(self.leave(plan, ret));
         }
         let short = starts().filter(|_| may_hop(binary)).filter_map(|start| {
             let mut plan = plan_window(binary, start, length(start, ret, SHORT_WINDOW)).ok()?;
@@ -123,7 +125,17 @@ impl Body {
             Some(plan)
         });
         let found = short.into_iter().find(|plan| fits(plan) && !plan.holes.is_empty());
-        found.map(leave).ok_or(Refusal::NoRoomAtReturn { vaddr: self.range.start, at: ret })
+        let found = found.map(|plan| self.leave(plan, ret));
+        found.ok_or(Refusal::NoRoomAtReturn { vaddr: self.range.start, at: ret })
+    }
+
+    fn breakpoint_of(&self, binary: &Binary, ret: u64) -> Result<SitePlan, Refusal> {
+        plan_breakpoint(binary, ret).map(|plan| self.leave(plan, ret))
+    }
+
+    fn leave(&self, plan: SitePlan, ret: u64) -> SitePlan {
+        let leave = Leave { at: (ret - plan.vaddr) as u8, function: self.range.start };
+        SitePlan { leave: Some(leave), is_entry: false, ..plan }
     }
 }
 

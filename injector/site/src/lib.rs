@@ -35,10 +35,11 @@ pub use hole::Hole;
 pub use leaves::Leave;
 pub use library::{LibraryNotFound, find_library};
 pub use plan::{
-    References, SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_hook, plan_return, plan_returns, plan_short,
+    BREAKPOINT_WINDOW, References, Room, SHORT_WINDOW, SitePlan, WINDOW_MIN, lacks_room, plan,
+    plan_breakpoint, plan_hook, plan_return, plan_return_breakpoint, plan_returns, plan_short,
 };
 pub use resolve::{FunctionRange, Location, Resolved, resolve};
 pub use returns::unwinder_entries;
 pub use symbols::{Symbol, SymbolKind, Symbols};
-pub use system_calls::{SystemCallSite, SystemCalls, Windows};
+pub use system_calls::{RefusedCall, SystemCallSite, SystemCalls, Windows};
 pub use usdt::{UsdtError, UsdtProbe, usdt_probe, usdt_probes};

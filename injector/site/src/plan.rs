@@ -1,6 +1,7 @@
 //! A window of bytes that a jump can replace, and the instructions that it displaces.
 //!
-//! Where five bytes do not fit, a short jump of two goes to a [`Hole`] nearby, which holds the long one.
+//! Where five bytes do not fit, a short jump of two goes to a [`Hole`] nearby, which holds the long one. Where that does not fit either,
+//! there is room for a breakpoint of one, in processes that are to have some.
 
 use crate::binary::Binary;
 use crate::error::Refusal;
@@ -15,6 +16,9 @@ pub const WINDOW_MIN: usize = 5;
 
 /// Bytes of `jmp rel8`: what is replaced where a long jump does not fit.
 pub const SHORT_WINDOW: usize = 2;
+
+/// Bytes of `int3`: what is replaced where no jump fits.
+pub const BREAKPOINT_WINDOW: usize = 1;
 
 /// Most bytes that a probe replaces. Behind them may be the rest of a displaced instruction, which stays as it is.
 const PATCH_MAX: usize = 16;
@@ -68,7 +72,7 @@ pub struct SitePlan {
     pub is_entry: bool,
     /// What the displaced instructions refer to.
     pub references: References,
-    /// Bytes of the jump at the site: [`WINDOW_MIN`] or [`SHORT_WINDOW`].
+    /// Bytes of the jump at the site: [`WINDOW_MIN`] or [`SHORT_WINDOW`]; or [`BREAKPOINT_WINDOW`], and it is an `int3`.
     pub jump_len: u8,
     /// For a short jump: places for the long one, the best first. One of them is needed.
     pub holes: Vec<Hole>,
@@ -104,9 +108,11 @@ pub fn plan(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
         Ok(plan) if plan.crosses_page() => Err(Refusal::CrossesPage { vaddr }),
         other => other,
     };
-    near.or_else(|refusal| {
-        if is_for_room(&refusal) { plan_short(binary, vaddr).or(Err(refusal)) } else { Err(refusal) }
-    })
+    near.or_else(
+        |refusal| {
+            if lacks_room(&refusal) { plan_short(binary, vaddr).or(Err(refusal)) } else { Err(refusal) }
+        },
+    )
 }
 
 /// Plans an entry probe with a short jump, where the long one has no room: at another probe's site, for one.
@@ -135,8 +141,17 @@ pub(crate) fn may_hop(binary: &Binary) -> bool {
     !binary.is_go()
 }
 
-/// A shorter jump may help.
-fn is_for_room(refusal: &Refusal) -> bool {
+/// Plans an entry probe with a breakpoint, which displaces one instruction: where no jump fits.
+///
+/// # Errors
+/// [`Refusal`] says why nothing can be put there.
+pub fn plan_breakpoint(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
+    let plan = plan_window(binary, vaddr, BREAKPOINT_WINDOW)?;
+    Ok(SitePlan { jump_len: BREAKPOINT_WINDOW as u8, ..plan })
+}
+
+/// A shorter jump, or a breakpoint, may help.
+pub fn lacks_room(refusal: &Refusal) -> bool {
     matches!(
         refusal,
         Refusal::TooShort { .. }
@@ -148,6 +163,7 @@ fn is_for_room(refusal: &Refusal) -> bool {
             | Refusal::Undecodable { .. }
             | Refusal::RestartableSequence { .. }
             | Refusal::TextRelocation { .. }
+            | Refusal::NoRoomAtReturn { .. }
     )
 }
 
@@ -233,15 +249,43 @@ pub fn plan_return(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
 ///
 /// # Errors
 /// [`Refusal`] says why nothing can be put there.
-pub fn plan_returns(binary: &Binary, vaddr: u64) -> Result<Vec<SitePlan>, Refusal> {
-    match plan_return(binary, vaddr) {
+pub fn plan_returns(binary: &Binary, vaddr: u64, room: Room) -> Result<Vec<SitePlan>, Refusal> {
+    let paired = match room {
+        Room::Jump => plan_return(binary, vaddr),
+        Room::Any => plan_return(binary, vaddr).or_else(|refusal| {
+            if lacks_room(&refusal) { plan_return_breakpoint(binary, vaddr) } else { Err(refusal) }
+        }),
+        Room::Breakpoint => plan_return_breakpoint(binary, vaddr),
+    };
+    match paired {
         Ok(plan) => Ok(vec![plan]),
-        Err(Refusal::GoReturn) => plan_leaves(binary, vaddr),
+        Err(Refusal::GoReturn) => plan_leaves(binary, vaddr, room),
         Err(refusal) if crate::returns::is_of_address(&refusal) => {
-            plan_leaves(binary, vaddr).or(Err(refusal))
+            plan_leaves(binary, vaddr, room).or(Err(refusal))
         }
         Err(refusal) => Err(refusal),
     }
+}
+
+/// What a probe may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Room {
+    /// That of a jump.
+    Jump,
+    /// That of a jump, or where none fits the byte of a breakpoint.
+    Any,
+    /// The byte of a breakpoint.
+    Breakpoint,
+}
+
+/// Plans a return probe with a breakpoint at the entry of its function.
+///
+/// # Errors
+/// [`Refusal`] says why nothing can be put there.
+pub fn plan_return_breakpoint(binary: &Binary, vaddr: u64) -> Result<SitePlan, Refusal> {
+    let plan = plan_breakpoint(binary, vaddr)?;
+    crate::returns::check(binary, &plan)?;
+    Ok(plan)
 }
 
 /// The window while it is decoded.

@@ -74,7 +74,18 @@ pub struct SystemCalls {
     /// Those that can be traced, in order of address.
     pub sites: Vec<SystemCallSite>,
     /// Those that cannot, and why.
-    pub refused: Vec<(u64, Refusal)>,
+    pub refused: Vec<RefusedCall>,
+}
+
+/// A system call that cannot be traced.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RefusedCall {
+    /// Link-time address of the instruction.
+    pub vaddr: u64,
+    /// Its number, where that is a constant.
+    pub number: Option<u32>,
+    /// Why.
+    pub refusal: Refusal,
 }
 
 /// Finds all system calls of an object.
@@ -94,7 +105,10 @@ pub(crate) fn find(binary: &Binary) -> SystemCalls {
             }
             match site(binary, &lead) {
                 Ok(site) => found.sites.push(site),
-                Err(refusal) => found.refused.push((vaddr, refusal)),
+                Err(refusal) => {
+                    let number = lead.number(binary.analysis());
+                    found.refused.push(RefusedCall { vaddr, number, refusal });
+                }
             }
         }
     }

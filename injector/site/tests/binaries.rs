@@ -1,8 +1,8 @@
 //! Binaries of all kinds: what is read from them, and where probes go.
 
 use beeline_site::{
-    Binary, Libc, Linkage, Location, OpenError, Refusal, ResolveError, Resolved, WINDOW_MIN, find_library,
-    plan, plan_return, plan_returns, resolve, unwinder_entries,
+    Binary, Libc, Linkage, Location, OpenError, Refusal, ResolveError, Resolved, Room, WINDOW_MIN,
+    find_library, plan, plan_return, plan_returns, resolve, unwinder_entries,
 };
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -191,13 +191,13 @@ fn go() {
 
 /// Every `ret` of a Go function has a window, in which it is the last instruction; but for the few that no jump fits at.
 fn go_returns(binary: &Binary, work: u64) {
-    let leaves = plan_returns(binary, work).unwrap();
+    let leaves = plan_returns(binary, work, Room::Jump).unwrap();
     assert!(leaves.iter().all(|plan| plan.leave.is_some_and(|leave| leave.function == work
         && leave.at + 1 == plan.code_len
         && plan.original[usize::from(leave.at)] == 0xc3)));
     let (mut planned, mut returning) = (0, 0);
     for function in binary.functions() {
-        match plan_returns(binary, function.start) {
+        match plan_returns(binary, function.start, Room::Jump) {
             Ok(plans) => {
                 planned += 1;
                 assert!(
@@ -221,7 +221,7 @@ fn go_returns(binary: &Binary, work: u64) {
     assert_eq!(plan(binary, exit), Err(Refusal::BranchInside { target: exit + 1 }));
     let injected = special("runtime.asyncPreempt.abi0");
     assert!(!plan(binary, injected).unwrap().is_entry);
-    assert!(matches!(plan_returns(binary, injected), Err(Refusal::LooksAtCaller { .. })));
+    assert!(matches!(plan_returns(binary, injected, Room::Any), Err(Refusal::LooksAtCaller { .. })));
 }
 
 #[test]

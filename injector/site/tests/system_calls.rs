@@ -28,7 +28,7 @@ fn is_left_alone(refusal: &Refusal) -> bool {
 }
 
 fn places(calls: &SystemCalls) -> BTreeSet<u64> {
-    calls.sites.iter().map(|site| site.vaddr).chain(calls.refused.iter().map(|it| it.0)).collect()
+    calls.sites.iter().map(|site| site.vaddr).chain(calls.refused.iter().map(|it| it.vaddr)).collect()
 }
 
 /// The `syscall` instructions that a disassembler sees in functions.
@@ -55,7 +55,7 @@ fn all_are_found_with_symbols_and_without() {
         if let Some(expected) = disassembled(&path) {
             assert_eq!(places(&calls), expected, "{compiler} {arguments:?}");
         }
-        assert!(calls.refused.iter().all(|(_, refusal)| is_left_alone(refusal)), "{:x?}", calls.refused);
+        assert!(calls.refused.iter().all(|it| is_left_alone(&it.refusal)), "{:x?}", calls.refused);
         let stripped = directory.path().join("stripped");
         let done = Command::new("strip").arg("-o").arg(&stripped).arg(&path).status();
         if !done.is_ok_and(|status| status.success()) {
@@ -70,7 +70,7 @@ fn all_are_found_with_symbols_and_without() {
         let bearable = if compiler == "gcc" { 0 } else { 2 };
         assert!(missing.len() <= bearable, "{compiler} {arguments:?}: {missing:x?}");
         let refused = &without.system_calls().refused;
-        assert!(refused.iter().all(|(_, refusal)| is_left_alone(refusal)), "{refused:x?}");
+        assert!(refused.iter().all(|it| is_left_alone(&it.refusal)), "{refused:x?}");
     }
 }
 
@@ -99,7 +99,7 @@ fn those_of_the_machine() {
         let calls = binary.system_calls();
         println!("{path}: {} traced, {} not", calls.sites.len(), calls.refused.len());
         assert_eq!(!calls.sites.is_empty(), has_calls, "{path}");
-        let refused: Vec<_> = calls.refused.iter().filter(|(_, refusal)| !is_left_alone(refusal)).collect();
+        let refused: Vec<_> = calls.refused.iter().filter(|it| !is_left_alone(&it.refusal)).collect();
         assert!(refused.is_empty(), "{path}: {refused:x?}");
         if let Some(seen) = disassembled(Path::new(path)) {
             // What is no code for a disassembler is none.

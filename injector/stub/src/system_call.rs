@@ -57,7 +57,7 @@ pub struct SystemCallTarget {
     pub enter: u64,
     /// The agent's `beeline_system_call_exit`.
     pub exit: u64,
-    /// The agent's `beeline_system_call_missed`.
+    /// The agent's `beeline_system_call_missed`, with the address of the registers as its fourth argument.
     pub missed: u64,
 }
 
@@ -242,11 +242,10 @@ impl Gate<'_> {
         asm.jne(run)?;
         asm.set_label(&mut missed)?;
         self.count_missed(asm)?;
-        asm.xor(ecx, ecx)?;
         asm.jmp(restore)
     }
 
-    /// From r8 = number or [`UNKNOWN`].
+    /// From r8 = number or [`UNKNOWN`]; gives rcx = not 0 when the call is to be skipped all the same.
     fn count_missed(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         asm.mov(rbx, rsp)?;
         asm.and(rsp, -16i32)?;
@@ -257,9 +256,12 @@ impl Gate<'_> {
             asm.mov(rsi, qword_ptr(rbx + offset_of!(PtRegs, orig_ax) as i32))?;
         }
         asm.mov(edx, u32::from(self.is_exit))?;
+        asm.mov(rcx, rbx)?;
         call(asm, self.at, self.target.missed)?;
         asm.mov(rsp, rbx)?;
-        asm.mov(rbx, qword_ptr(rsp + offset_of!(PtRegs, bx) as i32))
+        asm.mov(rbx, qword_ptr(rsp + offset_of!(PtRegs, bx) as i32))?;
+        asm.mov(rcx, rax)?;
+        if self.is_exit { Ok(()) } else { asm.mov(qword_ptr(rsp + SLOT), rax) }
     }
 
     /// Makes the frame.
@@ -319,7 +321,7 @@ impl Gate<'_> {
         if self.is_exit { Ok(()) } else { asm.mov(qword_ptr(rsp + SLOT), rax) }
     }
 
-    /// Back to the stub. A hit that was missed comes with rcx = 0.
+    /// Back to the stub. A hit that was missed comes with rcx = 0, unless its call is to be skipped.
     fn restore(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         let mut plain = asm.create_label();
         for (register, offset) in general().into_iter().take(CHANGED) {
@@ -327,7 +329,7 @@ impl Gate<'_> {
         }
         asm.mov(rax, qword_ptr(rsp + STATUS))?;
         if !self.is_exit {
-            // rcx = slot: somebody decided.
+            // rcx = slot, or 1: somebody decided.
             asm.jrcxz(plain)?;
             asm.mov(rcx, qword_ptr(rsp + SLOT))?;
             asm.set_label(&mut plain)?;

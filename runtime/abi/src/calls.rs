@@ -117,13 +117,16 @@ impl Call {
 }
 
 /// Every call that the agent makes.
-pub const AGENT_CALLS: [Call; 27] = [
+pub const AGENT_CALLS: [Call; 29] = [
     Call::any(0, "read"),
     Call::any(2, "open"),
     Call::any(3, "close"),
     // Threads' memory: readable, writable, private, anonymous, not reserved.
     Call::any(9, "mmap").with(2, 3).with(3, 0x4022),
     Call::any(11, "munmap"),
+    // The guard's.
+    Call::any(13, "rt_sigaction"),
+    Call::any(14, "rt_sigprocmask").with(0, 0),
     Call::any(24, "sched_yield"),
     Call::any(28, "madvise"),
     Call::any(35, "nanosleep"),

@@ -18,6 +18,7 @@
 //! | [`regs`] | `struct pt_regs` | stubs | programs |
 //! | [`system_call`] | the system calls that programs want | injector | stubs, agent |
 //! | [`unwind`] | tables for walking stacks | injector | helpers |
+//! | [`guard`] | what keeps the signal of breakpoints deliverable | injector, the guard's code | the guard's code, injector |
 //! | [`calls`] | the system calls that the agent may make | injector, agent | agent, injector |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -26,6 +27,7 @@ pub mod bell;
 pub mod calls;
 pub mod code;
 pub mod errno;
+pub mod guard;
 pub mod link;
 pub mod map;
 pub mod process;
@@ -37,7 +39,7 @@ pub mod trace;
 pub mod unwind;
 
 /// Version of every layout in this crate. A file or a block with another version is refused, never guessed at.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Size of a page, and the alignment of everything that is mapped (x86-64).
 pub const PAGE_SIZE: u64 = 4096;

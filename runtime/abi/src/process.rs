@@ -89,6 +89,8 @@ pub struct ProcessBlock {
     pub reserve_end: u64,
     /// Address of the [`SystemCalls`](crate::system_call::SystemCalls), 0 = none are traced.
     pub system_calls: u64,
+    /// Address of the [`Guard`](crate::guard::Guard), 0 = the process never had a breakpoint.
+    pub guard: u64,
     /// Every mapping that belongs to us, for detach.
     pub regions: [Region; REGIONS_MAX],
 }
@@ -212,6 +214,8 @@ impl SiteRuntime {
     pub const SYSTEM_CALL: u32 = 2;
     /// In `flags`: it is the first instruction of a function.
     pub const ENTRY: u32 = 4;
+    /// In `flags`: its only patched byte is an `int3`. Its entry in the table of breakpoints leads to the stub.
+    pub const BREAKPOINT: u32 = 8;
 }
 
 /// One CPU of the store: which thread runs a program that touches this CPU's data.
@@ -246,8 +250,8 @@ pub struct ForkPage {
     /// The process that we were attached to, by its id as the injector knows it. Zero in a fork's child: links of one
     /// process alone do not apply there.
     pub attached: AtomicU32,
-    /// Zero.
-    pub reserved: u32,
+    /// Id of the process whose memory this is, where there is a guard: a child of `vfork` has another one.
+    pub owner: AtomicU32,
 }
 
 const _: () = assert!(size_of::<ForkPage>() == 32);

@@ -3,6 +3,7 @@
 use super::Prepared;
 use crate::error::TargetRefused;
 use crate::generation::Generation;
+use crate::guard::Placed;
 use crate::semaphore;
 use crate::wire::BlockHead;
 use beeline_abi::link::LinkRuntime;
@@ -39,12 +40,23 @@ impl Prepared<'_> {
         if let Some(tables) = &generation.call_tables {
             tables.write(self.process).map_err(|error| self.failed(error))?;
         }
-        for write in generation.patches.iter().flat_map(|patch| &patch.writes) {
-            self.process.memory().write(write.address, &write.bytes).map_err(|error| self.failed(error))?;
+        self.write_patches(generation, false)?;
+        if let Some(placed) = Placed::at(self.process, head.guard) {
+            placed.set_table(generation.breakpoints).map_err(|error| self.failed(error))?;
         }
+        // By now the guard sees every call.
+        self.write_patches(generation, true)?;
         self.enter_semaphores(generation)?;
         let flags = head.flags & !ProcessBlock::FLAG_UNFINISHED;
         self.write_head_at(generation.block, &BlockHead { flags, ..head })
+    }
+
+    fn write_patches(&self, generation: &Generation<'_>, breakpoints: bool) -> Result<(), TargetRefused> {
+        let patches = generation.patches.iter().filter(|patch| patch.is_breakpoint == breakpoints);
+        for write in patches.flat_map(|patch| &patch.writes) {
+            self.process.memory().write(write.address, &write.bytes).map_err(|error| self.failed(error))?;
+        }
+        Ok(())
     }
 
     /// Takes links that have ended out of their semaphores, and puts the original bytes back where nothing else is.

@@ -10,6 +10,7 @@ use crate::sites::PlannedSite;
 use crate::system_calls::PlannedCall;
 use crate::wire::Wire;
 use beeline_abi::code::{ProgramNeeds, Symbol};
+use beeline_abi::guard::Breakpoint;
 use beeline_abi::link::{LinkRuntime, LinkShared};
 use beeline_abi::map::MapHandle;
 use beeline_abi::process::{ForkPage, ProgramRuntime, SiteRuntime};
@@ -58,7 +59,9 @@ impl Builder<'_> {
     }
 
     fn call_target(&self) -> SystemCallTarget {
-        let [enter, exit, missed] = self.agent.system_call;
+        let own = self.agent.system_call;
+        let [enter, exit, missed] =
+            if self.guard == 0 { own } else { self.given.guard_image.system_call(self.guard) };
         SystemCallTarget { calls: self.system_calls, enter, exit, missed }
     }
 
@@ -219,8 +222,14 @@ impl Builder<'_> {
             entries.push(self.enter(hole.index, hole.runtime));
             writes.insert(0, hole.write);
         }
-        let patch =
-            Patch { address: site.address, writes, sees_seccomp: false, semaphores: Vec::new(), entries };
+        let patch = Patch {
+            address: site.address,
+            writes,
+            is_breakpoint: false,
+            sees_seccomp: false,
+            semaphores: Vec::new(),
+            entries,
+        };
         Ok(Ok(patch))
     }
 
@@ -249,13 +258,20 @@ impl Builder<'_> {
         };
         runtime.links = self.tables.links + (self.links_used * LinkRuntime::LEN) as u64;
         runtime.link_count = links.len() as u32;
-        runtime.flags = if site.plan.is_entry { SiteRuntime::ENTRY } else { 0 };
+        runtime.flags |= if site.plan.is_entry { SiteRuntime::ENTRY } else { 0 };
+        let is_breakpoint = site.is_breakpoint();
+        if is_breakpoint {
+            self.breakpoints.retain(|known| known.address != site.address);
+            let stub = stub.address + u64::from(stub.entry);
+            self.breakpoints.push(Breakpoint { address: site.address, stub });
+        }
         self.links_used += links.len();
         self.link_bytes.extend(links.iter().flat_map(Wire::to_bytes));
         let mut writes = Vec::new();
         match site.existing.map(|index| self.sites[index]) {
             // Its short jump stays as it is: what changes is in the hole.
-            Some(known) if hole.is_some() => {
+            // So does a breakpoint: what changes is in the table.
+            Some(known) if hole.is_some() || is_breakpoint => {
                 (runtime.len, runtime.patched, runtime.original) = (known.len, known.patched, known.original);
             }
             known => {
@@ -279,7 +295,7 @@ impl Builder<'_> {
         let waiting = |link: &LinkRuntime| link.semaphore != 0 && link.flags & LinkRuntime::IN_SEMAPHORE == 0;
         let waiting = links.iter().enumerate().filter(|(_, link)| waiting(link));
         let semaphores = waiting.map(|(index, link)| (at(index), *link)).collect();
-        Ok(Ok(Patch { address: site.address, writes, sees_seccomp, semaphores, entries }))
+        Ok(Ok(Patch { address: site.address, writes, is_breakpoint, sees_seccomp, semaphores, entries }))
     }
 
     /// Enters a site or a hole into the table, in place of entry `index` or behind all; where it lies in the memory file, and

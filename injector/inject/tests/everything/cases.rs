@@ -15,6 +15,8 @@ pub(crate) enum Probes {
     Both,
     /// Every so many instructions, and all entries.
     Inside(usize),
+    /// Entries and returns, by breakpoints.
+    Breakpoints,
 }
 
 /// Makes the command line of a program in the given folder; without something that it needs, the reason.
@@ -63,6 +65,7 @@ pub(crate) fn all() -> Vec<Case> {
 pub(crate) const ROUNDS: &[Round] = &[
     (Probes::Both, true),
     (Probes::Inside(29), true),
+    (Probes::Breakpoints, true),
     (Probes::Entries, false),
     (Probes::Returns, false),
     (Probes::Both, false),
@@ -163,6 +166,7 @@ fn probed(case: &Case, command: &[String], probes: Probes, heavy: bool, report: 
     match probes {
         Probes::Entries => {}
         Probes::Returns | Probes::Both => words.push("--return".to_owned()),
+        Probes::Breakpoints => words.extend(["--return", "--breakpoints"].map(str::to_owned)),
         Probes::Inside(step) => words.extend(["--inside".to_owned(), step.to_string()]),
     }
     if heavy {

@@ -1,7 +1,7 @@
 //! `run`: starts a program with probes on every function of some files, waits for it, and writes down what happened.
 
 use crate::support::Store;
-use beeline_inject::{Ended, Location, ProbeKind, ProbeState, StartCommand, start};
+use beeline_inject::{BreakpointUse, Ended, Location, ProbeKind, ProbeState, StartCommand, start};
 use beeline_site::{Binary, find_library, resolve};
 use iced_x86::{Decoder, DecoderOptions};
 use std::collections::{BTreeMap, HashMap};
@@ -15,13 +15,15 @@ pub(crate) const COMMAND: &str = "run";
 /// Its exit status when the program could not be started.
 pub(crate) const NOT_STARTED: u8 = 99;
 
-/// `run [--entry] [--return] [--inside STEP] [--heavy] [--file NAME]... [--sample NAME]... [--only FROM..TO] --report FILE -- PROGRAM ...`
+/// `run [--entry] [--return] [--inside STEP] [--breakpoints] [--heavy] [--file NAME]... [--sample NAME]... [--only FROM..TO] --report FILE -- PROGRAM ...`
 #[derive(Default)]
 struct Options {
     entry: bool,
     returns: bool,
     /// Every so many instructions, a probe in the middle of functions.
     inside: Option<usize>,
+    /// All of them are breakpoints.
+    breakpoints: bool,
     /// Programs that want all of the context and change every register that they may change.
     heavy: bool,
     /// Files whose functions are probed: paths, or names as the loader knows them.
@@ -81,6 +83,7 @@ fn parse(arguments: &[String]) -> Options {
             "--entry" => options.entry = true,
             "--return" => options.returns = true,
             "--inside" => options.inside = Some(value().parse().expect("a number")),
+            "--breakpoints" => options.breakpoints = true,
             "--heavy" => options.heavy = true,
             "--file" => options.files.push(value().into()),
             "--sample" => options.samples.push(value()),
@@ -117,6 +120,9 @@ const COUNTERS: u32 = 512;
 impl Probes {
     fn new(options: &Options) -> Probes {
         let mut store = Store::new();
+        if options.breakpoints {
+            store.request.breakpoints = BreakpointUse::Everywhere;
+        }
         let map = store.array(COUNTERS);
         let programs = [0, 1].map(|index| {
             if options.heavy { store.clobbering_counter(map, index) } else { store.counter(map, index) }

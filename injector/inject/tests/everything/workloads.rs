@@ -76,6 +76,7 @@ pub(crate) fn cases() -> Vec<Case> {
             ..case("redis", &["/usr/bin/redis-server", "libc.so.6"], true)
         },
     ];
+    cases.extend(runtimes());
     cases.extend(python_tests());
     cases.extend(tools());
     cases
@@ -97,6 +98,22 @@ fn case(name: &str, files: &'static [&'static str], in_slice: bool) -> Case {
 
 fn whole(text: &str) -> String {
     text.to_owned()
+}
+
+/// Programs that compile themselves while they run, with all of the C library probed.
+fn runtimes() -> Vec<Case> {
+    let java = |folder: &Path| {
+        let source = folder.join("Work.java");
+        std::fs::write(&source, sources::JAVA).expect("a scratch file");
+        program("/usr/bin/java", &["-Xmx200m", &source.display().to_string()])
+    };
+    vec![
+        Case {
+            command: |_| program("/usr/bin/node", &["-e", sources::NODE]),
+            ..case("node", &["libc.so.6"], false)
+        },
+        Case { command: java, ..case("java", &["libc.so.6"], false) },
+    ]
 }
 
 /// Small programs, with all of the C library probed.

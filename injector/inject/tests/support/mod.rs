@@ -10,7 +10,9 @@ use beeline_abi::link::{LINK_MAGIC, LinkShared};
 use beeline_abi::map::{DATA_OFFSET, MAP_MAGIC, MapHeader, MapShape, MapType};
 use beeline_abi::process::TaskLayout;
 use beeline_abi::trace::{TRACE_FILE_LEN, TRACE_MAGIC};
-use beeline_inject::{FileIdentity, Location, MapRequest, ProbeKind, ProbeRequest, ProgramRequest, Request};
+use beeline_inject::{
+    BreakpointUse, FileIdentity, Location, MapRequest, ProbeKind, ProbeRequest, ProgramRequest, Request,
+};
 use std::fs::File;
 use std::mem::offset_of;
 use std::os::fd::OwnedFd;
@@ -59,6 +61,7 @@ impl Store {
             programs: Vec::new(),
             probes: Vec::new(),
             system_calls: Vec::new(),
+            breakpoints: BreakpointUse::Never,
             alive: None,
         };
         Store { request, maps: Vec::new(), links: Vec::new() }

@@ -225,3 +225,33 @@ int main(void) {
     return 0;
 }
 "#;
+
+/// Compiled code, a worker, a child.
+pub(crate) const NODE: &str = r#"
+const { Worker } = require('worker_threads');
+const { execFileSync } = require('child_process');
+let n = 0;
+for (let i = 0; i < 3e6; i++) n = (n * 31 + i) % 1000003;
+console.log(n, execFileSync('/bin/echo', ['child']).toString().trim());
+const w = new Worker("require('worker_threads').parentPort.postMessage('worker'.repeat(3))", { eval: true });
+w.on('message', (m) => { console.log(m); });
+w.on('exit', () => console.log(Buffer.alloc(100000, 'x').toString('base64').length));
+"#;
+
+/// Compiled code, threads, a child.
+pub(crate) const JAVA: &str = r#"
+public class Work {
+    public static void main(String[] a) throws Exception {
+        long n = 0;
+        for (int i = 0; i < 3000000; i++) n = (n * 31 + i) % 1000003;
+        System.out.println(n);
+        Thread[] t = new Thread[4];
+        java.util.concurrent.atomic.AtomicLong sum = new java.util.concurrent.atomic.AtomicLong();
+        for (int i = 0; i < 4; i++) { t[i] = new Thread(() -> { for (int k = 0; k < 100000; k++) sum.addAndGet(new byte[100].length); }); t[i].start(); }
+        for (Thread x : t) x.join();
+        System.out.println(sum.get());
+        Process p = new ProcessBuilder("/bin/echo", "child").inheritIO().start();
+        System.out.println(p.waitFor());
+    }
+}
+"#;

@@ -1,0 +1,311 @@
+//! The guard of a process that has breakpoints: made, put in force, taken out.
+//!
+//! ```text
+//! attach    block with the record of what the process wants ▸ handler ▸ sites at calls ▸ table ▸ the first int3
+//! detach    the last int3 ▸ nobody is on the way from one ▸ handler ▸ sites at calls
+//! ```
+//!
+//! If we are killed in between, the handler does what the process wants: it stays until somebody comes who takes out the rest.
+
+mod image;
+mod obstacles;
+
+pub(crate) use image::GuardImage;
+pub(crate) use obstacles::blocking;
+
+use crate::existing::Existing;
+use crate::patch::Patch;
+use crate::wire::Wire;
+use beeline_abi::guard::{
+    Action, Breakpoint, Breakpoints, GUARD_MAGIC, Guard, MASKED, Masked, RECORDED, Recorded, SIGTRAP, bit,
+};
+use beeline_abi::process::{ForkPage, SiteRuntime};
+use beeline_ptrace::{Registers, Stopped, StoppedProcess, read_status};
+use beeline_remote::{Borrowed, Process, RemoteError, SystemCall};
+use std::mem::offset_of;
+
+/// Signals that there are.
+const SIGNALS: u64 = 64;
+/// Entries of a table of breakpoints that are believed.
+const BREAKPOINTS_MAX: u64 = 1 << 20;
+
+/// Bytes of the block.
+pub(crate) const GUARD_LEN: u64 = size_of::<Guard>() as u64;
+
+/// What of the agent's a guard has to know. Addresses are the process's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GuardParts {
+    pub(crate) call_gate: u64,
+    /// The agent's functions before and behind a system call, and when no program can run there.
+    pub(crate) system_call: [u64; 3],
+    pub(crate) handler: u64,
+    pub(crate) restorer: u64,
+    pub(crate) fork_page: u64,
+}
+
+impl GuardParts {
+    /// The head of a block, to begin with.
+    pub(crate) fn head(&self) -> Vec<u8> {
+        let mut bytes = vec![0; offset_of!(Guard, actions)];
+        let [enter, exit, missed] = self.system_call;
+        for (offset, word) in [
+            (offset_of!(Guard, magic), GUARD_MAGIC),
+            (offset_of!(Guard, call_gate), self.call_gate),
+            (offset_of!(Guard, enter), enter),
+            (offset_of!(Guard, exit), exit),
+            (offset_of!(Guard, missed), missed),
+            (offset_of!(Guard, handler), self.handler),
+            (offset_of!(Guard, restorer), self.restorer),
+            (offset_of!(Guard, fork_page), self.fork_page),
+        ] {
+            word.put(&mut bytes[offset..]);
+        }
+        bytes
+    }
+}
+
+/// The bytes of a table of breakpoints.
+pub(crate) fn table(breakpoints: &[Breakpoint]) -> Vec<u8> {
+    let mut sorted = breakpoints.to_vec();
+    sorted.sort_unstable_by_key(|it| it.address);
+    let words = sorted.iter().flat_map(|it| [it.address, it.stub]);
+    [sorted.len() as u64].into_iter().chain(words).flat_map(u64::to_le_bytes).collect()
+}
+
+/// Bytes that a table of so many takes.
+pub(crate) fn table_len(count: usize) -> usize {
+    size_of::<Breakpoints>() + count * size_of::<Breakpoint>()
+}
+
+/// The guard of a process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placed<'a> {
+    process: &'a Process,
+    /// Address of its block.
+    block: u64,
+}
+
+impl<'a> Placed<'a> {
+    /// The one whose block is at this address, when there is one.
+    pub(crate) fn at(process: &'a Process, block: u64) -> Option<Placed<'a>> {
+        let placed = Placed { process, block };
+        (block != 0 && placed.word(offset_of!(Guard, magic)).ok()? == GUARD_MAGIC).then_some(placed)
+    }
+
+    fn word(&self, offset: usize) -> Result<u64, RemoteError> {
+        self.process.memory().read_u64(self.block + offset as u64)
+    }
+
+    fn set_word(&self, offset: usize, word: u64) -> Result<(), RemoteError> {
+        self.process.memory().write_u64(self.block + offset as u64, word)
+    }
+
+    /// The handler is in force.
+    pub(crate) fn is_active(&self) -> bool {
+        self.word(offset_of!(Guard, signals)).is_ok_and(|signals| signals != 0)
+    }
+
+    /// The breakpoints that it knows.
+    pub(crate) fn breakpoints(&self) -> Vec<Breakpoint> {
+        let Ok(table) = self.word(offset_of!(Guard, breakpoints)) else { return Vec::new() };
+        let memory = self.process.memory();
+        let count = if table == 0 { 0 } else { memory.read_u64(table).unwrap_or(0) };
+        if count > BREAKPOINTS_MAX {
+            return Vec::new();
+        }
+        let start = table + size_of::<Breakpoints>() as u64;
+        let bytes = memory.read_vec(start, count as usize * size_of::<Breakpoint>()).unwrap_or_default();
+        let words = bytes.as_chunks::<16>().0.iter();
+        words.map(|it| Breakpoint { address: u64::get(it), stub: u64::get(&it[8..]) }).collect()
+    }
+
+    /// Lets the handler find the breakpoints of this table.
+    pub(crate) fn set_table(&self, table: u64) -> Result<(), RemoteError> {
+        self.set_word(offset_of!(Guard, breakpoints), table)
+    }
+
+    /// Puts the handler in force. What the process wants done with the signal is recorded before; its other handlers do not block it
+    /// any more. `inner_pid` is the process's id as it knows it.
+    pub(crate) fn install(&self, borrowed: &mut Borrowed<'_>, inner_pid: u32) -> Result<(), RemoteError> {
+        let fork_page = self.word(offset_of!(Guard, fork_page))?;
+        if fork_page != 0 {
+            let owner = fork_page + offset_of!(ForkPage, owner) as u64;
+            self.process.memory().write(owner, &inner_pid.to_le_bytes())?;
+        }
+        let actions = self.actions(borrowed)?;
+        let wanted = action_of(&actions, SIGTRAP);
+        if wanted.handler != self.word(offset_of!(Guard, handler))? {
+            self.record(wanted)?;
+        }
+        let mut trimmed = 0;
+        let mut calls = Vec::new();
+        for signal in (1..=SIGNALS).filter(|&signal| signal != SIGTRAP) {
+            let action = action_of(&actions, signal);
+            if action.mask & bit(SIGTRAP) != 0 {
+                trimmed |= bit(signal);
+                let without = Action { mask: action.mask & !bit(SIGTRAP), ..action };
+                calls.push(self.setting(signal, without)?);
+            }
+        }
+        let restart = match wanted.handler {
+            Action::DEFAULT | Action::IGNORE => Action::RESTART,
+            _ => wanted.flags & Action::RESTART,
+        };
+        let own = Action {
+            handler: self.word(offset_of!(Guard, handler))?,
+            flags: Action::OWN | restart,
+            restorer: self.word(offset_of!(Guard, restorer))?,
+            mask: 0,
+        };
+        calls.push(self.setting(SIGTRAP, own)?);
+        let known = self.word(offset_of!(Guard, trimmed))?;
+        self.set_word(offset_of!(Guard, trimmed), known | trimmed)?;
+        borrowed.make_all(&calls)?;
+        self.set_word(offset_of!(Guard, signals), bit(SIGTRAP))
+    }
+
+    /// Puts everything back to what the process wants, unless somebody else has a handler in force meanwhile.
+    pub(crate) fn uninstall(&self, borrowed: &mut Borrowed<'_>) -> Result<(), RemoteError> {
+        let actions = self.actions(borrowed)?;
+        let trimmed = self.word(offset_of!(Guard, trimmed))?;
+        let mut calls = Vec::new();
+        for signal in (1..=SIGNALS).filter(|&signal| trimmed & bit(signal) != 0) {
+            let action = action_of(&actions, signal);
+            let whole = Action { mask: action.mask | bit(SIGTRAP), ..action };
+            if action.handler != Action::DEFAULT && whole != action {
+                calls.push(self.setting(signal, whole)?);
+            }
+        }
+        let own = self.word(offset_of!(Guard, handler))?;
+        if action_of(&actions, SIGTRAP).handler == own {
+            let wanted = self.wanted()?;
+            calls.push(self.setting(SIGTRAP, wanted)?);
+        }
+        borrowed.make_all(&calls)?;
+        self.set_word(offset_of!(Guard, trimmed), 0)?;
+        self.set_word(offset_of!(Guard, signals), 0)
+    }
+
+    /// What is to be done with each signal now, from signal 1 on.
+    fn actions(&self, borrowed: &mut Borrowed<'_>) -> Result<Vec<Action>, RemoteError> {
+        let calls = (1..=SIGNALS).map(|signal| SystemCall::signal_action(signal, 0, self.scratch(signal)));
+        borrowed.make_all(&calls.collect::<Vec<_>>())?;
+        let len = (SIGNALS as usize) * Action::LEN;
+        let bytes = self.process.memory().read_vec(self.scratch(1), len)?;
+        Ok(bytes.chunks_exact(Action::LEN).map(Action::get).collect())
+    }
+
+    /// The call that sets an action, which is written to where the call finds it.
+    fn setting(&self, signal: u64, action: Action) -> Result<SystemCall, RemoteError> {
+        self.process.memory().write(self.scratch(signal), &action.to_bytes())?;
+        Ok(SystemCall::signal_action(signal, self.scratch(signal), 0))
+    }
+
+    fn scratch(&self, signal: u64) -> u64 {
+        self.block + (offset_of!(Guard, scratch) + (signal as usize - 1) * Action::LEN) as u64
+    }
+
+    /// Records what the process wants, as the first version.
+    fn record(&self, action: Action) -> Result<(), RemoteError> {
+        const VERSION: u64 = 1;
+        let at = offset_of!(Guard, actions) + VERSION as usize * size_of::<Recorded>();
+        let words = self.block + (at + offset_of!(Recorded, words)) as u64;
+        self.process.memory().write(words, &action.to_bytes())?;
+        self.set_word(at + offset_of!(Recorded, version), VERSION)?;
+        self.set_word(offset_of!(Guard, claimed), VERSION)?;
+        self.set_word(offset_of!(Guard, newest), VERSION)
+    }
+
+    /// What the process wants done with the signal.
+    fn wanted(&self) -> Result<Action, RemoteError> {
+        let newest = self.word(offset_of!(Guard, newest))?;
+        let at = offset_of!(Guard, actions) + (newest as usize % RECORDED) * size_of::<Recorded>();
+        let words = self.block + (at + offset_of!(Recorded, words)) as u64;
+        Ok(Action::get(&self.process.memory().read_vec(words, Action::LEN)?))
+    }
+
+    /// A thread that has met a breakpoint, and whose signal is still to be delivered.
+    pub(crate) fn in_flight(&self, stopped: &StoppedProcess) -> Option<i32> {
+        let breakpoints = self.breakpoints();
+        let found = stopped.threads().iter().find(|thread| has_met(&breakpoints, thread));
+        found.map(|thread| thread.tid())
+    }
+
+    /// Index of a thread that can be borrowed: its signal would be delivered elsewhere.
+    pub(crate) fn not_in_flight(&self, stopped: &StoppedProcess) -> Option<usize> {
+        let breakpoints = self.breakpoints();
+        stopped.threads().iter().position(|thread| !has_met(&breakpoints, thread))
+    }
+
+    /// The registers of a thread in a call that has an argument of ours, with the process's own in its place; the kernel may make the
+    /// call again with them. None when it has none.
+    pub(crate) fn without_copies(&self, registers: &Registers) -> Option<Registers> {
+        let mut own = *registers;
+        let mut changed = false;
+        let it = &mut own;
+        for register in [&mut it.rdi, &mut it.rsi, &mut it.rdx, &mut it.r10, &mut it.r8, &mut it.r9] {
+            let start = self.block + offset_of!(Guard, masked) as u64;
+            let index = register.wrapping_sub(start) / size_of::<Masked>() as u64;
+            if *register < start || index >= MASKED as u64 {
+                continue;
+            }
+            let entry = start + index * size_of::<Masked>() as u64;
+            let memory = self.process.memory();
+            let sp = memory.read_u64(entry + offset_of!(Masked, sp) as u64);
+            let original = memory.read_u64(entry + offset_of!(Masked, original) as u64);
+            if let (Ok(1..), Ok(original)) = (sp, original) {
+                *register = original;
+                changed = true;
+            }
+        }
+        changed.then_some(own)
+    }
+}
+
+/// The thread has met one of the breakpoints, and its signal is still to be delivered.
+fn has_met(breakpoints: &[Breakpoint], thread: &Stopped) -> bool {
+    let at = |pc: u64| breakpoints.binary_search_by_key(&pc.wrapping_sub(1), |it| it.address).is_ok();
+    thread.known_registers().is_ok_and(|registers| at(registers.rip))
+        && read_status(thread.tid()).is_ok_and(|status| status.pending & bit(SIGTRAP) != 0)
+}
+
+/// Index of a thread that can be borrowed, in a process that may have a guard; none when each of them is on the way from a breakpoint.
+pub(crate) fn borrowable(process: &Process, guard: u64, stopped: &StoppedProcess) -> Option<usize> {
+    Placed::at(process, guard).map_or(Some(0), |placed| placed.not_in_flight(stopped))
+}
+
+fn action_of(actions: &[Action], signal: u64) -> Action {
+    actions.get(signal as usize - 1).copied().unwrap_or_default()
+}
+
+/// The site is a breakpoint.
+pub(crate) fn is_breakpoint(site: &SiteRuntime) -> bool {
+    site.link_count != 0 && site.flags & SiteRuntime::BREAKPOINT != 0
+}
+
+/// Places that get breakpoints now.
+pub(crate) fn new_breakpoints(patches: &[Patch]) -> impl Iterator<Item = u64> {
+    patches.iter().filter(|patch| patch.is_breakpoint && !patch.writes.is_empty()).map(|patch| patch.address)
+}
+
+/// There are some.
+pub(crate) fn has_breakpoints(patches: &[Patch]) -> bool {
+    new_breakpoints(patches).next().is_some()
+}
+
+impl Existing {
+    /// Address of the guard's block, 0 = there is none.
+    pub(crate) fn guard(&self) -> u64 {
+        self.head.guard
+    }
+
+    /// A probe of ours stands at the address.
+    pub(crate) fn has_site(&self, address: u64) -> bool {
+        self.sites.iter().any(|site| site.address == address && site.link_count != 0)
+    }
+
+    /// A breakpoint of ours stands at the address.
+    pub(crate) fn has_breakpoint(&self, address: u64) -> bool {
+        self.sites.iter().any(|site| site.address == address && is_breakpoint(site))
+    }
+}
