@@ -121,6 +121,25 @@ fn commands_killed_at_any_moment() {
 }
 
 #[test]
+fn a_follower_killed_while_breakpoints_are_hit() {
+    let (mut target, store, _) = started();
+    let pid = target.pid();
+    for _ in 0..rounds(10) {
+        say(&mut target, "hit");
+        let before = store.number("shared", 0);
+        let mut command = store.command(&["attach", "--follow", "--breakpoints", &pid]);
+        let mut follower = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("beeline runs");
+        assert!(comes(|| store.number("shared", 0) > before + 1000));
+        follower.kill().expect("it runs");
+        follower.wait().expect("a child of ours");
+        say(&mut target, "stop");
+        say(&mut target, "masks");
+    }
+    store.ok(&["detach", &pid]);
+    say(&mut target, "actions");
+}
+
+#[test]
 fn a_program_whose_calls_a_guard_cannot_see_gets_none() {
     if !beeline_tests::have(&["musl-gcc"]) {
         return;

@@ -525,7 +525,11 @@ impl<'a> Prepared<'a> {
             && !placed.is_active()
         {
             let id = target::inner_pid(self.process);
-            placed.install(borrowed, id).map_err(|error| self.failed(error))?;
+            if let Err(error) = placed.install(borrowed, id) {
+                // What is mapped goes again: nothing may lead there. The first error is the one that counts.
+                let _ = placed.uninstall(borrowed);
+                return Err(self.failed(error).into());
+            }
         }
         match result as i64 {
             0 if self.early => {
