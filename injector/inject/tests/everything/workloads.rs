@@ -109,10 +109,10 @@ fn runtimes() -> Vec<Case> {
     };
     vec![
         Case {
-            command: |_| program("/usr/bin/node", &["-e", sources::NODE]),
+            command: Box::new(|_| program("/usr/bin/node", &["-e", sources::NODE])),
             ..case("node", &["libc.so.6"], false)
         },
-        Case { command: java, ..case("java", &["libc.so.6"], false) },
+        Case { command: Box::new(java), ..case("java", &["libc.so.6"], false) },
     ]
 }
 
