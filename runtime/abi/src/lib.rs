@@ -37,7 +37,7 @@ pub mod trace;
 pub mod unwind;
 
 /// Version of every layout in this crate. A file or a block with another version is refused, never guessed at.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Size of a page, and the alignment of everything that is mapped (x86-64).
 pub const PAGE_SIZE: u64 = 4096;

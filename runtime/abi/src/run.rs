@@ -7,7 +7,7 @@ use crate::thread::SESSIONS;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RunContext {
-    /// Who runs: owner word and claimed CPU. `cpu` is valid only in programs that need one; see `NO_CPU`.
+    /// Who runs: owner word and claimed CPU. Between runs `cpu` may name the one that was claimed last; see `NO_CPU`.
     pub access: Access,
     /// Address of the [`ProcessBlock`](crate::process::ProcessBlock).
     pub process: u64,
@@ -42,7 +42,7 @@ pub struct RunContext {
 }
 
 impl RunContext {
-    /// `access.cpu` when no CPU is claimed.
+    /// `access.cpu` while a program runs that calls something and owns no CPU.
     pub const NO_CPU: u32 = u32::MAX;
     /// Bit of `flags`: a program of this hit wants the probed function skipped (`bpf_override_return`).
     pub const OVERRIDE: u32 = 1;
