@@ -16,7 +16,7 @@ use cranelift_codegen::ir::{
 };
 
 /// Accesses do not trap as far as the code is concerned: the verifier has proven them.
-const ACCESS: MemFlagsData = MemFlagsData::new().with_notrap();
+pub(super) const ACCESS: MemFlagsData = MemFlagsData::new().with_notrap();
 
 /// A load that may be made anywhere in the program, once or several times: where its value is used.
 const CONSTANT: MemFlagsData = ACCESS.with_readonly().with_can_move();
