@@ -122,6 +122,10 @@ fn introduce(world: &World, cpus: &Cpus) {
     settle(slot, cpus);
 }
 
+/// A `struct rseq`.
+#[repr(align(32))]
+struct Aligned([u64; 4]);
+
 /// As the agent does where the thread finds itself on another CPU.
 fn settle(slot: &mut ThreadSlot, cpus: &Cpus) {
     // SAFETY: the thread's `struct rseq`.
@@ -246,8 +250,18 @@ fn whoever_is_not_certainly_the_same_asks_the_agent() {
     check("the agent claims", false);
     change(&|slot| slot.claim_epoch += 1);
     check("another process", false);
-    change(&|slot| (slot.claim_cpu, slot.run.access.cpu) = (u32::MAX - 1, u32::MAX - 1));
+    change(&|slot| (slot.claim_cpu, slot.run.access.cpu) = (u32::MAX - 20, u32::MAX - 20));
     check("another CPU", false);
+    // `RSEQ_CPU_ID_UNINITIALIZED`, `RSEQ_CPU_ID_REGISTRATION_FAILED`.
+    let mut unregistered = Box::new(Aligned([0, 0, 0, 0]));
+    for cpu_id in [u32::MAX, u32::MAX - 1] {
+        unregistered.0[0] = u64::from(cpu_id) << 32;
+        change(&|slot| {
+            slot.claim_rseq = &raw const *unregistered as u64;
+            slot.run.access.cpu = RunContext::NO_CPU;
+        });
+        check("not registered", false);
+    }
     introduce(&world, &cpus);
     cpus.page.epoch.store(0, Relaxed);
     check("a fork's child", false);
