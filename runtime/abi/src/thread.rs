@@ -108,13 +108,13 @@ pub struct ThreadSlot {
     pub reserved: u32,
     /// Owner word of the CPU that this thread waited for in vain the last time; it does not wait for it again.
     pub blocked_by: u64,
+    /// Where the function of the target that a program has called returns to, as it stands below the address in `guard` then; 0 = none
+    /// is called. When that word is another, the function will not come back.
+    pub host_return: u64,
     /// Calls made so far whose number has to be remembered; entry `pending_top % PENDING` is the next to be written.
     pub pending_top: u64,
     /// Those of them that may not have returned.
     pub pending: [PendingCall; PENDING],
-    /// Where the function of the target that a program has called returns to, as it stands below the address in `guard` then; 0 = none
-    /// is called. When that word is another, the function will not come back.
-    pub host_return: u64,
     /// Zero.
     pub reserved2: [u64; 6],
 }
@@ -134,5 +134,7 @@ const _: () = assert!(size_of::<ThreadSlot>() == 512);
 const _: () = assert!(core::mem::offset_of!(ThreadSlot, guard) == 8);
 const _: () = assert!(core::mem::offset_of!(ThreadSlot, run) == 64);
 const _: () = assert!(core::mem::offset_of!(ThreadSlot, own_rseq).is_multiple_of(32));
+// No entry lies in two cache lines.
+const _: () = assert!(core::mem::offset_of!(ThreadSlot, pending).is_multiple_of(size_of::<PendingCall>()));
 // What a stub needs to find the slot and to claim a CPU lies in one cache line.
 const _: () = assert!(core::mem::offset_of!(ThreadSlot, claim_tid) == 60);
