@@ -69,16 +69,47 @@ pub unsafe extern "sysv64" fn claim(run: *mut RunContext) -> u64 {
         }
         match rseq::claim(area, slots(block), (*block).cpus, owner) {
             Claim::Taken(cpu) => {
-                (*run).access.cpu = cpu;
-                // From now on the stub does this by itself, for as long as it can see that nothing has changed.
-                let slot = slot_of(run);
-                (*slot).claim_rseq = area as u64;
-                (*slot).claim_owner = if identity::is_known(run) { owner } else { ThreadSlot::NOBODY };
+                taken(run, block, area, owner, cpu);
                 1
             }
             Claim::Unregistered => 0,
             Claim::Busy(_) | Claim::Interrupted => wait_and_claim(run, block, area, owner),
         }
+    }
+}
+
+/// The CPU is the run's. From now on the stub claims it by itself, for as long as it can see that nothing has changed.
+#[inline(never)]
+unsafe fn taken(run: *mut RunContext, block: *const ProcessBlock, area: *mut u64, owner: u64, cpu: u32) {
+    // SAFETY: the run lies in the thread's slot; the CPU is one of the block's.
+    unsafe {
+        (*run).access.cpu = cpu;
+        let slot = slot_of(run);
+        (*slot).claim_epoch = (*run).ids_epoch;
+        (*slot).claim_rseq = area as u64;
+        (*slot).claim_owner = owner;
+        (*slot).claim_slot = slots(block).add(cpu as usize) as u64;
+        (*slot).claim_cpu = cpu;
+        forget_claim(slot);
+        // That both are those of thread and process now is the stub's to see.
+        if (*block).tid_offset != 0 && (*run).ids_epoch != 0 {
+            (*slot).claim_tid_at = (*slot).key.load(Relaxed).wrapping_add((*block).tid_offset.into());
+            (*slot).claim_tid = (*run).tid;
+        }
+    }
+}
+
+/// Stubs of this thread ask for a CPU, whatever they find.
+///
+/// # Safety
+///
+/// `slot` is the calling thread's.
+#[inline(never)]
+pub(crate) unsafe fn forget_claim(slot: *mut ThreadSlot) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        (*slot).claim_tid_at = &raw const (*slot).reserved as u64;
+        (*slot).claim_tid = ThreadSlot::NOBODY;
     }
 }
 
@@ -107,18 +138,14 @@ pub unsafe extern "sysv64" fn release(run: *mut RunContext) {
     }
 }
 
-/// Gives back what a run that was abandoned still owns.
+/// Gives back what a run that was abandoned still owns: nothing, where a stub has given it back, which leaves the number.
 ///
 /// # Safety
 ///
 /// As for [`claim`].
 pub(crate) unsafe fn give_up(run: *mut RunContext) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        if (*run).access.cpu != RunContext::NO_CPU {
-            release(run);
-        }
-    }
+    // SAFETY: the caller's contract. That no CPU's number is one of them is seen there.
+    unsafe { release(run) }
 }
 
 /// The slots of the CPUs.
@@ -163,7 +190,7 @@ pub(crate) unsafe fn leave_rseq(slot: *mut ThreadSlot) {
     // SAFETY: the caller's contract.
     unsafe {
         (*slot).rseq_tid = 0;
-        (*slot).claim_owner = ThreadSlot::NOBODY;
+        forget_claim(slot);
         // Fails where the area was never registered.
         rseq::unregister((&raw mut (*slot).own_rseq).cast());
     }
@@ -191,7 +218,7 @@ unsafe fn wait_and_claim(
             }
             match rseq::claim(area, slots(block), (*block).cpus, owner) {
                 Claim::Taken(cpu) => {
-                    (*run).access.cpu = cpu;
+                    taken(run, block, area, owner, cpu);
                     (*slot).blocked_by = 0;
                     return 1;
                 }

@@ -14,7 +14,7 @@ use beeline_abi::errno::EFAULT;
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::{ProcessBlock, SiteRuntime};
 use beeline_abi::run::RunContext;
-use beeline_abi::thread::{HASH_MULTIPLIER, RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
+use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
 use beeline_helpers::read;
 use core::cell::UnsafeCell;
 use core::ptr::null_mut;
@@ -209,7 +209,9 @@ impl Alive {
 
     /// Place of a stack word in `words`.
     fn hash(sp: u64) -> (usize, u64) {
-        let hash = sp.wrapping_mul(HASH_MULTIPLIER) >> 54;
+        /// 2^64 by the golden section.
+        const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+        let hash = sp.wrapping_mul(GOLDEN) >> 54;
         (hash as usize / 64, 1 << (hash % 64))
     }
 

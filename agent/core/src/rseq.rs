@@ -32,6 +32,9 @@ pub enum Claim {
     Interrupted,
 }
 
+/// Index of `rseq_cs` in a `struct rseq` of words (`include/uapi/linux/rseq.h`).
+const RSEQ_CS: usize = 1;
+
 /// The outcomes of the sequence that are no CPU's number.
 const BUSY: u32 = 1;
 const UNREGISTERED: u32 = 2;
@@ -125,6 +128,9 @@ pub unsafe fn claim(area: *mut u64, slots: *const CpuSlot, cpus: u32, owner: u64
 /// `area` stays mapped until the thread ends or unregisters it.
 pub unsafe fn register(area: *mut u64) -> bool {
     const EBUSY: i64 = -16;
+    // Of a thread that has ended, whose area this was. Older kernels take it over, and kill when its descriptor is not there any more.
+    // SAFETY: the caller's area.
+    unsafe { area.add(RSEQ_CS).write(0) };
     // SAFETY: the caller's contract; the kernel writes 32 bytes.
     let result = unsafe { sys::call4(nr::RSEQ, area as u64, u64::from(RSEQ_LEN), 0, u64::from(RSEQ_SIG)) };
     result == 0 || result == EBUSY

@@ -70,7 +70,7 @@ unsafe fn set_up(slot: *mut ThreadSlot, key: u64, block: *mut ProcessBlock) -> *
         (*slot).rseq = 0;
         (*slot).rseq_tid = 0;
         (*slot).blocked_by = 0;
-        (*slot).claim_owner = ThreadSlot::NOBODY;
+        cpu::forget_claim(slot);
         let run = &raw mut (*slot).run;
         let scratch = (*run).scratch;
         run.write(RunContext { process: block as u64, scratch, tid, ..RunContext::default() });
@@ -105,7 +105,7 @@ unsafe fn take_over(key: u64, block: *mut ProcessBlock) -> *mut ThreadSlot {
         for distance in 0..REACH {
             let slot = at(block, key, distance);
             let old = (*slot).key.load(Acquire);
-            if !is_gone(old, block, &raw mut (*slot).run) {
+            if !is_gone(old, block, slot) {
                 continue;
             }
             if (*slot).key.compare_exchange(old, key | UNFINISHED, Acquire, Relaxed).is_ok() {
@@ -118,8 +118,10 @@ unsafe fn take_over(key: u64, block: *mut ProcessBlock) -> *mut ThreadSlot {
 
 /// True when certainly no thread has this fs base: its control block is unmapped, or names no living thread.
 ///
-/// Thread ids in control blocks are known only where `tid_offset` is; elsewhere every thread counts as alive.
-unsafe fn is_gone(key: u64, block: *const ProcessBlock, run: *const RunContext) -> bool {
+/// Thread ids in control blocks are known only where `tid_offset` is; elsewhere every thread counts as alive. So does one whose control
+/// block may name a stub's restartable sequence: the C library gives the next thread the same memory, older kernels take over
+/// what stands there, and the slot is how the injector finds that word, to clear it before the stub goes.
+unsafe fn is_gone(key: u64, block: *const ProcessBlock, slot: *const ThreadSlot) -> bool {
     const NO_THREAD: u32 = 0;
     // SAFETY: the caller's block; reading the control block cannot fault.
     unsafe {
@@ -129,10 +131,13 @@ unsafe fn is_gone(key: u64, block: *const ProcessBlock, run: *const RunContext) 
         }
         let mut tid = NO_THREAD;
         // The calling thread has no slot yet: a run of its own serves the read.
-        let mut own = RunContext { process: (*run).process, ..RunContext::default() };
+        let mut own = RunContext { process: (*slot).run.process, ..RunContext::default() };
         let base = key & !UNFINISHED;
         if !read::copy(&raw mut own, (&raw mut tid).cast(), 4, base.wrapping_add(offset)) {
             return true;
+        }
+        if ![0, &raw const (*slot).own_rseq as u64].contains(&(*slot).claim_rseq) {
+            return false;
         }
         tid == NO_THREAD
             || sys::call4(sys::nr::TGKILL, sys::process_id().into(), tid.into(), 0, 0) == sys::NO_SUCH_PROCESS

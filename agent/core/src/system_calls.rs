@@ -220,7 +220,10 @@ unsafe fn call(link: *const LinkRuntime, run: *mut RunContext, context: u64) {
         (*run).link = link as u64;
         (*run).tail_calls = 0;
         let needs_cpu = (*link).flags & LinkRuntime::NEEDS_CPU != 0;
-        if needs_cpu && cpu::claim(run) == 0 {
+        if !needs_cpu {
+            // A stub leaves there what it claimed last.
+            (*run).access.cpu = RunContext::NO_CPU;
+        } else if cpu::claim(run) == 0 {
             process::missed(link, 1);
             return;
         }

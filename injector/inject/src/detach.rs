@@ -16,11 +16,11 @@ use crate::gone::Standing;
 use crate::guard::{Placed, is_breakpoint};
 use crate::report::DetachReport;
 use crate::seccomp::Filters;
-use crate::semaphore;
 use crate::stack::Stack;
 use crate::target::{self, remote};
 use crate::tracer;
 use crate::wire::{BlockHead, Wire, region_offset};
+use crate::{semaphore, sequences};
 use beeline_abi::process::{ProcessBlock, Region, SiteRuntime};
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
@@ -160,7 +160,7 @@ impl<'a> Round<'a> {
             // It runs as without probes; what is mapped for them stays until it ends.
             return Ok(State::Kept(reason));
         }
-        if let Some(state) = self.leave_rseq(&existing, &maps)? {
+        if let Some(state) = self.leave_rseq(&existing, &slots, &maps)? {
             return Ok(state);
         }
         self.unmap(&maps, Some(&existing))
@@ -313,18 +313,18 @@ impl<'a> Round<'a> {
     }
 
     /// No thread's `struct rseq` lies in our memory or refers to it.
-    fn leave_rseq(&mut self, existing: &Existing, maps: &Mappings) -> Result<Option<State>, TargetRefused> {
+    fn leave_rseq(
+        &mut self,
+        existing: &Existing,
+        slots: &Slots,
+        maps: &Mappings,
+    ) -> Result<Option<State>, TargetRefused> {
+        sequences::forget(self.process, self.stopped, slots, |word| existing.owns(word))
+            .map_err(|error| self.failed(error))?;
         let mut ours = Vec::new();
         for thread in self.stopped.threads() {
-            let Some(rseq) = thread.rseq().map_err(|error| self.failed(error.into()))? else { continue };
-            // After cpu_id_start and cpu_id: the address of the critical section that was entered last.
-            let section = rseq.address + 8;
-            if self.process.memory().read_u64(section).is_ok_and(|word| existing.owns(word)) {
-                self.process.memory().write_u64(section, 0).map_err(|error| self.failed(error))?;
-            }
-            if existing.owns(rseq.address) {
-                ours.push((thread.tid(), rseq));
-            }
+            let rseq = thread.rseq().map_err(|error| self.failed(error.into()))?;
+            ours.extend(rseq.filter(|rseq| existing.owns(rseq.address)).map(|rseq| (thread.tid(), rseq)));
         }
         for (tid, rseq) in ours {
             let Some(index) = self.stopped.threads().iter().position(|thread| thread.tid() == tid) else {
@@ -426,6 +426,8 @@ struct Slot {
     link: u64,
     returns_base: u64,
     returns_top: u64,
+    /// Address of the `struct rseq` by which stubs claim CPUs, 0 = none.
+    rseq: u64,
 }
 
 impl Slot {
@@ -437,6 +439,7 @@ impl Slot {
             link: word(offset_of!(ThreadSlot, run) + offset_of!(RunContext, link)),
             returns_base: word(offset_of!(ThreadSlot, returns_base)),
             returns_top: word(offset_of!(ThreadSlot, returns_top)),
+            rseq: word(offset_of!(ThreadSlot, claim_rseq)),
         }
     }
 
@@ -479,6 +482,11 @@ impl Slots {
     /// The outstanding returns of all threads.
     pub(crate) fn returns(&self, process: &Process) -> impl Iterator<Item = ReturnSlot> {
         self.0.iter().flat_map(|slot| slot.returns(process))
+    }
+
+    /// Where stubs have set restartable sequences.
+    pub(crate) fn rseq_areas(&self) -> impl Iterator<Item = u64> {
+        self.0.iter().map(|slot| slot.rseq).filter(|&area| area != 0)
     }
 
     /// The link whose program the thread runs, as far as its guard word tells.

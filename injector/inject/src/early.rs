@@ -165,7 +165,7 @@ pub(crate) fn place_slot(
     threads: u64,
 ) -> Result<(), RemoteError> {
     /// No thread's: fs bases are aligned.
-    const KEY: u64 = 2;
+    const KEY: u64 = 0x1002;
     const _: () = assert!(home_index(0) == 0 && home_index(KEY) != 0);
     let claimed = borrowed.call(claim, [KEY, block, 0, 0])?;
     if !is_slot(claimed, threads) {

@@ -50,7 +50,9 @@ const PAGE: u64 = beeline_abi::PAGE_SIZE;
 
 /// Room for the jump slots of an arena.
 const SLOTS_LEN: u64 = 4096;
-/// Where files of the store are mapped: nothing needs them near.
+/// Bytes of files of the store that are mapped near the code, where they are reached by shorter instructions.
+const NEAR_LEN_MAX: u64 = 64 << 20;
+/// Where they are mapped else: nothing needs them near.
 const SHARED_RANGE: Range<u64> = 0x3000_0000_0000..0x5000_0000_0000;
 /// A page without rights between image and block: a mapping begins with the block, where it is looked for.
 const GAP: u64 = PAGE;
@@ -317,7 +319,7 @@ impl<'a> Builder<'a> {
         if builder.system_calls == 0 && !builder.calls.links.is_empty() {
             builder.place_system_calls(&mut space, start)?;
         }
-        builder.place_shared(&mut space, planned)?;
+        builder.place_shared(&mut space, planned, start)?;
         builder.place_texts(&mut space)?;
         Ok(builder)
     }
@@ -423,7 +425,12 @@ impl<'a> Builder<'a> {
     }
 
     /// Files of the store.
-    fn place_shared(&mut self, space: &mut Space<'_>, planned: &PlannedSites) -> Result<(), TargetRefused> {
+    fn place_shared(
+        &mut self,
+        space: &mut Space<'_>,
+        planned: &PlannedSites,
+        near: u64,
+    ) -> Result<(), TargetRefused> {
         let request = self.given.request;
         let mut files = Vec::new();
         let mut len = PAGE;
@@ -458,7 +465,12 @@ impl<'a> Builder<'a> {
         for (id, shared) in links() {
             add(SharedFile::link(id, shared)?);
         }
-        let region = space.take(len, SHARED_RANGE, "the store's maps")?;
+        let what = "the store's maps";
+        let region = match len <= NEAR_LEN_MAX {
+            true => space.take(len, reach::around(near, 1 << 30), what),
+            false => space.take(len, SHARED_RANGE, what),
+        };
+        let region = region.or_else(|_| space.take(len, SHARED_RANGE, what))?;
         let offset = self.memory.add(PAGE)?;
         for file in &mut files {
             file.address += region.start;

@@ -41,6 +41,7 @@ mod report;
 mod request;
 mod seccomp;
 mod semaphore;
+mod sequences;
 mod sites;
 mod space;
 mod stack;

@@ -17,6 +17,7 @@ use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, find, is_ours};
 use crate::guard::borrowable;
 use crate::request::Request;
+use crate::sequences;
 use crate::stack::Stack;
 use crate::target::remote;
 use crate::wire::{Wire, region_offset};
@@ -135,6 +136,8 @@ pub(crate) fn sweep(
             process.memory().write(at, &Region::default().to_bytes()).map_err(failed)?;
         }
     }
+    let goes = |word: u64| free.iter().any(|unit| unit.holds(word));
+    sequences::forget(process, stopped, &slots, goes).map_err(failed)?;
     let mut borrowed = Borrowed::begin(process, &maps, stopped, index).map_err(failed)?;
     let regions = free.iter().flat_map(|unit| &unit.regions);
     let calls: Vec<SystemCall> = regions.map(|region| SystemCall::unmap(region.start, region.len)).collect();
@@ -214,10 +217,6 @@ impl Threads<'_> {
             let failed = |error: RemoteError| remote(self.process.pid(), error);
             let registers = thread.known_registers().map_err(|error| failed(error.into()))?;
             general(&registers).into_iter().for_each(&mut mark);
-            // A restartable sequence that it was in.
-            if let Some(rseq) = thread.rseq().map_err(|error| failed(error.into()))? {
-                self.process.memory().read_u64(rseq.address + 8).ok().into_iter().for_each(&mut mark);
-            }
             let waits = self.waiting.contains(&thread.tid());
             let runs = self.slots.link_that_runs(&registers);
             runs.into_iter().for_each(&mut mark);

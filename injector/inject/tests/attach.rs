@@ -398,12 +398,13 @@ fn go_programs() {
     let report = attach(pid, &store.request).unwrap();
     let state = |link: u32| &report.probes.iter().find(|probe| probe.link_id == link).unwrap().state;
     assert!(matches!(state(probed), ProbeState::Placed { .. }), "{report:?}");
-    assert!(matches!(state(returning), ProbeState::Refused { .. }), "{report:?}");
+    assert!(matches!(state(returning), ProbeState::Placed { .. }), "{report:?}");
     for _ in 0..10 {
         ask(&mut target, 1000);
     }
     assert_eq!(store.value(map, 0) + store.missed(probed), 80_000);
     assert_eq!(store.missed(probed), 0);
+    assert_eq!(store.value(map, 2) + store.missed(returning), 80_000);
     assert_eq!(detach(pid, &DetachOptions::default()).unwrap().left, None);
     ask(&mut target, 1000);
     // And from the beginning.

@@ -12,13 +12,18 @@
 //! cold:          claims, nested hits, misses, stale returns
 //! ```
 //!
+//! Programs that need no slot have a stub without cold code: save; programs; restore; displaced.
+//!
 //! Why the return stack is only touched while the guard word is set: a signal handler that interrupts a push or a pop finds the guard
 //! set, misses its own hits, and so leaves the stack alone.
 
 use crate::cpu::Sequence;
 use crate::displaced::{Moved, displace, displace_before, reaches};
 use crate::frame::{Kept, RED_ZONE, SaveArea};
-use crate::phase::{Phase, RUN_FLAGS, RUN_OVERRIDE_VALUE, Shared, changed, session_skip, test_enabled_word};
+use crate::phase::{
+    Phase, RUN_FLAGS, RUN_OVERRIDE_VALUE, Shared, changed, need_slot, session_skip, test_enabled_word,
+};
+use crate::program_use::Registers;
 use crate::returns::{self, ReturnHalf};
 use crate::site_code::{LinkCode, PcMapping, SiteCode, Stub, StubError};
 use beeline_abi::regs::PtRegs;
@@ -230,7 +235,9 @@ impl<'a> EntryHalf<'a> {
             keep_status: !site.plan.is_entry,
             read_flags: entries.iter().any(|l| l.needs.context.reads(flags)),
             own_stack: shared.environment.small_stacks,
+            slot: shared.environment.small_stacks || need_slot(site.links),
             changed: changed(&entries),
+            free: Registers::NONE,
             contexts: 0,
         };
         EntryHalf {
@@ -289,10 +296,12 @@ impl<'a> EntryHalf<'a> {
         self.phase.save.enter(asm)?;
         let alone = self.all.len() == 1;
         if alone {
-            test_enabled_word(asm, self.all[0])?;
+            test_enabled_word(asm, self.phase.at, self.all[0])?;
             asm.je(self.plain)?;
         }
-        self.phase.find_slot(asm)?;
+        if self.phase.save.slot {
+            self.phase.find_slot(asm)?;
+        }
         let address = self.site.address;
         self.phase.call_programs(asm, &self.entries, !alone, |asm| asm.mov(rax, address))?;
         if self.overrides() {
@@ -300,7 +309,7 @@ impl<'a> EntryHalf<'a> {
             asm.jne(self.skipped)?;
         }
         if !self.pushes_returns() {
-            return self.phase.clear_guard(asm);
+            return if self.phase.save.slot { self.phase.clear_guard(asm) } else { Ok(()) };
         }
         if !alone {
             self.test_returns(asm, self.returns_off)?;
@@ -318,7 +327,7 @@ impl<'a> EntryHalf<'a> {
     fn test_returns(&self, asm: &mut CodeAssembler, off: CodeLabel) -> Result<(), IcedError> {
         let mut on = asm.create_label();
         for (i, link) in self.returns.iter().enumerate() {
-            test_enabled_word(asm, link)?;
+            test_enabled_word(asm, self.phase.at, link)?;
             if i + 1 == self.returns.len() {
                 asm.je(off)?;
             } else {
@@ -345,6 +354,10 @@ impl<'a> EntryHalf<'a> {
     }
 
     fn cold(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        if !self.phase.save.slot {
+            // What assembles to nothing has no offset: this has one, and never runs.
+            return asm.int3();
+        }
         self.phase.cold(asm)?;
         for label in [&mut self.phase.no_slot, &mut self.phase.no_stack] {
             asm.set_label(label)?;

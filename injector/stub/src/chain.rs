@@ -17,15 +17,16 @@
 
 use crate::assemble::{Marks, finish};
 use crate::frame::{Kept, SaveArea};
-use crate::phase::{Phase, RUN_FLAGS, RUN_OVERRIDE_VALUE, Shared, changed, test_enabled_word};
+use crate::phase::{Phase, RUN_FLAGS, RUN_OVERRIDE_VALUE, Shared, changed, need_slot, test_enabled_word};
+use crate::program_use::Registers;
 use crate::site_code::{LinkCode, Stub, StubError};
 use beeline_abi::code::ContextUse;
 use beeline_abi::run::RunContext;
 use beeline_abi::system_call::{EnterRecord, ExitRecord, RawArguments};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, CodeAssembler, CodeLabel, dword_ptr, eax, qword_ptr, r8, r9, r10, r11, rax, rcx, rdi,
-    rsi, rsp,
+    AsmMemoryOperand, AsmRegister32, CodeAssembler, CodeLabel, dword_ptr, eax, ecx, qword_ptr, r8, r9, r10,
+    r11, rax, rcx, rdi, rdx, rsi, rsp,
 };
 use std::mem::offset_of;
 
@@ -100,6 +101,21 @@ pub(crate) fn build_chain(
     finish(&mut asm, &Marks { return_point: None, displaced: Vec::new(), cold, sequences }, at)
 }
 
+/// Registers that nobody needs afterwards: a call changes both. The slot's finding changes rcx before a record gets it.
+fn free(links: &[CallLink], is_exit: bool) -> Registers {
+    let reads_number = |link: &CallLink| link.code.needs.context.reads(NUMBER as u32);
+    let rcx_is_free = !is_exit || !links.iter().any(reads_number);
+    // Where a call that is skipped goes on.
+    let r11_is_free = is_exit || !links.iter().any(|link| link.code.overrides);
+    let free = if rcx_is_free { Registers::NONE.with(rcx) } else { Registers::NONE };
+    if r11_is_free { free.with(r11) } else { free }
+}
+
+/// Running these programs takes the slot. There is no return stack to think of behind a call.
+fn need_slot_at_calls(links: &[&LinkCode]) -> bool {
+    links.iter().any(|&link| need_slot([&LinkCode { is_return: false, ..*link }]))
+}
+
 /// A chain while it is written.
 struct Chain<'a> {
     phase: Phase<'a>,
@@ -128,7 +144,9 @@ impl<'a> Chain<'a> {
             keep_status: false,
             read_flags: false,
             own_stack,
+            slot: own_stack || need_slot_at_calls(&codes),
             changed: changed(&codes),
+            free: free(links, is_exit),
             contexts: CONTEXTS,
         };
         let mut phase = Phase::new(asm, shared, at, save);
@@ -144,10 +162,12 @@ impl<'a> Chain<'a> {
         self.phase.save.enter(asm)?;
         let alone = self.codes.len() == 1;
         if alone {
-            test_enabled_word(asm, self.codes[0])?;
+            test_enabled_word(asm, self.phase.at, self.codes[0])?;
             asm.je(self.plain)?;
         }
-        self.phase.find_slot(asm)?;
+        if self.phase.save.slot {
+            self.phase.find_slot(asm)?;
+        }
         let record = self.phase.save.contexts_at();
         let raw = record + size_of::<EnterRecord>() as i32;
         let at = |link: &CallLink| if link.context == CallContext::Raw { raw } else { record };
@@ -168,7 +188,9 @@ impl<'a> Chain<'a> {
             asm.test(dword_ptr(rcx + RUN_FLAGS), RunContext::OVERRIDE)?;
             asm.jne(self.overridden)?;
         }
-        self.phase.clear_guard(asm)?;
+        if self.phase.save.slot {
+            self.phase.clear_guard(asm)?;
+        }
         asm.set_label(&mut self.plain)?;
         self.leave(asm)?;
         asm.ret()
@@ -181,6 +203,10 @@ impl<'a> Chain<'a> {
     }
 
     fn cold(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        if !self.phase.save.slot {
+            // What assembles to nothing has no offset: this has one, and never runs.
+            return asm.int3();
+        }
         self.phase.cold(asm)?;
         for label in [&mut self.phase.no_slot, &mut self.phase.no_stack] {
             asm.set_label(label)?;
@@ -225,18 +251,23 @@ impl Contexts {
         }
         if self.is_exit {
             self.word(asm, offset_of!(ExitRecord, result), first)?;
-            return self.number(asm, save.running(Kept::Rcx));
+            return match save.slot {
+                true => self.number(asm, save.running(Kept::Rcx)),
+                false => self.number_in(asm, ecx),
+            };
         }
         self.number(asm, first)?;
-        let arguments = [(0, rdi), (1, rsi), (3, r10), (4, r8), (5, r9)];
+        let arguments = [(0, rdi), (1, rsi), (2, rdx), (3, r10), (4, r8), (5, r9)];
         for (index, register) in arguments {
             let offset = offset_of!(EnterRecord, arguments) + 8 * index;
-            if self.read.reads(offset as u32) {
+            if register == rdx && save.slot {
+                // Finding the slot has changed it.
+                self.word(asm, offset, save.running(Kept::Rdx))?;
+            } else if self.read.reads(offset as u32) {
                 asm.mov(self.at(offset), register)?;
             }
         }
-        // Finding the slot has changed rdx.
-        self.word(asm, offset_of!(EnterRecord, arguments) + 8 * 2, save.running(Kept::Rdx))
+        Ok(())
     }
 
     fn at(&self, offset: usize) -> AsmMemoryOperand {
@@ -254,13 +285,23 @@ impl Contexts {
 
     /// The record's number: the lower half of `from`.
     fn number(&self, asm: &mut CodeAssembler, from: AsmMemoryOperand) -> Result<(), IcedError> {
-        const OFFSET: usize = offset_of!(EnterRecord, id);
-        const _: () = assert!(OFFSET == offset_of!(ExitRecord, id));
-        if !self.read.reads(OFFSET as u32) {
+        if !self.read.reads(NUMBER as u32) {
             return Ok(());
         }
         asm.mov(rax, from)?;
-        asm.mov(eax, eax)?;
-        asm.mov(self.at(OFFSET), rax)
+        self.number_in(asm, eax)
+    }
+
+    /// The same of a register, where it is read. Uses rax.
+    fn number_in(&self, asm: &mut CodeAssembler, from: AsmRegister32) -> Result<(), IcedError> {
+        if !self.read.reads(NUMBER as u32) {
+            return Ok(());
+        }
+        asm.mov(eax, from)?;
+        asm.mov(self.at(NUMBER), rax)
     }
 }
+
+/// Where the number stands in both records.
+const NUMBER: usize = offset_of!(EnterRecord, id);
+const _: () = assert!(NUMBER == offset_of!(ExitRecord, id));

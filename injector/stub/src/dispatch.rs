@@ -161,7 +161,9 @@ impl Dispatch<'_> {
             keep_status: false,
             read_flags: false,
             own_stack: false,
+            slot: true,
             changed: Registers::NONE,
+            free: Registers::NONE,
             contexts: 0,
         };
         let mut phase = Phase::new(asm, self.shared, at, save);

@@ -13,7 +13,7 @@
 //! `pt_regs` is the context *and* the place where the registers are saved: programs cannot write to it, the verifier sees to that.
 //! Three registers are enough to find the slot, to test the guard word, and to push or pop a return; of the others those are
 //! saved that a program changes or reads. S is a multiple of 16 where the probed code keeps to the ABI, and nothing that runs here minds
-//! when it is not: there is no vector instruction.
+//! when it is not: there is no vector instruction. Programs that need no slot (see [`phase`](crate::phase)) cost rax alone.
 //!
 //! Where stacks are small, programs run on the slot's own. The save area holds single words then, rbx = S, and `pt_regs` lies at
 //! the top of the slot's stack.
@@ -79,8 +79,12 @@ pub(crate) struct SaveArea {
     pub(crate) read_flags: bool,
     /// The slot's own stack is used.
     pub(crate) own_stack: bool,
+    /// The thread's slot is used.
+    pub(crate) slot: bool,
     /// What running the programs changes.
     pub(crate) changed: Registers,
+    /// Registers of the probed code that nobody needs afterwards.
+    pub(crate) free: Registers,
     /// Bytes of contexts that are no `pt_regs`: they lie behind it, or behind the save area that it is a part of. A multiple of 16.
     pub(crate) contexts: i32,
 }
@@ -143,8 +147,26 @@ impl SaveArea {
             asm.seto(al)?;
             asm.mov(self.at(Kept::Status), rax)?;
         }
-        asm.mov(self.at(Kept::Rcx), rcx)?;
-        asm.mov(self.at(Kept::Rdx), rdx)
+        for (register, word) in self.first() {
+            asm.mov(self.at(word), register)?;
+        }
+        Ok(())
+    }
+
+    /// What is saved first thing besides rax: where the slot is used, what finding it takes.
+    fn first(&self) -> impl Iterator<Item = (AsmRegister64, Kept)> {
+        let both = [(rcx, Kept::Rcx), (rdx, Kept::Rdx)];
+        both.into_iter().filter(|(register, _)| self.is_saved(*register))
+    }
+
+    /// [`enter`](SaveArea::enter) saves rcx, rdx.
+    pub(crate) fn is_saved(&self, register: AsmRegister64) -> bool {
+        (self.slot || self.changed.contains(register)) && !self.free.contains(register)
+    }
+
+    /// Programs change it, and it is needed afterwards.
+    fn is_restored(&self, register: AsmRegister64) -> bool {
+        self.changed.contains(register) && !self.free.contains(register)
     }
 
     /// Restores what [`enter`](SaveArea::enter) saved; the stack pointer stays at S.
@@ -154,15 +176,16 @@ impl SaveArea {
             asm.add(al, 0x7f)?; // 1 overflows, 0 does not
             asm.sahf()?;
         }
-        asm.mov(rdx, self.at(Kept::Rdx))?;
-        asm.mov(rcx, self.at(Kept::Rcx))?;
+        for (register, word) in self.first() {
+            asm.mov(register, self.at(word))?;
+        }
         asm.mov(rax, self.at(Kept::Rax))
     }
 
     /// Saves what programs change, and what they read of `used`: from rsp = S, rcx = slot, and rax = top of the slot's own stack
     /// where that is used. rsp is the address of `pt_regs` afterwards.
     pub(crate) fn enter_frame(&self, asm: &mut CodeAssembler, used: ContextUse) -> Result<(), IcedError> {
-        if self.changed.contains(rcx) {
+        if self.slot && self.changed.contains(rcx) {
             asm.mov(self.at(Kept::Slot), rcx)?;
         }
         if self.own_stack {
@@ -171,7 +194,7 @@ impl SaveArea {
             asm.lea(rsp, qword_ptr(rax - (FRAME_LEN + self.contexts)))?;
         }
         for (register, offset) in others() {
-            if self.changed.contains(register) || used.reads(offset as u32) {
+            if self.is_restored(register) || used.reads(offset as u32) {
                 asm.mov(qword_ptr(rsp + offset), register)?;
             }
         }
@@ -223,8 +246,15 @@ impl SaveArea {
     /// The words that the save area holds.
     fn fill_saved(&self, asm: &mut CodeAssembler, used: ContextUse) -> Result<(), IcedError> {
         if !self.own_stack {
-            let offset = offset_of!(PtRegs, bx);
-            return if used.reads(offset as u32) { asm.mov(self.at(Kept::Rbx), rbx) } else { Ok(()) };
+            let unsaved =
+                [(rcx, Kept::Rcx, offset_of!(PtRegs, cx)), (rdx, Kept::Rdx, offset_of!(PtRegs, dx))];
+            let unsaved = unsaved.into_iter().filter(|(register, ..)| !self.is_saved(*register));
+            for (register, word, offset) in unsaved.chain([(rbx, Kept::Rbx, offset_of!(PtRegs, bx))]) {
+                if used.reads(offset as u32) {
+                    asm.mov(self.at(word), register)?;
+                }
+            }
+            return Ok(());
         }
         let saved = [
             (Kept::Rbx, offset_of!(PtRegs, bx)),
@@ -245,7 +275,7 @@ impl SaveArea {
     /// Back to rsp = S; rcx = slot stays.
     pub(crate) fn leave_frame(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         for (register, offset) in others() {
-            if self.changed.contains(register) {
+            if self.is_restored(register) {
                 asm.mov(register, qword_ptr(rsp + offset))?;
             }
         }

@@ -21,6 +21,7 @@ mod frame;
 mod gates;
 mod host_call;
 mod link;
+mod near;
 mod patch;
 mod phase;
 mod program_use;

@@ -1,21 +1,25 @@
 //! What the two halves of a stub have in common: finding the slot, the guard, calling programs, counting misses.
 //!
 //! Register use between the steps: rsp = S (see [`frame`](crate::frame)), rcx = the thread's slot, rax and rdx free.
+//!
+//! Programs that call nothing, own no CPU and change nothing but by locked instructions need neither slot nor guard ([`need_slot`]): nothing
+//! of a run is kept anywhere, so that one in a signal handler that interrupts another does not disturb it. Their hits are never missed.
 
 use crate::cpu::{Claim, Sequence};
 use crate::displaced::reaches;
 use crate::frame::{Kept, SaveArea};
 use crate::gates::Gates;
+use crate::near;
 use crate::program_use::Registers;
 use crate::site_code::{Environment, LinkCode, ThreadKey};
 use beeline_abi::code::ContextUse;
 use beeline_abi::link::{LinkRuntime, LinkShared};
 use beeline_abi::run::RunContext;
-use beeline_abi::thread::{HASH_MULTIPLIER, HASH_SHIFT, ThreadSlot, home_index};
+use beeline_abi::thread::{HASH_MULTIPLIER, HASH_SHIFT, THREAD_SLOTS, ThreadSlot, home_index};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, CodeAssembler, CodeLabel, dword_ptr, eax, ecx, edx, qword_ptr, rax, rcx, rdi, rdx, rsi,
-    rsp,
+    AsmMemoryOperand, AsmRegister64, CodeAssembler, CodeLabel, dword_ptr, eax, ecx, edx, qword_ptr, rax, rcx,
+    rdi, rdx, rsi, rsp,
 };
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -42,6 +46,8 @@ enum Cold {
     ClaimCpu { claim: Claim, runtime: u64, next: CodeLabel },
     /// The agent has to give it back.
     ReleaseCpu { here: CodeLabel, back: CodeLabel },
+    /// The run has a CPU's number and owns none.
+    OwnNoCpu { other: CodeLabel, none: CodeLabel },
     /// The slot has no stack of its own.
     NoStack { here: CodeLabel },
 }
@@ -135,12 +141,7 @@ impl<'a> Phase<'a> {
                 }
             }
         }
-        asm.mov(rcx, HASH_MULTIPLIER)?;
-        asm.imul_2(rcx, rdx)?;
-        asm.shr(rcx, HASH_SHIFT)?;
-        asm.shl(rcx, size_of::<ThreadSlot>().trailing_zeros())?;
-        asm.mov(rax, self.environment.threads)?;
-        asm.add(rcx, rax)?;
+        home_slot(asm, self.at, self.environment.threads, rdx)?;
         asm.cmp(slot_field(offset_of!(ThreadSlot, key)), rdx)?;
         asm.jne(claim)?;
         self.cold.push(Cold::Claim { here: claim });
@@ -224,10 +225,10 @@ impl<'a> Phase<'a> {
     ) -> Result<(), IcedError> {
         let mut next = asm.create_label();
         if test_enabled {
-            test_enabled_word(asm, link)?;
+            test_enabled_word(asm, self.at, link)?;
             asm.je(next)?;
         }
-        leave_out_elsewhere(asm, link, next)?;
+        leave_out_elsewhere(asm, self.at, link, next)?;
         if let Some(index) = link.session.filter(|_| link.is_return) {
             asm.test(dword_ptr(rcx + RUN_FLAGS), session_skip(index))?;
             asm.jne(next)?;
@@ -237,13 +238,16 @@ impl<'a> Phase<'a> {
             asm.mov(qword_ptr(rcx + RUN + offset_of!(RunContext, session) as i32), rax)?;
         }
         if link.uses.calls {
-            asm.mov(rax, link.runtime)?;
+            near::address(asm, self.at, rax, link.runtime)?;
             asm.mov(qword_ptr(rcx + RUN + offset_of!(RunContext, link) as i32), rax)?;
             asm.mov(dword_ptr(rcx + RUN + offset_of!(RunContext, tail_calls) as i32), 0)?;
         }
         if link.needs.cpu {
             let claim = self.claim_cpu(asm)?;
             self.cold.push(Cold::ClaimCpu { claim, runtime: link.runtime, next });
+        } else if link.uses.calls {
+            let (other, none) = self.own_no_cpu(asm)?;
+            self.cold.push(Cold::OwnNoCpu { other, none });
         }
         if link.counts_hits {
             const IN_SHARED: i32 = (offset_of!(LinkShared, hits) - offset_of!(LinkShared, enabled)) as i32;
@@ -266,7 +270,7 @@ impl<'a> Phase<'a> {
             Some(body) => body.chunks(DATA_MAX).try_for_each(|bytes| asm.db(bytes))?,
             None => self.call(asm, link.entry)?,
         }
-        if link.uses.changes.contains(rcx) {
+        if self.save.slot && link.uses.changes.contains(rcx) {
             asm.mov(rcx, self.save.running(Kept::Slot))?;
         }
         if let Some(index) = link.session.filter(|_| !link.is_return) {
@@ -292,7 +296,7 @@ impl<'a> Phase<'a> {
     pub(crate) fn count_missed(&self, asm: &mut CodeAssembler, links: &[&LinkCode]) -> Result<(), IcedError> {
         for link in links {
             let mut next = asm.create_label();
-            leave_out_elsewhere(asm, link, next)?;
+            leave_out_elsewhere(asm, self.at, link, next)?;
             asm.mov(rax, link.runtime)?;
             asm.call(self.gates.missed)?;
             asm.set_label(&mut next)?;
@@ -314,6 +318,7 @@ impl<'a> Phase<'a> {
                     asm.call(self.gates.release_cpu)?;
                     asm.jmp(back)?;
                 }
+                Cold::OwnNoCpu { other, none } => self.own_no_cpu_cold(asm, other, none)?,
                 Cold::NoStack { mut here } => {
                     asm.set_label(&mut here)?;
                     self.clear_guard(asm)?;
@@ -359,6 +364,22 @@ impl<'a> Phase<'a> {
     }
 }
 
+/// rcx = the home slot of the thread with the fs base in `key`. Uses rax.
+pub(crate) fn home_slot(
+    asm: &mut CodeAssembler,
+    at: u64,
+    threads: u64,
+    key: AsmRegister64,
+) -> Result<(), IcedError> {
+    /// The shift leaves the index where the offset has it.
+    const SLOT_SHIFT: u32 = size_of::<ThreadSlot>().trailing_zeros();
+    asm.imul_3(rcx, key, HASH_MULTIPLIER as i32)?;
+    asm.shr(rcx, HASH_SHIFT - SLOT_SHIFT)?;
+    asm.and(ecx, ((THREAD_SLOTS - 1) << SLOT_SHIFT) as i32)?;
+    near::address(asm, at, rax, threads)?;
+    asm.add(rcx, rax)
+}
+
 /// In the flags of the run: the session with this number does not run when the function returns.
 pub(crate) fn session_skip(index: u32) -> u32 {
     RunContext::SESSION_SKIP << index
@@ -369,27 +390,36 @@ pub(crate) fn run_session_cookie(index: u32) -> i32 {
     RUN + (offset_of!(RunContext, session_cookies) + 8 * index as usize) as i32
 }
 
+/// Running these programs takes the thread's slot.
+pub(crate) fn need_slot<'a>(links: impl IntoIterator<Item = &'a LinkCode>) -> bool {
+    links.into_iter().any(|link| {
+        !link.uses.is_alone() || link.needs.cpu || link.session.is_some() || link.overrides || link.is_return
+    })
+}
+
 /// Registers that running these programs changes.
 pub(crate) fn changed(links: &[&LinkCode]) -> Registers {
     links.iter().fold(Registers::NONE, |all, link| {
-        let (context, run) = (link.uses.reads_context(), link.uses.reads_run());
-        let passed = if context || link.needs.cpu { Registers::NONE.with(rdi) } else { Registers::NONE };
-        let passed = if run || link.needs.cpu { passed.with(rsi) } else { passed };
+        let passed = if link.uses.reads_context() { Registers::NONE.with(rdi) } else { Registers::NONE };
+        let passed = if link.uses.reads_run() { passed.with(rsi) } else { passed };
         all.union(link.uses.changes).union(passed)
     })
 }
 
 /// The zero flag is set when the link is off. Uses rax.
-pub(crate) fn test_enabled_word(asm: &mut CodeAssembler, link: &LinkCode) -> Result<(), IcedError> {
-    asm.mov(rax, link.enabled)?;
-    asm.test(dword_ptr(rax), LinkShared::ON)
+pub(crate) fn test_enabled_word(asm: &mut CodeAssembler, at: u64, link: &LinkCode) -> Result<(), IcedError> {
+    near::test(asm, at, link.enabled, LinkShared::ON)
 }
 
 /// Goes to `next` when the link is for another process than this one. Uses rax.
-fn leave_out_elsewhere(asm: &mut CodeAssembler, link: &LinkCode, next: CodeLabel) -> Result<(), IcedError> {
+fn leave_out_elsewhere(
+    asm: &mut CodeAssembler,
+    at: u64,
+    link: &LinkCode,
+    next: CodeLabel,
+) -> Result<(), IcedError> {
     let Some(only_in) = link.only_in else { return Ok(()) };
-    asm.mov(rax, only_in.word)?;
-    asm.cmp(dword_ptr(rax), only_in.pid)?;
+    near::compare(asm, at, only_in.word, only_in.pid)?;
     asm.jne(next)
 }
 

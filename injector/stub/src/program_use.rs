@@ -2,7 +2,8 @@
 
 use iced_x86::code_asm::{AsmRegister64, rdi, rsi};
 use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register,
+    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Register,
 };
 use std::collections::HashSet;
 
@@ -49,12 +50,19 @@ pub struct ProgramUse {
     pub reads: Registers,
     /// It calls code outside of itself: helpers look at the run, and change what a callee may.
     pub calls: bool,
+    /// It stores to memory other than its frame, in a way that a second run of the same thread could come between.
+    pub stores: bool,
 }
 
 impl ProgramUse {
     /// A program of which nothing is known.
     pub const UNKNOWN: ProgramUse =
-        ProgramUse { changes: Registers::ALL, reads: Registers::ALL, calls: true };
+        ProgramUse { changes: Registers::ALL, reads: Registers::ALL, calls: true, stores: true };
+
+    /// It does not mind to be interrupted by another run of the same thread, and touches nothing that the thread's runs share.
+    pub(crate) fn is_alone(&self) -> bool {
+        !self.calls && !self.stores && !self.reads_run()
+    }
 
     /// It may look at its context.
     pub(crate) fn reads_context(&self) -> bool {
@@ -138,7 +146,12 @@ impl<'a> Follower<'a> {
             seen: HashSet::new(),
             waiting: vec![0],
             info: InstructionInfoFactory::new(),
-            found: ProgramUse { changes: Registers::NONE, reads: Registers::NONE, calls: false },
+            found: ProgramUse {
+                changes: Registers::NONE,
+                reads: Registers::NONE,
+                calls: false,
+                stores: false,
+            },
         }
     }
 
@@ -196,9 +209,16 @@ impl<'a> Follower<'a> {
                 _ => {}
             }
         }
+        // An exchange with memory is locked without the prefix.
+        let locked = instruction.has_lock_prefix() || instruction.mnemonic() == Mnemonic::Xchg;
         for used in self.info.info(instruction).used_memory() {
             found.reads.add(used.base());
             found.reads.add(used.index());
+            let is_read =
+                matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
+            // Compiled code uses rbp for its frame alone.
+            let in_frame = matches!(used.base(), Register::RSP | Register::RBP);
+            found.stores |= !is_read && !in_frame && !locked;
         }
     }
 }
@@ -206,7 +226,7 @@ impl<'a> Follower<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use iced_x86::code_asm::{CodeAssembler, eax, ecx, qword_ptr, r8, r11, rax, rcx, rdx};
+    use iced_x86::code_asm::{CodeAssembler, eax, ecx, qword_ptr, r8, r11, rax, rbp, rcx, rdx, rsp};
 
     fn of(write: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> ProgramUse {
         let mut asm = CodeAssembler::new(64).unwrap();
@@ -226,6 +246,33 @@ mod tests {
         assert!(found.changes.contains(rcx) && found.changes.contains(rax));
         assert!(found.reads.contains(r8) && found.reads.contains(rdx));
         assert!(![r8, rdx, rdi, rsi, r11].iter().any(|&register| found.changes.contains(register)));
+    }
+
+    #[test]
+    fn what_another_run_could_come_between() {
+        let alone = |write: &dyn Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>| {
+            of(|asm| {
+                write(asm)?;
+                asm.ret()
+            })
+            .is_alone()
+        };
+        assert!(alone(&|asm| asm.xor(eax, eax)));
+        assert!(alone(&|asm| asm.mov(rax, qword_ptr(rdi + 8))));
+        assert!(alone(&|asm| asm.lock().inc(qword_ptr(r8))));
+        assert!(alone(&|asm| asm.lock().cmpxchg(qword_ptr(r8), rdx)));
+        assert!(alone(&|asm| asm.xchg(qword_ptr(r8), rdx)));
+        assert!(alone(&|asm| {
+            asm.push(rbp)?;
+            asm.mov(rbp, rsp)?;
+            asm.mov(qword_ptr(rsp - 8), rdx)?;
+            asm.mov(rsp, rbp)?;
+            asm.pop(rbp)
+        }));
+        assert!(!alone(&|asm| asm.inc(qword_ptr(r8))));
+        assert!(!alone(&|asm| asm.mov(qword_ptr(rdi + 8), rax)));
+        assert!(!alone(&|asm| asm.mov(rax, qword_ptr(rsi + 8))));
+        assert!(!ProgramUse::UNKNOWN.is_alone());
     }
 
     #[test]

@@ -14,6 +14,7 @@
 use crate::cpu::Sequence;
 use crate::frame::SaveArea;
 use crate::phase::{Phase, RUN_FLAGS, Shared, changed, run_session_cookie, slot_field};
+use crate::program_use::Registers;
 use crate::site_code::{LinkCode, SiteCode};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::thread::{ReturnSlot, ThreadSlot};
@@ -133,7 +134,9 @@ impl<'a> ReturnHalf<'a> {
             keep_status: false,
             read_flags: links.iter().any(|l| l.needs.context.reads(flags)),
             own_stack: shared.environment.small_stacks,
+            slot: true,
             changed: changed(&links),
+            free: Registers::NONE,
             contexts: 0,
         };
         ReturnHalf {

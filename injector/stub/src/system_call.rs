@@ -34,12 +34,12 @@ use crate::chain::HOOK_BELOW;
 use crate::dispatch::{Dispatch, UNKNOWN};
 use crate::displaced::{Around, Moved, displace_around, reaches};
 use crate::gates::Gates;
-use crate::phase::{Shared, call, slot_field};
+use crate::phase::{Shared, call, home_slot, slot_field};
 use crate::site_code::{Environment, Stub, StubError, ThreadKey};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
 use beeline_abi::system_call::{Hooks, SystemCalls};
-use beeline_abi::thread::{HASH_MULTIPLIER, HASH_SHIFT, ThreadSlot};
+use beeline_abi::thread::ThreadSlot;
 use beeline_site::SitePlan;
 use iced_x86::code_asm::{
     AsmRegister64, CodeAssembler, CodeLabel, al, ax, byte_ptr, eax, ecx, edx, qword_ptr, r8, r9, r10, r11,
@@ -214,12 +214,9 @@ impl Gate<'_> {
         }
         // The number is on its way to the agent.
         asm.mov(r8, rcx)?;
-        asm.mov(rcx, HASH_MULTIPLIER)?;
-        asm.imul_2(rcx, rax)?;
-        asm.shr(rcx, HASH_SHIFT)?;
-        asm.shl(rcx, size_of::<ThreadSlot>().trailing_zeros())?;
-        asm.mov(rdx, self.environment.threads)?;
-        asm.add(rcx, rdx)?;
+        asm.mov(rdx, rax)?;
+        home_slot(asm, self.at, self.environment.threads, rdx)?;
+        asm.mov(rax, rdx)?;
         asm.cmp(slot_field(offset_of!(ThreadSlot, key)), rax)?;
         asm.jne(claim)?;
         asm.set_label(&mut found)?;

@@ -5,6 +5,7 @@ mod harness;
 use beeline_abi::code::ContextUse;
 use beeline_abi::process::{CpuSlot, ForkPage};
 use beeline_abi::run::RunContext;
+use beeline_abi::thread::ThreadSlot;
 use beeline_stub::{LinkCode, ProgramUse};
 use harness::{World, fs_base, in_child};
 use iced_x86::code_asm::{dword_ptr, ecx, ptr, qword_ptr, rax, rcx, rdi, rdx, rsi};
@@ -21,6 +22,7 @@ struct Cpus {
     page: Box<ForkPage>,
     /// One counter in each cache line.
     counters: Box<[[u64; 8]]>,
+    _named: Named,
 }
 
 impl Cpus {
@@ -31,7 +33,7 @@ impl Cpus {
         let (slots, page) = unsafe {
             ((0..CPUS).map(|_| std::mem::zeroed()).collect::<Box<[CpuSlot]>>(), std::mem::zeroed())
         };
-        let cpus = Cpus { slots, page: Box::new(page), counters: vec![[0; 8]; CPUS].into() };
+        let cpus = Cpus { slots, page: Box::new(page), counters: vec![[0; 8]; CPUS].into(), _named: Named };
         cpus.page.epoch.store(EPOCH, Relaxed);
         world.process().tid_offset = tid_offset();
         world.environment.cpu_slots = cpus.slots.as_ptr() as u64;
@@ -49,6 +51,16 @@ impl Cpus {
 
     fn owned(&self) -> usize {
         self.slots.iter().filter(|slot| slot.owner.load(Relaxed) != 0).count()
+    }
+}
+
+/// A thread that may name sequences of a world: at its end it does not any more.
+struct Named;
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        // SAFETY: the thread's `struct rseq`, and a sequence that it is not in.
+        unsafe { sequence().write_volatile(0) };
     }
 }
 
@@ -95,16 +107,37 @@ fn tid_offset() -> u32 {
 }
 
 /// Makes the calling thread known, as the agent does at its first claim.
-fn introduce(world: &World) {
+fn introduce(world: &World, cpus: &Cpus) {
     // SAFETY: the slot is the calling thread's.
     let slot = unsafe { &mut *world.shared_slot() };
     let run = &mut slot.run;
     run.tid = thread_id();
     run.ids_epoch = EPOCH;
     run.access.owner = u64::from(run.tid) | 1 << 40;
-    run.access.cpu = RunContext::NO_CPU;
     slot.claim_owner = run.access.owner;
     slot.claim_rseq = rseq().unwrap();
+    slot.claim_epoch = EPOCH;
+    slot.claim_tid = run.tid;
+    slot.claim_tid_at = fs_base() + u64::from(tid_offset());
+    settle(slot, cpus);
+}
+
+/// A `struct rseq`.
+#[repr(align(32))]
+struct Aligned([u64; 4]);
+
+/// As the agent does where the thread finds itself on another CPU.
+fn settle(slot: &mut ThreadSlot, cpus: &Cpus) {
+    // SAFETY: the thread's `struct rseq`.
+    let cpu = unsafe { ((rseq().unwrap() + 4) as *const u32).read_volatile() };
+    slot.claim_cpu = cpu;
+    slot.claim_slot = &raw const cpus.slots[cpu as usize] as u64;
+    slot.run.access.cpu = cpu;
+}
+
+/// The word by which the thread's `struct rseq` names a sequence.
+fn sequence() -> *mut u64 {
+    (rseq().unwrap() + 8) as *mut u64
 }
 
 /// A program that adds 1 to its CPU's counter, by three instructions.
@@ -138,9 +171,11 @@ fn probed(world: &mut World, links: &[LinkCode]) -> u64 {
     code
 }
 
-/// Calls `function` until its program has run: a claim that is interrupted goes to the tests' agent, which refuses.
-fn call_until_run(world: &World, link: &LinkCode, function: u64) {
+/// Calls `function` until its program has run: a claim that is interrupted, or on another CPU, goes to the tests' agent, which refuses.
+fn call_until_run(world: &World, cpus: &Cpus, link: &LinkCode, function: u64) {
     for _ in 0..1000 {
+        // SAFETY: the slot is the calling thread's.
+        settle(unsafe { &mut *world.shared_slot() }, cpus);
         let missed = world.shared(link).missed();
         assert_eq!(world.call(function, 1, 0), 2);
         if world.shared(link).missed() == missed {
@@ -163,14 +198,19 @@ fn counts_are_exact_with_more_threads_than_cpus() {
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(move || {
-                introduce(world);
+                introduce(world, cpus);
+                let _ends = Named;
                 for round in 0..ROUNDS {
+                    if round.is_multiple_of(64) {
+                        // SAFETY: the slot is the calling thread's.
+                        settle(unsafe { &mut *world.shared_slot() }, cpus);
+                    }
                     assert_eq!(world.call(function, round, 0), round + 1);
                 }
             });
         }
     });
-    // Whoever found its CPU taken asked the agent, and was refused.
+    // Whoever found its CPU taken, or was on another, asked the agent, and was refused.
     assert_eq!(cpus.counted() + world.shared(&link).missed(), THREADS * ROUNDS);
     assert!(cpus.counted() > 0);
     assert_eq!(cpus.owned(), 0);
@@ -186,7 +226,7 @@ fn whoever_is_not_certainly_the_same_asks_the_agent() {
     let check = |what: &str, counted: bool| {
         let (before, missed) = (cpus.counted(), world.shared(&link).missed());
         if counted {
-            call_until_run(&world, &link, function);
+            call_until_run(&world, &cpus, &link, function);
         } else {
             assert_eq!(world.call(function, 1, 0), 2);
             assert_eq!(world.shared(&link).missed() - missed, 1, "{what}");
@@ -194,22 +234,35 @@ fn whoever_is_not_certainly_the_same_asks_the_agent() {
         assert_eq!(cpus.counted() - before, u64::from(counted), "{what}");
         assert_eq!(cpus.owned(), 0, "{what}");
     };
-    introduce(&world);
+    introduce(&world, &cpus);
     check("as the agent left it", true);
-    let change = |edit: &dyn Fn(&mut RunContext)| {
-        introduce(&world);
+    let change = |edit: &dyn Fn(&mut ThreadSlot)| {
+        introduce(&world, &cpus);
         // SAFETY: the slot is the calling thread's.
-        edit(unsafe { &mut (*world.shared_slot()).run });
+        edit(unsafe { &mut *world.shared_slot() });
     };
-    change(&|run| run.access.owner = 0);
-    check("the owner word is not known", false);
-    change(&|run| run.access.owner += 1 << 40);
-    check("another thread's struct rseq", false);
-    change(&|run| run.tid += 1);
+    change(&|slot| slot.claim_tid += 1);
     check("another thread with this fs base", false);
-    change(&|run| run.ids_epoch += 1);
+    change(&|slot| {
+        slot.claim_tid = ThreadSlot::NOBODY;
+        slot.claim_tid_at = &raw const slot.reserved as u64;
+    });
+    check("the agent claims", false);
+    change(&|slot| slot.claim_epoch += 1);
     check("another process", false);
-    introduce(&world);
+    change(&|slot| (slot.claim_cpu, slot.run.access.cpu) = (u32::MAX - 20, u32::MAX - 20));
+    check("another CPU", false);
+    // `RSEQ_CPU_ID_UNINITIALIZED`, `RSEQ_CPU_ID_REGISTRATION_FAILED`.
+    let mut unregistered = Box::new(Aligned([0, 0, 0, 0]));
+    for cpu_id in [u32::MAX, u32::MAX - 1] {
+        unregistered.0[0] = u64::from(cpu_id) << 32;
+        change(&|slot| {
+            slot.claim_rseq = &raw const *unregistered as u64;
+            slot.run.access.cpu = RunContext::NO_CPU;
+        });
+        check("not registered", false);
+    }
+    introduce(&world, &cpus);
     cpus.page.epoch.store(0, Relaxed);
     check("a fork's child", false);
     cpus.page.epoch.store(EPOCH, Relaxed);
@@ -223,13 +276,64 @@ fn a_taken_cpu_is_left_alone() {
     let link = counter(&mut world, &cpus);
     let function = probed(&mut world, &[link]);
     world.run();
-    introduce(&world);
+    introduce(&world, &cpus);
     cpus.slots.iter().for_each(|slot| slot.owner.store(4711, Relaxed));
     assert_eq!(world.call(function, 1, 0), 2);
     assert_eq!((cpus.counted(), world.shared(&link).missed()), (0, 1));
     assert!(cpus.slots.iter().all(|slot| slot.owner.load(Relaxed) == 4711));
-    // SAFETY: the thread's `struct rseq`.
-    assert_eq!(unsafe { *((rseq().unwrap() + 8) as *const u64) }, 0, "the sequence is forgotten");
+}
+
+/// The word stays set, to save stores. Whatever else stands there, a claim sets it again.
+#[test]
+fn the_sequence_is_named_until_somebody_names_another() {
+    let mut world = World::new();
+    let Some(cpus) = Cpus::of(&mut world) else { return println!("skipped: libc registers no struct rseq") };
+    let link = counter(&mut world, &cpus);
+    let functions = [probed(&mut world, &[link]), probed(&mut world, &[link])];
+    world.run();
+    introduce(&world, &cpus);
+    let mut named = [0; 2];
+    for round in 0..1000 {
+        let index = round % 2;
+        call_until_run(&world, &cpus, &link, functions[index]);
+        // SAFETY: the thread's `struct rseq`.
+        let word = unsafe { sequence().read_volatile() };
+        if word != 0 {
+            assert!(word.is_multiple_of(32) && [0, word].contains(&named[index]), "{word:#x}");
+            named[index] = word;
+        }
+        if round % 3 == 0 {
+            // SAFETY: as above; a sequence that the thread is not in.
+            unsafe { sequence().write_volatile(0) };
+        }
+    }
+    assert!(named[0] != 0 && named[1] != 0 && named[0] != named[1], "each stub has its own");
+    assert_eq!((cpus.counted(), cpus.owned()), (1000, 0));
+}
+
+/// A program that calls something sees a CPU only if it owns one, and the next claim finds the number again.
+#[test]
+fn a_run_without_a_cpu_between_two_that_own_it() {
+    let mut world = World::new();
+    let Some(cpus) = Cpus::of(&mut world) else { return println!("skipped: libc registers no struct rseq") };
+    let link = counter(&mut world, &cpus);
+    let seen = world.data(1);
+    let entry = world.assemble(|asm| {
+        asm.mov(ecx, dword_ptr(rsi + 8)).unwrap();
+        asm.mov(rax, seen as u64).unwrap();
+        asm.mov(dword_ptr(rax), ecx).unwrap();
+        asm.ret().unwrap();
+    });
+    let other = world.link(entry, ContextUse::NONE, false);
+    let function = probed(&mut world, &[other, link, other]);
+    world.run();
+    introduce(&world, &cpus);
+    for round in 1..=100 {
+        call_until_run(&world, &cpus, &link, function);
+        // SAFETY: the test's word.
+        assert_eq!(unsafe { seen.read_volatile() } as u32, RunContext::NO_CPU);
+        assert_eq!((cpus.counted(), cpus.owned()), (round, 0));
+    }
 }
 
 /// What happens to the slot while the program runs: it is given back only if it is still the run's, in the run's process.
@@ -259,9 +363,9 @@ fn a_release_that_is_in_doubt_is_the_agents() {
         let function = probed(&mut world, &[link]);
         world.run();
         assert!(in_child(|| {
-            introduce(&world);
+            introduce(&world, &cpus);
             let before = GIVEN_BACK.load(Relaxed);
-            call_until_run(&world, &link, function);
+            call_until_run(&world, &cpus, &link, function);
             GIVEN_BACK.load(Relaxed) == before + 1 && cpus.owned() == 1
         }));
     }
@@ -292,9 +396,9 @@ fn a_program_in_the_stub() {
     let function = probed(&mut world, &[link]);
     assert_eq!(function, start);
     world.run();
-    introduce(&world);
+    introduce(&world, &cpus);
     for _ in 0..10 {
-        call_until_run(&world, &link, function);
+        call_until_run(&world, &cpus, &link, function);
     }
     assert_eq!((cpus.counted(), cpus.owned()), (10, 0));
 }

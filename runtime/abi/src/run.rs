@@ -7,7 +7,7 @@ use crate::thread::SESSIONS;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RunContext {
-    /// Who runs: owner word and claimed CPU. `cpu` is valid only in programs that need one; see `NO_CPU`.
+    /// Who runs: owner word and claimed CPU. Between runs `cpu` may name the one that was claimed last; see `NO_CPU`.
     pub access: Access,
     /// Address of the [`ProcessBlock`](crate::process::ProcessBlock).
     pub process: u64,
@@ -42,8 +42,9 @@ pub struct RunContext {
 }
 
 impl RunContext {
-    /// `access.cpu` when no CPU is claimed.
-    pub const NO_CPU: u32 = u32::MAX;
+    /// `access.cpu` while a program runs that calls something and owns no CPU. Not what the kernel has in a `struct rseq` that is not
+    /// registered (-1, -2), which stubs compare with.
+    pub const NO_CPU: u32 = u32::MAX - 15;
     /// Bit of `flags`: a program of this hit wants the probed function skipped (`bpf_override_return`).
     pub const OVERRIDE: u32 = 1;
     /// Bit of `flags`: the first session of the site does not run when the function returns. Those of the others follow.

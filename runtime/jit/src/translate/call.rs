@@ -12,8 +12,10 @@ use cranelift_codegen::ir::{FuncRef, InstBuilder, Value};
 /// Helpers that have code of their own here.
 pub(super) mod helper {
     pub(crate) const MAP_LOOKUP_ELEM: i32 = 1;
+    pub(crate) const PROBE_READ: i32 = 4;
     pub(crate) const GET_SMP_PROCESSOR_ID: i32 = 8;
     pub(crate) const TAIL_CALL: i32 = 12;
+    pub(crate) const PROBE_READ_USER: i32 = 112;
     pub(crate) const PROBE_READ_KERNEL: u32 = 113;
     pub(crate) const LOOP: i32 = 181;
     pub(crate) const SESSION_IS_RETURN: i32 = 264;

@@ -1,16 +1,18 @@
-//! Helpers that need no call: look-ups in arrays, the CPU number, loops, the jump of a tail call.
+//! Helpers that need no call: look-ups in arrays, the CPU number, reads of the stack, loops, the jump of a tail call.
 
 use super::call::helper;
 use super::jump::LOOPS_MAX;
+use super::memory::ACCESS;
 use super::{Body, Known, external};
 use crate::error::CompileError;
+use beeline_abi::PAGE_SIZE;
 use beeline_abi::errno::{E2BIG, EINVAL};
 use beeline_abi::map::{MapShape, MapType};
 use beeline_abi::run::RunContext;
 use beeline_isa::{Reg, Size};
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::types::{I32, I64};
-use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, Value};
+use cranelift_codegen::ir::types::{I8, I16, I32, I64};
+use cranelift_codegen::ir::{AbiParam, InstBuilder, InstructionData, Opcode, Signature, Type, Value};
 use cranelift_codegen::isa::CallConv;
 
 /// Byte offset of the CPU number in the run.
@@ -38,6 +40,8 @@ impl Body<'_, '_> {
                 Ok(true)
             }
             helper::LOOP => self.inline_loop(),
+            helper::PROBE_READ | helper::PROBE_READ_USER => self.inline_probe_read(id),
+            id if id as u32 == helper::PROBE_READ_KERNEL => self.inline_probe_read(id),
             helper::SESSION_IS_RETURN => {
                 let session = self.load_field64(self.run, RUN_SESSION);
                 let is_return = self.builder.ins().band_imm_u(session, 1);
@@ -46,6 +50,52 @@ impl Body<'_, '_> {
             }
             helper::SESSION_COOKIE => self.inline_session_cookie().map(|()| true),
             _ => Ok(false),
+        }
+    }
+
+    /// `bpf_probe_read(target, size, source)` and its variants, for a size that an instruction has: what lies on the stack, between this
+    /// frame and the end of its page, is there for certain, as it is to the helper. All else is the helper's.
+    fn inline_probe_read(&mut self, id: i32) -> Result<bool, CompileError> {
+        let size = self.get(Reg::R2);
+        let Some((bytes, ty)) = self.number(size).and_then(access_type) else { return Ok(false) };
+        let (target, source) = (self.get(Reg::R1), self.get(Reg::R3));
+        self.frame_values.clear();
+        let sp = self.builder.ins().get_stack_pointer(I64);
+        let last = self.builder.ins().bor_imm_u(sp, PAGE_SIZE as i64 - 1);
+        let greatest = self.builder.ins().iadd_imm_s(last, 1 - bytes);
+        let above = self.builder.ins().icmp(IntCC::UnsignedGreaterThanOrEqual, source, sp);
+        let within = self.builder.ins().icmp(IntCC::UnsignedLessThanOrEqual, source, greatest);
+        let is_there = self.builder.ins().band(above, within);
+        let [direct, call, done] = [(); 3].map(|()| self.builder.create_block());
+        let result = self.builder.append_block_param(done, I64);
+        self.builder.set_cold_block(call);
+        self.builder.ins().brif(is_there, direct, &[], call, &[]);
+
+        self.builder.switch_to_block(direct);
+        self.builder.seal_block(direct);
+        self.builder.ins().sequence_point();
+        let value = self.builder.ins().load(ty, ACCESS, source, 0);
+        self.builder.ins().store(ACCESS, value, target, 0);
+        let zero = self.constant(I64, 0);
+        self.builder.ins().jump(done, &[zero.into()]);
+
+        self.builder.switch_to_block(call);
+        self.builder.seal_block(call);
+        let error = self.call_helper_plain(id)?;
+        self.builder.ins().jump(done, &[error.into()]);
+
+        self.builder.switch_to_block(done);
+        self.builder.seal_block(done);
+        self.set(Reg::R0, result)?;
+        Ok(true)
+    }
+
+    /// The number that a value is on every path, where that is plain to see.
+    fn number(&self, value: Value) -> Option<i64> {
+        let dfg = &self.builder.func.dfg;
+        match dfg.insts[dfg.value_def(dfg.resolve_aliases(value)).inst()?] {
+            InstructionData::UnaryImm { opcode: Opcode::Iconst, imm } => Some(imm.bits()),
+            _ => None,
         }
     }
 
@@ -199,6 +249,18 @@ impl Body<'_, '_> {
         self.builder.ins().brif(stop, done, &[next.into()], head, &[next.into()]);
         self.builder.seal_block(head);
     }
+}
+
+/// The type of a value of so many bytes.
+fn access_type(bytes: i64) -> Option<(i64, Type)> {
+    let ty = match bytes {
+        1 => I8,
+        2 => I16,
+        4 => I32,
+        8 => I64,
+        _ => return None,
+    };
+    Some((bytes, ty))
 }
 
 /// Distances in the data region of a map whose look-up is inlined.

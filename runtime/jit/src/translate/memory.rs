@@ -2,8 +2,8 @@
 //!
 //! The frame belongs to the program alone. A load from a fixed place in it gets the value that the block stored there, as
 //! long as nothing else may have written to the frame: another store through a pointer, an atomic operation, a call. All
-//! other memory is shared, and each access is made once, in order; a `sequence_point`, which costs no instruction, tells
-//! Cranelift so.
+//! other memory is shared, and each access is made once, in order; a `sequence_point` before each load, which costs no instruction,
+//! tells Cranelift so.
 
 use super::Body;
 use super::Known;
@@ -16,7 +16,7 @@ use cranelift_codegen::ir::{
 };
 
 /// Accesses do not trap as far as the code is concerned: the verifier has proven them.
-const ACCESS: MemFlagsData = MemFlagsData::new().with_notrap();
+pub(super) const ACCESS: MemFlagsData = MemFlagsData::new().with_notrap();
 
 /// A load that may be made anywhere in the program, once or several times: where its value is used.
 const CONSTANT: MemFlagsData = ACCESS.with_readonly().with_can_move();
@@ -176,8 +176,8 @@ impl Body<'_, '_> {
                 (self.frame_address(place), 0)
             }
             None => {
+                // No sequence point: it would keep a load of the same place from becoming one instruction with the store.
                 self.frame_values.clear();
-                self.builder.ins().sequence_point();
                 (base, i32::from(off))
             }
         };
