@@ -330,7 +330,7 @@ unsafe fn count_misses(site: *const SiteRuntime) {
         for index in 0..(*site).link_count {
             let link = ((*site).links as *const LinkRuntime).add(index as usize);
             if (*link).flags & LinkRuntime::RETURN != 0 {
-                process::missed(link, 1);
+                process::count_miss(link);
             }
         }
     }

@@ -126,7 +126,7 @@ pub unsafe extern "sysv64" fn missed(calls: *const SystemCalls, number: u64, is_
         while index < list.count {
             let link = (*first.add(index as usize)) as *const LinkRuntime;
             if applies(link, process::block()) {
-                process::missed(link, 1);
+                process::count_miss(link);
             }
             index += 1;
         }
@@ -220,7 +220,7 @@ unsafe fn call(link: *const LinkRuntime, run: *mut RunContext, context: u64) {
         (*run).tail_calls = 0;
         let needs_cpu = (*link).flags & LinkRuntime::NEEDS_CPU != 0;
         if needs_cpu && cpu::claim(run) == 0 {
-            process::missed(link, 1);
+            process::count_miss(link);
             return;
         }
         if (*link).flags & LinkRuntime::COUNTS_HITS != 0 {

@@ -80,6 +80,9 @@ fn guard(asm: &mut CodeAssembler, environment: &Environment, at: u64) -> Result<
 fn missed(asm: &mut CodeAssembler, environment: &Environment, at: u64) -> Result<(), IcedError> {
     let mut off = asm.create_label();
     enter(asm)?;
+    // The arguments with which a function was entered.
+    asm.mov(rdx, rdi)?;
+    asm.mov(rcx, rsi)?;
     asm.mov(rdi, rax)?;
     asm.mov(rax, qword_ptr(rdi + offset_of!(LinkRuntime, shared) as i32))?;
     asm.test(dword_ptr(rax + offset_of!(LinkShared, enabled) as i32), LinkShared::ON)?;
