@@ -52,7 +52,7 @@ export!(beeline_missed(links: *const LinkRuntime, count: u64, first: u64, second
 export!(beeline_claim_cpu(run: *mut RunContext) -> u64, cpu::claim);
 export!(beeline_release_cpu(run: *mut RunContext), cpu::release);
 export!(beeline_return_room(slot: *mut ThreadSlot, sp: u64) -> u64, returns::room);
-export!(beeline_return_find(slot: *mut ThreadSlot, sp: u64) -> *mut ReturnSlot, returns::find);
+export!(beeline_return_find(slot: *mut ThreadSlot, sp: u64, stub: u64) -> *mut ReturnSlot, returns::find);
 
 export!(beeline_return_restore(context: *mut u8, run: *mut RunContext) -> u64, returns::restore);
 

@@ -108,6 +108,8 @@ fn find(asm: &mut CodeAssembler, environment: &Environment, at: u64) -> Result<(
     asm.mov(qword_ptr(rsp + WORD), rax)?;
     asm.mov(rdi, rcx)?;
     asm.mov(rsi, rax)?;
+    // Where the stub has called us from.
+    asm.mov(rdx, qword_ptr(rdx - 8))?;
     call(asm, at, environment.agent.return_find)?;
     asm.test(rax, rax)?;
     asm.jne(found)?;
