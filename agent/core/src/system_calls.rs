@@ -14,8 +14,8 @@ use beeline_abi::process::{ForkPage, ProcessBlock};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
 use beeline_abi::system_call::{
-    CLONES, EnterRecord, ExitRecord, FILTERING, List, NUMBERS, PENDING, REGISTERING, RawArguments,
-    SHARING, SystemCalls,
+    CLONES, EnterRecord, ExitRecord, FILTERING, List, NUMBERS, PENDING, REGISTERING, RawArguments, SHARING,
+    SystemCalls,
 };
 use beeline_abi::thread::ThreadSlot;
 use beeline_helpers::{identity, read};

@@ -19,7 +19,9 @@ use crate::target;
 use crate::wire::Wire;
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::SiteRuntime;
-use beeline_abi::system_call::{CLONES, FILTERING, List, NUMBERS, REGISTERING, SHARING, SystemCalls, WANTED_LEN};
+use beeline_abi::system_call::{
+    CLONES, FILTERING, List, NUMBERS, REGISTERING, SHARING, SystemCalls, WANTED_LEN,
+};
 use beeline_ptrace::StoppedProcess;
 use beeline_remote::{Process, RemoteError};
 use beeline_site::{SitePlan, SystemCallSite, Windows};

@@ -23,8 +23,8 @@ use beeline_abi::code::ContextUse;
 use beeline_abi::regs::PtRegs;
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, AsmRegister64, CodeAssembler, al, dword_ptr, qword_ptr, r8, r9, r10, r11, r12, r13, r14, r15, rax,
-    rbp, rbx, rcx, rdi, rdx, rsi, rsp,
+    AsmMemoryOperand, AsmRegister64, CodeAssembler, al, dword_ptr, qword_ptr, r8, r9, r10, r11, r12, r13,
+    r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp,
 };
 use std::mem::offset_of;
 

@@ -230,7 +230,11 @@ fn the_direction_flag() {
                 world.slot().guard.store(if nested { u64::MAX } else { 0 }, Ordering::Relaxed);
                 world.call(run, 0, 0);
                 let after = words(to, REGISTERS)[16];
-                assert_eq!(after & (STATUS_MASK | DIRECTION), flags & (STATUS_MASK | DIRECTION), "{flags:#x}");
+                assert_eq!(
+                    after & (STATUS_MASK | DIRECTION),
+                    flags & (STATUS_MASK | DIRECTION),
+                    "{flags:#x}"
+                );
                 assert!(!calls || words(seen, 1)[0] & DIRECTION == 0, "a program that calls helpers");
             }
             assert_eq!(world.slot().guard.swap(0, Ordering::Relaxed), u64::MAX);
