@@ -71,6 +71,21 @@ fn check_worker(program: &Path) {
     worker.finish();
 }
 
+/// A run that a handler has left by `siglongjmp` is over: later hits at the same depth and below are not taken for nested ones.
+#[test]
+fn after_jumps_out_of_programs() {
+    let store = Store::new();
+    let program = gcc("tests/targets/left_by_jump.c");
+    let path = program.to_string_lossy();
+    let object = object("tests/programs/counts.bpf.c");
+    // The one program takes the time, the other counts.
+    let work = format!("on_return=uprobe:{path}:work");
+    let after = format!("on_entry=uprobe:{path}:after");
+    store.ok(&["load", &object.to_string_lossy(), "--attach", &work, "--attach", &after]);
+    assert_eq!(store.ok(&["start", "--", &path]), "2000\n");
+    assert_eq!(store.number("shared", 0), 2000);
+}
+
 #[test]
 fn glibc_dynamic() {
     check_worker(&gcc("tests/targets/worker.c"));

@@ -1,6 +1,6 @@
 //! Programs at system calls, in real targets.
 
-use beeline_tests::{Store, Target, object, our_mappings, rounds, target, text_of};
+use beeline_tests::{Store, Target, gcc, object, our_mappings, rounds, target, text_of};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -360,4 +360,20 @@ fn what_was_covered_is_told() {
     }
     store.ok(&["detach", &target.pid()]);
     assert_eq!(target.finish(), "done\n");
+}
+
+/// Threads that share a thread pointer share the slot that it finds: none of them gets one.
+#[test]
+fn threads_that_share_a_thread_pointer() {
+    let store = Store::new();
+    load(&store, "per_cpu_calls");
+    load(&store, "call_counts");
+    let program = gcc("tests/targets/shared_pointer.c");
+    assert_eq!(store.ok(&["start", "--", &program.to_string_lossy()]), "right\n");
+    let mut waiting = Target::spawn(Command::new(&program).arg("wait"));
+    assert_eq!(waiting.line(), "ready");
+    let reason = store.fails(&["attach", &waiting.pid()]);
+    assert!(reason.contains("share a thread pointer"), "{reason}");
+    waiting.send("go");
+    assert_eq!(waiting.line(), "right");
 }

@@ -6,6 +6,7 @@
 //! | module | |
 //! |---|---|
 //! | [`slot`] | the slots of the threads, the guard word |
+//! | `signal_frame` | whether a handler has interrupted the run that set it |
 //! | [`cpu`] | owning a CPU of the store, by a restartable sequence ([`rseq`]) |
 //! | [`returns`] | a thread's outstanding return probes |
 //! | [`libraries`] | libraries that come and go while the process is followed |
@@ -30,6 +31,7 @@ pub mod process;
 pub mod returns;
 pub mod rseq;
 pub mod seccomp;
+mod signal_frame;
 pub mod slot;
 pub mod system_calls;
 

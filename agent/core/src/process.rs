@@ -1,7 +1,9 @@
 //! What is done once for a process, and the count of missed hits.
 //!
-//! A missed hit of the agent's own programs, one of which looks for seccomp filters, closes the gate of system calls.
+//! A missed hit of the agent's own programs that look for seccomp filters closes the gate of system calls, unless the call is known to be
+//! another.
 
+use crate::seccomp;
 use beeline_abi::PAGE_SIZE;
 use beeline_abi::errno::EINVAL;
 use beeline_abi::link::{LinkRuntime, LinkShared};
@@ -47,27 +49,44 @@ pub unsafe extern "sysv64" fn init(block: *mut ProcessBlock) -> i64 {
     0
 }
 
-/// Counts a missed hit on each of `count` links.
+/// Counts a missed hit on each of `count` links. `first` and `second` are the arguments with which a function was entered, where
+/// the links stand at its entry.
 ///
 /// # Safety
 ///
 /// `links` points to so many [`LinkRuntime`]s in writable memory, each of which refers to its mapped page.
-pub unsafe extern "sysv64" fn missed(links: *const LinkRuntime, count: u64) {
+pub unsafe extern "sysv64" fn missed(links: *const LinkRuntime, count: u64, first: u64, second: u64) {
     let mut i = 0u64;
     while i < count {
         // SAFETY: the caller's contract.
         unsafe {
-            let link = &*links.add(i as usize);
-            if link.link_id == LinkRuntime::OWN && link.flags & LinkRuntime::SEES_SECCOMP != 0 {
+            let link = links.add(i as usize);
+            let flags = (*link).flags;
+            if (*link).link_id == LinkRuntime::OWN
+                && flags & LinkRuntime::SEES_SECCOMP != 0
+                && !(flags & LinkRuntime::SEES_NUMBER != 0 && seccomp::is_harmless(first, second))
+            {
                 // Whatever is being installed was not seen.
                 CALL_GATE.close();
             }
-            AtomicU64::from_ptr((&raw const link.missed).cast_mut()).fetch_add(1, Relaxed);
-            let shared = link.shared as *const LinkShared;
-            if let Some(shared) = shared.as_ref() {
-                shared.missed.fetch_add(1, Relaxed);
-            }
+            count_miss(link);
         }
         i += 1;
+    }
+}
+
+/// Counts a missed hit on one link.
+///
+/// # Safety
+///
+/// As for [`missed`].
+pub(crate) unsafe fn count_miss(link: *const LinkRuntime) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        AtomicU64::from_ptr((&raw const (*link).missed).cast_mut()).fetch_add(1, Relaxed);
+        let shared = (*link).shared as *const LinkShared;
+        if let Some(shared) = shared.as_ref() {
+            shared.missed.fetch_add(1, Relaxed);
+        }
     }
 }

@@ -8,18 +8,21 @@
 //! below the stack pointer may hold it still, so an entry that looks alive may be stale, but one whose word changed is
 //! dead for certain. Only such entries are dropped; the rest goes when its word is overwritten. After a tail call the word
 //! holds the younger trampoline, and the younger entry returns to the older one's: both are alive.
+//!
+//! A coroutine that has changed threads returns on another one than it was called on. Its entry is taken there: the one who sets the
+//! entry's `sp` to 0 has it. The owner moves entries while others look for theirs; [`Sweeps::moving`] is odd then, and they look again.
 
 use crate::{memory, process, slot_of};
 use beeline_abi::errno::EFAULT;
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::{ProcessBlock, SiteRuntime};
 use beeline_abi::run::RunContext;
-use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, THREAD_SLOTS, ThreadSlot};
-use beeline_helpers::read;
+use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, SESSIONS, THREAD_SLOTS, ThreadSlot};
+use beeline_helpers::{read, sys};
 use core::cell::UnsafeCell;
 use core::ptr::null_mut;
-use core::sync::atomic::AtomicUsize;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU64, AtomicUsize};
 
 /// Bytes of an entry.
 const ENTRY: u64 = size_of::<ReturnSlot>() as u64;
@@ -103,6 +106,8 @@ struct Sweeps {
     vain: u32,
     /// Calls from below every entry since the last sweep.
     below: u64,
+    /// Odd while the owner moves entries or gives them up.
+    moving: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Sweeps>() as u64 <= memory::RETURNS_LEN - (RETURN_SLOTS + 1) * ENTRY);
@@ -179,14 +184,46 @@ unsafe fn keep_alive(slot: *mut ThreadSlot, mut kept: u64, from: u64) {
             behind -= many;
             alive.examine(slot, behind, many);
         }
+        let moving = begin_moving(slot);
         for index in from..end {
-            if alive.holds(index) {
-                entry(slot, kept).write(entry(slot, index).read());
+            if alive.holds(index) && (index == kept || relocate(entry(slot, index), entry(slot, kept))) {
                 kept += 1;
             }
         }
         (*slot).returns_top = (*slot).returns_base + kept * ENTRY;
+        moving.fetch_add(1, Release);
     }
+}
+
+/// Others look again from now on for what they miss, until the word is even.
+unsafe fn begin_moving<'a>(slot: *mut ThreadSlot) -> &'a AtomicU64 {
+    // SAFETY: the slot is the calling thread's, and has its memory: there is an entry.
+    unsafe {
+        let moving = &(*sweeps(slot)).moving;
+        // Odd already when a handler that interrupted us was left by `longjmp`.
+        moving.fetch_or(1, AcqRel);
+        moving
+    }
+}
+
+/// Moves an entry; false when another thread has taken it.
+unsafe fn relocate(from: *mut ReturnSlot, to: *mut ReturnSlot) -> bool {
+    // SAFETY: both are entries of the calling thread's return stack.
+    unsafe {
+        let entry = from.read();
+        to.write(entry);
+        let moved = entry.sp != 0 && claim(from, entry.sp);
+        if !moved {
+            (*to).sp = 0;
+        }
+        moved
+    }
+}
+
+/// Takes an entry away if it is still the one for `sp`. No return address lies at 0: its thread drops it as dead.
+unsafe fn claim(entry: *mut ReturnSlot, sp: u64) -> bool {
+    // SAFETY: an entry of the table's, in which others change the word only in the same way while it may be taken.
+    unsafe { AtomicU64::from_ptr(&raw mut (*entry).sp).compare_exchange(sp, 0, AcqRel, Relaxed).is_ok() }
 }
 
 /// Entries that are looked at by one system call.
@@ -270,33 +307,81 @@ impl Alive {
 
 /// The entry for the stack word at `sp`, taken away and copied to where it stays readable for the moment. Younger entries
 /// stay when they are alive: they may be those of a coroutine that waits on its own stack. The entry may have been made on
-/// another thread, by a coroutine that moved. Null only when no thread has one.
+/// another thread, by a coroutine that moved; and that thread may have put the return address back for an unwinder. Null only when no thread
+/// has one. `stub` is an address in the stub.
 ///
 /// # Safety
 ///
-/// `slot` is the calling thread's, or null when it has none: then only other threads' entries are looked at.
-pub unsafe extern "sysv64" fn find(slot: *mut ThreadSlot, sp: u64) -> *mut ReturnSlot {
+/// `slot` is the calling thread's, or null when it has none: then only other threads' entries are looked at. `sp` is where the return point
+/// stood when the function returned.
+pub unsafe extern "sysv64" fn find(slot: *mut ThreadSlot, sp: u64, stub: u64) -> *mut ReturnSlot {
+    /// No stub is longer.
+    const STUB_MAX: u64 = 32 << 10;
     // SAFETY: the caller's contract; the block is that of the process.
     unsafe {
         if !slot.is_null()
             && let Some(index) = newest(slot, sp)
         {
-            return take_own(slot, index);
+            return take_own(slot, index, sp);
         }
         let block = if slot.is_null() { process::block() } else { (*slot).run.process as *mut ProcessBlock };
         if block.is_null() {
             return null_mut();
         }
-        for number in 0..THREAD_SLOTS {
-            let other = ((*block).threads as *mut ThreadSlot).add(number as usize);
-            if other != slot
-                && let Some(index) = newest(other, sp)
-            {
-                return take(entry(other, index));
+        for round in 0..ROUNDS_MAX {
+            match look_around(block, slot, sp) {
+                Look::Found(entry) => return put_aside(slot, sp, &entry),
+                Look::Nowhere => break,
+                Look::Again if round < ROUNDS_YIELDING => sys::yield_now(),
+                Look::Again => sys::sleep_ns(ROUND_NS),
             }
         }
-        null_mut()
+        let word = (sp as *const u64).read_volatile();
+        if word.abs_diff(stub) < STUB_MAX {
+            return null_mut();
+        }
+        // No session's program runs: what it kept is gone.
+        let session_flags = u64::from(RunContext::SESSION_SKIP) * ((1 << SESSIONS) - 1);
+        put_aside(slot, sp, &ReturnSlot { return_address: word, sp, session_flags, ..ReturnSlot::EMPTY })
     }
+}
+
+/// Looks at the other threads' entries while one moves its own: five seconds, nearly all of it asleep.
+const ROUNDS_MAX: u32 = 50_000;
+const ROUNDS_YIELDING: u32 = 64;
+const ROUND_NS: u32 = 100_000;
+
+/// What was found on the other threads' return stacks.
+enum Look {
+    Found(ReturnSlot),
+    Nowhere,
+    /// A thread moves its entries.
+    Again,
+}
+
+/// Looks for the newest entry for `sp` on every return stack but that of `slot`, and takes it.
+unsafe fn look_around(block: *mut ProcessBlock, slot: *mut ThreadSlot, sp: u64) -> Look {
+    let mut seen = Look::Nowhere;
+    // SAFETY: the process's block, whose table has THREAD_SLOTS entries; an entry's memory stays where it is.
+    unsafe {
+        for number in 0..THREAD_SLOTS {
+            let other = ((*block).threads as *mut ThreadSlot).add(number as usize);
+            if other == slot || (*other).returns_base == 0 {
+                continue;
+            }
+            let moving = &(*sweeps(other)).moving;
+            let before = moving.load(Acquire);
+            let place = newest(other, sp).map(|index| entry(other, index));
+            let found = place.map(|place| (place, place.read()));
+            let still = before & 1 == 0 && moving.load(Acquire) == before;
+            match found {
+                Some((place, entry)) if still && claim(place, sp) => return Look::Found(entry),
+                None if still => {}
+                _ => seen = Look::Again,
+            }
+        }
+    }
+    seen
 }
 
 /// A program of the agent's own, for the entries of unwinders: puts every outstanding return address of the thread back
@@ -311,16 +396,23 @@ pub unsafe extern "sysv64" fn restore(_context: *mut u8, run: *mut RunContext) -
     // frame that has not returned; from the top down, because tail calls stack entries on one word.
     unsafe {
         let slot = slot_of(run);
+        if count(slot) == 0 {
+            return 0;
+        }
+        let moving = begin_moving(slot);
         for index in (0..count(slot)).rev() {
-            let entry = entry(slot, index).read();
+            let place = entry(slot, index);
+            let entry = place.read();
             let mut word = 0u64;
             let known = read::fetch(run, (&raw mut word).cast(), 8, entry.sp) == 0;
-            if known && word == entry.trampoline {
+            // Unless a coroutine returns from it on another thread.
+            if known && word == entry.trampoline && claim(place, entry.sp) {
                 (entry.sp as *mut u64).write(entry.return_address);
                 count_misses(entry.site as *const SiteRuntime);
             }
         }
         (*slot).returns_top = (*slot).returns_base;
+        moving.fetch_add(1, Release);
     }
     0
 }
@@ -332,7 +424,7 @@ unsafe fn count_misses(site: *const SiteRuntime) {
         for index in 0..(*site).link_count {
             let link = ((*site).links as *const LinkRuntime).add(index as usize);
             if (*link).flags & LinkRuntime::RETURN != 0 {
-                process::missed(link, 1);
+                process::count_miss(link);
             }
         }
     }
@@ -344,10 +436,11 @@ unsafe fn newest(slot: *const ThreadSlot, sp: u64) -> Option<u64> {
     unsafe { (0..count(slot)).rev().find(|&index| (*entry(slot, index)).sp == sp) }
 }
 
-/// Entries that were taken away, until their stubs have read them: a few instructions later.
+/// Entries that were taken away, until their stubs have read them: a few instructions later. Only for what is rare: a thread that is
+/// preempted there reads another's entry when so many were drawn meanwhile.
 struct Taken(UnsafeCell<[ReturnSlot; TAKEN]>);
 
-/// More threads than can be between a [`take`] and the next instructions at once.
+/// More threads than can be between a [`find`] and the next instructions at once.
 const TAKEN: usize = 256;
 
 // SAFETY: every place is written by the one thread that drew its number, and drawn again only 256 draws later.
@@ -356,32 +449,38 @@ unsafe impl Sync for Taken {}
 static PLACES: Taken = Taken(UnsafeCell::new([ReturnSlot::EMPTY; TAKEN]));
 static DRAWN: AtomicUsize = AtomicUsize::new(0);
 
-/// Takes an entry away from another thread's return stack; where it can be read.
-unsafe fn take(from: *mut ReturnSlot) -> *mut ReturnSlot {
-    // SAFETY: nobody else looks for this stack word.
-    unsafe {
-        let place = put_aside(from);
-        // No return address lies at 0: its thread drops it as dead.
-        (*from).sp = 0;
-        place
-    }
-}
-
-/// Takes an entry away from the calling thread's own return stack; where it can be read. Dead younger ones go with it.
-unsafe fn take_own(slot: *mut ThreadSlot, index: u64) -> *mut ReturnSlot {
+/// Takes an entry away from the calling thread's own return stack; where it can be read. Dead younger ones go with it, unless a handler
+/// has interrupted us while they are moved.
+unsafe fn take_own(slot: *mut ThreadSlot, index: u64, sp: u64) -> *mut ReturnSlot {
     // SAFETY: the caller's slot and an index in it.
     unsafe {
-        let place = put_aside(entry(slot, index));
-        keep_alive(slot, index, index + 1);
+        let place = put_aside(slot, sp, entry(slot, index));
+        (*entry(slot, index)).sp = 0;
+        if (*sweeps(slot)).moving.load(Relaxed) & 1 == 0 || is_outermost(slot, sp) {
+            keep_alive(slot, index, index + 1);
+        }
         place
     }
 }
 
-/// Copies an entry to where it stays readable.
-unsafe fn put_aside(from: *const ReturnSlot) -> *mut ReturnSlot {
-    // SAFETY: the index is within bounds.
+/// No program runs below the return at this stack word: its stub has set the guard word.
+unsafe fn is_outermost(slot: *const ThreadSlot, sp: u64) -> bool {
+    /// From the stub's frame to the word, at most.
+    const FRAME_MAX: u64 = 1024;
+    // SAFETY: the caller's slot.
+    unsafe { sp.wrapping_sub((*slot).guard.load(Relaxed)) < FRAME_MAX }
+}
+
+/// Copies an entry to where it stays readable until the stub has read it: behind the thread's own ones, or in [`PLACES`] where the thread
+/// has none, or a handler has interrupted it, perhaps before it has read what lies there.
+unsafe fn put_aside(slot: *const ThreadSlot, sp: u64, from: *const ReturnSlot) -> *mut ReturnSlot {
+    // SAFETY: the caller's slot; the index is within bounds.
     unsafe {
-        let place = PLACES.0.get().cast::<ReturnSlot>().add(DRAWN.fetch_add(1, Relaxed) % TAKEN);
+        let place = if !slot.is_null() && (*slot).memory != 0 && is_outermost(slot, sp) {
+            entry(slot, RETURN_SLOTS)
+        } else {
+            PLACES.0.get().cast::<ReturnSlot>().add(DRAWN.fetch_add(1, Relaxed) % TAKEN)
+        };
         place.write(from.read());
         place
     }

@@ -17,6 +17,8 @@ use beeline_maps::CALL_GATE;
 const PRCTL: u64 = 157;
 const SECCOMP: u64 = 317;
 
+const PR_SET_SECCOMP: u64 = 22;
+
 /// At the entry of `prctl(option, mode, filter)`.
 ///
 /// # Safety
@@ -65,7 +67,6 @@ pub unsafe extern "sysv64" fn go_syscall(context: *mut u8, run: *mut RunContext)
 ///
 /// `run` is that of the calling thread's slot.
 pub(crate) unsafe fn examine(run: *mut RunContext, number: u64, arguments: [u64; 3]) {
-    const PR_SET_SECCOMP: u64 = 22;
     const MODE_STRICT: u64 = 1;
     const MODE_FILTER: u64 = 2;
     const SET_MODE_STRICT: u64 = 0;
@@ -77,6 +78,16 @@ pub(crate) unsafe fn examine(run: *mut RunContext, number: u64, arguments: [u64;
             unsafe { narrow(run, filter) }
         }
         _ => {}
+    }
+}
+
+/// `syscall(number, argument, ...)` certainly installs no filter.
+///
+/// The kernel looks at the lower halves of both.
+pub(crate) fn is_harmless(number: u64, argument: u64) -> bool {
+    match u64::from(number as u32) {
+        PRCTL => u64::from(argument as u32) != PR_SET_SECCOMP,
+        number => number != SECCOMP,
     }
 }
 
@@ -122,5 +133,18 @@ unsafe fn narrow(run: *mut RunContext, address: u64) {
             chunk.get(index % CHUNK).copied()
         };
         CALL_GATE.narrow(u32::from(program.len), &mut fetch);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_that_install_no_filter() {
+        assert!(is_harmless(39, 22) && is_harmless(22, 0) && is_harmless(PRCTL, 15));
+        assert!(!is_harmless(SECCOMP, 0) && !is_harmless(PRCTL, PR_SET_SECCOMP));
+        // Only lower halves count.
+        assert!(!is_harmless(SECCOMP | 1 << 32, 0) && !is_harmless(PRCTL, PR_SET_SECCOMP | 1 << 40));
     }
 }

@@ -6,8 +6,11 @@
 //! is taken over.
 //!
 //! While a thread sets its slot up, the key's lowest bit is set: a signal handler that interrupts it misses its hits.
+//!
+//! Threads made by `clone` without a thread pointer of their own share their maker's slot. Where that is seen, the key gets its bit
+//! [`ThreadSlot::SHARED`]: no stub finds the slot then, and all of them miss their hits.
 
-use crate::{cpu, memory};
+use crate::{cpu, memory, signal_frame};
 use beeline_abi::process::ProcessBlock;
 use beeline_abi::run::RunContext;
 use beeline_abi::thread::{THREAD_SLOTS, ThreadSlot, home_index};
@@ -27,7 +30,7 @@ const UNFINISHED: u64 = 1;
 ///
 /// The calling thread has that fs base; `block` is its process's.
 pub unsafe extern "sysv64" fn claim(key: u64, block: *mut ProcessBlock, _sp: u64) -> *mut ThreadSlot {
-    if key == 0 || key & UNFINISHED != 0 {
+    if key == 0 || key & (UNFINISHED | ThreadSlot::SHARED) != 0 {
         return null_mut();
     }
     // SAFETY: the caller's contract.
@@ -41,6 +44,7 @@ pub unsafe extern "sysv64" fn claim(key: u64, block: *mut ProcessBlock, _sp: u64
                     Err(_) => {}
                 },
                 found if found == key => return slot,
+                found if found == key | ThreadSlot::SHARED => return null_mut(),
                 found if found == key | UNFINISHED => return resume(slot, key, block),
                 _ => {}
             }
@@ -132,7 +136,7 @@ unsafe fn is_gone(key: u64, block: *const ProcessBlock, slot: *const ThreadSlot)
         let mut tid = NO_THREAD;
         // The calling thread has no slot yet: a run of its own serves the read.
         let mut own = RunContext { process: (*slot).run.process, ..RunContext::default() };
-        let base = key & !UNFINISHED;
+        let base = key & !(UNFINISHED | ThreadSlot::SHARED);
         if !read::copy(&raw mut own, (&raw mut tid).cast(), 4, base.wrapping_add(offset)) {
             return true;
         }
@@ -147,8 +151,8 @@ unsafe fn is_gone(key: u64, block: *const ProcessBlock, slot: *const ThreadSlot)
 /// Decides what a set guard word means at a hit with stack pointer `sp`: 1 = the run that set it was abandoned, 0 = it
 /// goes on below, in a frame that a signal interrupted, and this hit is missed.
 ///
-/// Stacks grow down: on one stack, a running program's frame lies above every nested hit. A CPU that an abandoned run owned is
-/// given back: the stub claims the next without a look at it.
+/// Stacks grow down: on one stack, a running program's frame lies above every nested hit, with a signal frame between them
+/// ([`signal_frame`]). A CPU that an abandoned run owned is given back: the stub claims the next without a look at it.
 ///
 /// # Safety
 ///
@@ -178,6 +182,9 @@ unsafe fn is_abandoned(slot: *mut ThreadSlot, sp: u64) -> bool {
             // Only programs and what interrupts them run there.
             return false;
         }
+        if let Some(gone) = is_of_another(slot) {
+            return gone;
+        }
         let host_return = (*slot).host_return;
         if host_return != 0 {
             let mut word = 0u64;
@@ -186,12 +193,6 @@ unsafe fn is_abandoned(slot: *mut ThreadSlot, sp: u64) -> bool {
                 return true;
             }
         }
-        let run = &raw const (*slot).run;
-        let block = ((*run).process as *const ProcessBlock).as_ref();
-        if !identity::is_known(run) && ![0, (*run).tid].contains(&identity::thread_id(block)) {
-            // Another thread with the same fs base left it.
-            return true;
-        }
         if let Some(alternate) = alternate_stack() {
             match (alternate.contains(&sp), alternate.contains(&guard)) {
                 (true, false) => return false,
@@ -199,8 +200,37 @@ unsafe fn is_abandoned(slot: *mut ThreadSlot, sp: u64) -> bool {
                 _ => {}
             }
         }
-        sp > guard
+        sp >= guard || host_return == 0 && !signal_frame::may_lie_between(slot, sp, guard)
     }
+}
+
+/// When another thread set the guard word: it does not go on there. Else none.
+unsafe fn is_of_another(slot: *mut ThreadSlot) -> Option<bool> {
+    // SAFETY: the caller's slot.
+    unsafe {
+        let run = &raw const (*slot).run;
+        let block = ((*run).process as *const ProcessBlock).as_ref();
+        if identity::is_known(run) {
+            // The control block names the thread of the run: it is that of the calling thread as well, if that is another.
+            let (tid, tgid) = (sys::thread_id(), (*run).tgid);
+            let other = tid != 0 && tid != (*run).tid;
+            if other && sys::process_id() == tgid {
+                share(slot);
+            }
+            return other.then_some(false);
+        }
+        (![0, (*run).tid].contains(&identity::thread_id(block))).then_some(true)
+    }
+}
+
+/// The slot is nobody's from now on: more than one thread finds it.
+///
+/// # Safety
+///
+/// `slot` is one of the table.
+pub(crate) unsafe fn share(slot: *mut ThreadSlot) {
+    // SAFETY: the caller's contract.
+    unsafe { (*slot).key.fetch_or(ThreadSlot::SHARED, Release) };
 }
 
 /// The thread's alternate signal stack.

@@ -8,17 +8,17 @@
 //! the kernel's record of the exit has, is a constant of most call sites; where it is not, the stub before the call notes it in the
 //! slot with the stack pointer.
 
-use crate::{cpu, process, seccomp};
+use crate::{cpu, process, seccomp, slot};
 use beeline_abi::link::{LinkRuntime, LinkShared};
 use beeline_abi::process::{ForkPage, ProcessBlock};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
 use beeline_abi::system_call::{
-    CLONES, EnterRecord, ExitRecord, FILTERING, List, NUMBERS, PENDING, REGISTERING, RawArguments,
+    CLONES, EnterRecord, ExitRecord, FILTERING, List, NUMBERS, PENDING, REGISTERING, RawArguments, SHARING,
     SystemCalls,
 };
 use beeline_abi::thread::ThreadSlot;
-use beeline_helpers::identity;
+use beeline_helpers::{identity, read};
 use beeline_maps::CALL_GATE;
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -55,11 +55,34 @@ pub unsafe extern "sysv64" fn enter(
         if REGISTERING.contains(&called) {
             cpu::leave_rseq(slot);
         }
+        if shares_thread_pointer(run, registers) {
+            slot::share(slot);
+        }
         if (*run).flags & RunContext::OVERRIDE == 0 {
             return 0;
         }
         (*registers).ax = (*run).override_value;
         1
+    }
+}
+
+/// The call makes a thread, or a process with the same memory, that runs beside the calling thread with its thread pointer.
+unsafe fn shares_thread_pointer(run: *mut RunContext, registers: *const PtRegs) -> bool {
+    /// `CLONE_VM` (`include/uapi/linux/sched.h`).
+    const SHARED: u64 = 0x100;
+    /// `CLONE_VFORK`, `CLONE_SETTLS`.
+    const APART: u64 = 0x4000 | 0x8_0000;
+    // SAFETY: the caller's run and registers; what cannot be read gives an error, as in the kernel.
+    unsafe {
+        let [clone, clone3] = SHARING;
+        let called = (*registers).orig_ax;
+        let mut flags = 0u64;
+        if called == clone {
+            flags = (*registers).di;
+        } else if called == clone3 {
+            read::copy(run, (&raw mut flags).cast(), 8, (*registers).di);
+        }
+        flags & (SHARED | APART) == SHARED
     }
 }
 
@@ -126,7 +149,7 @@ pub unsafe extern "sysv64" fn missed(calls: *const SystemCalls, number: u64, is_
         while index < list.count {
             let link = (*first.add(index as usize)) as *const LinkRuntime;
             if applies(link, process::block()) {
-                process::missed(link, 1);
+                process::count_miss(link);
             }
             index += 1;
         }
@@ -224,7 +247,7 @@ unsafe fn call(link: *const LinkRuntime, run: *mut RunContext, context: u64) {
             // A stub leaves there what it claimed last.
             (*run).access.cpu = RunContext::NO_CPU;
         } else if cpu::claim(run) == 0 {
-            process::missed(link, 1);
+            process::count_miss(link);
             return;
         }
         if (*link).flags & LinkRuntime::COUNTS_HITS != 0 {

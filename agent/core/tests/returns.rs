@@ -4,6 +4,8 @@ mod world;
 
 use beeline_abi::thread::{RETURN_SLOTS, ReturnSlot, ThreadSlot};
 use beeline_agent_core::returns;
+use std::sync::Barrier;
+use std::sync::atomic::Ordering::Relaxed;
 use world::World;
 
 /// Bytes of an entry of the return stack.
@@ -51,7 +53,14 @@ impl Stack {
         let sp = self.at(word);
         // SAFETY: the slot is the test's own.
         unsafe {
-            let entry = returns::find(slot, sp);
+            if self.0[word] == 0 {
+                // As it is when a function returns.
+                (sp as *mut u64).write_volatile(TRAMPOLINE);
+            }
+            if let Some(slot) = slot.as_ref() {
+                slot.guard.store(sp - 64, Relaxed);
+            }
+            let entry = returns::find(slot, sp, TRAMPOLINE);
             let return_address = entry.as_ref()?.return_address;
             if !slot.is_null() && ((*slot).returns_base..(*slot).returns_top).contains(&(entry as u64)) {
                 assert_eq!((*slot).returns_top, entry as u64 + ENTRY, "it is the top one");
@@ -310,4 +319,68 @@ fn a_coroutine_returns_on_another_thread() {
     assert_eq!(depth(elsewhere), 2);
     assert_eq!(stack.leave(elsewhere, 600), Some(44));
     assert_eq!(stack.leave(elsewhere, 900), Some(41));
+}
+
+#[test]
+fn a_return_whose_address_was_put_back_meanwhile() {
+    let (world, stack) = (World::new(), Stack::new());
+    let slot = world.slot();
+    assert!(stack.enter(slot, 900, 1));
+    // An unwinder on the thread that made the entry has walked by.
+    let elsewhere = world.slot_of_another();
+    assert!(stack.enter(elsewhere, 800, 0x1234_5678));
+    // SAFETY: the test's own slots; there are no sites in which misses are counted.
+    unsafe {
+        (stack.at(800) as *mut u64).write_volatile(0x1234_5678);
+        returns::restore(std::ptr::null_mut(), &raw mut (*elsewhere).run);
+    }
+    assert_eq!(depth(elsewhere), 0);
+    assert_eq!(stack.leave(slot, 800), Some(0x1234_5678));
+    assert_eq!(stack.leave(slot, 900), Some(1));
+}
+
+/// Coroutines return on other threads while the one that called them moves its entries to and fro.
+#[test]
+fn coroutines_return_elsewhere_while_entries_move() {
+    const COROUTINES: usize = 24;
+    const ROUNDS: u64 = 200;
+    let world = World::new();
+    let stacks: Vec<Stack> = (0..COROUTINES).map(|_| Stack::new()).collect();
+    let own = Stack::new();
+    let maker = world.slot_of_another() as u64;
+    let (begin, end) = (Barrier::new(3), Barrier::new(3));
+    std::thread::scope(|scope| {
+        for part in 0..2 {
+            let (world, stacks, begin, end) = (&world, &stacks, &begin, &end);
+            scope.spawn(move || {
+                let slot = world.slot();
+                for round in 0..ROUNDS {
+                    begin.wait();
+                    for (index, stack) in stacks.iter().enumerate().filter(|(index, _)| index % 2 == part) {
+                        assert_eq!(stack.leave(slot, 900), Some(round * 1000 + index as u64));
+                    }
+                    assert_eq!(depth(slot), 0);
+                    end.wait();
+                }
+            });
+        }
+        let slot = maker as *mut ThreadSlot;
+        for round in 0..ROUNDS {
+            assert!(own.enter(slot, 1000, 7));
+            for (index, stack) in stacks.iter().enumerate() {
+                assert!(stack.enter(slot, 900, round * 1000 + index as u64));
+            }
+            begin.wait();
+            for word in (900..930).rev() {
+                assert!(own.enter(slot, word, word as u64));
+            }
+            // The oldest first: what is above it moves.
+            for word in (900..930).rev() {
+                assert_eq!(own.leave(slot, word), Some(word as u64));
+            }
+            end.wait();
+            assert_eq!(own.leave(slot, 1000), Some(7));
+            assert_eq!(depth(slot), 0);
+        }
+    });
 }

@@ -9,6 +9,7 @@ use beeline_agent_core::slot;
 use beeline_helpers::{identity, sys};
 use std::collections::HashSet;
 use std::sync::Barrier;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use world::{World, fs_base};
 
@@ -140,7 +141,7 @@ fn the_guard() {
     };
     check(0, 0x5000, 1, "no program runs");
     check(0x6000, 0x5000, 0, "a handler below the program's frame");
-    check(0x6000, 0x6000, 0, "the same frame");
+    check(0x6000, 0x6000, 1, "another run has its frame there");
     check(0x6000, 0x7000, 1, "the program's frame is gone");
     let mut stack = vec![0u8; 64 << 10];
     let within = stack.as_mut_ptr() as u64 + 4096;
@@ -149,7 +150,7 @@ fn the_guard() {
     unsafe { assert_eq!(libc::sigaltstack(&alternate, std::ptr::null_mut()), 0) };
     check(0x6000, within, 0, "a handler on the alternate stack, though that lies higher");
     check(within, 0x6000, 1, "the handler's program was left by longjmp, though that stack lies lower");
-    check(within, within - 64, 0, "both there");
+    check(within, within - 64, 1, "both there, without room for a signal frame between them");
     check(within - 64, within, 1, "both there, abandoned");
     let off = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
     // SAFETY: as above.
@@ -158,6 +159,66 @@ fn the_guard() {
         (&raw mut (*slot).run.tid).write(sys::thread_id() + 1);
     }
     check(0x6000, 0x5000, 1, "another thread with this fs base left it");
+}
+
+/// What the handler in [`the_guard_and_a_handler`] finds: the slot, and whether it may run programs.
+static HANDLER: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(u64::MAX)];
+
+extern "C" fn handler(_: i32) {
+    let here = 0u64;
+    let slot = HANDLER[0].load(Relaxed) as *mut ThreadSlot;
+    // SAFETY: the slot is this thread's.
+    HANDLER[1].store(unsafe { slot::guard(slot, &raw const here as u64) }, Relaxed);
+}
+
+/// A handler that interrupts a program is known by its signal frame; what has left the program by `longjmp` calls from below it some time.
+#[test]
+fn the_guard_and_a_handler() {
+    let world = World::new();
+    let slot = world.slot();
+    HANDLER[0].store(slot as u64, Relaxed);
+    let mut stack = vec![0u64; 16 << 10];
+    let top = (stack.as_mut_ptr() as u64 + 8 * stack.len() as u64) & !15;
+    let guard = top - 64;
+    // SAFETY: the handler and the call on another stack end before the stack does; the slot is this thread's.
+    unsafe {
+        libc::signal(libc::SIGUSR1, handler as *const () as usize);
+        (*slot).guard.store(guard, Relaxed);
+        let (pid, tid) = (u64::from(sys::process_id()), u64::from(sys::thread_id()));
+        std::arch::asm!(
+            "xchg r12, rsp", "syscall", "xchg r12, rsp", in("r12") guard - 256,
+            inlateout("rax") 234u64 => _, in("rdi") pid, in("rsi") tid, in("rdx") libc::SIGUSR1 as u64,
+            out("rcx") _, out("r11") _
+        );
+        assert_eq!(HANDLER[1].load(Relaxed), 0, "it is nested");
+        assert_eq!(slot::guard(slot, guard - 1024), 1, "above the end of any signal frame");
+        assert_eq!(slot::guard(slot, guard - (16 << 10)), 0, "the frame stands there still, as it seems");
+        stack.fill(0);
+        assert_eq!(slot::guard(slot, guard - (16 << 10)), 1, "nothing of it is left");
+        assert_eq!(slot::guard(slot, guard - (80 << 10)), 0, "another stack");
+    }
+}
+
+/// Threads with one thread pointer: the slot is nobody's as soon as one finds the other's run in it.
+#[test]
+fn a_shared_slot() {
+    let world = World::new();
+    let slot = world.slot();
+    let key = fs_base();
+    // SAFETY: the slot is this thread's.
+    unsafe {
+        let tid = identity::ids(&raw mut (*slot).run).tid;
+        (*slot).guard.store(0x6000, Relaxed);
+        // The control block names the other one.
+        let named = (key + u64::from(world.block.tid_offset)) as *mut u32;
+        named.write(tid + 1);
+        (*slot).run.tid = tid + 1;
+        let nested = slot::guard(slot, 0x7000);
+        named.write(tid);
+        assert_eq!(nested, 0, "its program runs");
+        assert_eq!((*slot).key.load(Relaxed), key | ThreadSlot::SHARED);
+    }
+    assert!(claim(&world, key).is_null());
 }
 
 /// A function of the target that a program has called: it has left its frame when another word stands for its return address.

@@ -8,17 +8,20 @@ use world::World;
 
 #[test]
 fn a_thread_without_a_slot_finds_its_return() {
+    const STUB: u64 = 0x7100_0000;
+    let word = STUB + 40;
+    let sp = &raw const word as u64;
     // SAFETY: there is no process yet.
-    assert!(unsafe { returns::find(std::ptr::null_mut(), 0x1234) }.is_null());
+    assert!(unsafe { returns::find(std::ptr::null_mut(), sp, STUB) }.is_null());
     let world = World::new();
     let elsewhere = world.slot_of_another();
     // SAFETY: the slot is the test's own.
     unsafe {
         let entry = (*elsewhere).returns_top as *mut ReturnSlot;
-        entry.write(ReturnSlot { return_address: 41, sp: 0x1234, ..ReturnSlot::EMPTY });
+        entry.write(ReturnSlot { return_address: 41, sp, ..ReturnSlot::EMPTY });
         (*elsewhere).returns_top += size_of::<ReturnSlot>() as u64;
-        let found = returns::find(std::ptr::null_mut(), 0x1234);
+        let found = returns::find(std::ptr::null_mut(), sp, STUB);
         assert_eq!((*found).return_address, 41);
-        assert!(returns::find(std::ptr::null_mut(), 0x1234).is_null(), "it was taken");
+        assert!(returns::find(std::ptr::null_mut(), sp, STUB).is_null(), "it was taken");
     }
 }

@@ -48,11 +48,11 @@ macro_rules! export {
 export!(beeline_init(block: *mut ProcessBlock) -> i64, process::init);
 export!(beeline_claim_slot(key: u64, block: *mut ProcessBlock, sp: u64) -> *mut ThreadSlot, slot::claim);
 export!(beeline_guard(slot: *mut ThreadSlot, sp: u64) -> u64, slot::guard);
-export!(beeline_missed(links: *const LinkRuntime, count: u64), process::missed);
+export!(beeline_missed(links: *const LinkRuntime, count: u64, first: u64, second: u64), process::missed);
 export!(beeline_claim_cpu(run: *mut RunContext) -> u64, cpu::claim);
 export!(beeline_release_cpu(run: *mut RunContext), cpu::release);
 export!(beeline_return_room(slot: *mut ThreadSlot, sp: u64) -> u64, returns::room);
-export!(beeline_return_find(slot: *mut ThreadSlot, sp: u64) -> *mut ReturnSlot, returns::find);
+export!(beeline_return_find(slot: *mut ThreadSlot, sp: u64, stub: u64) -> *mut ReturnSlot, returns::find);
 
 export!(beeline_return_restore(context: *mut u8, run: *mut RunContext) -> u64, returns::restore);
 

@@ -45,6 +45,15 @@ impl Own {
     pub(crate) fn sees_seccomp(self) -> bool {
         matches!(self, Own::Prctl | Own::Syscall | Own::GoSyscall)
     }
+
+    /// `LinkRuntime::flags` of its link.
+    fn flags(self) -> u32 {
+        match self {
+            Own::Prctl | Own::GoSyscall => LinkRuntime::SEES_SECCOMP,
+            Own::Syscall => LinkRuntime::SEES_SECCOMP | LinkRuntime::SEES_NUMBER,
+            Own::Returns | Own::Libraries => 0,
+        }
+    }
 }
 
 /// Addresses for links of the agent's own.
@@ -64,7 +73,7 @@ impl OwnLinks {
             func_ip: address,
             entry: self.entries[own as usize],
             link_id: LinkRuntime::OWN,
-            flags: if own.sees_seccomp() { LinkRuntime::SEES_SECCOMP } else { 0 },
+            flags: own.flags(),
             ..LinkRuntime::default()
         }
     }

@@ -35,7 +35,7 @@ use crate::wire::{BlockHead, HEAD_LEN, Wire, region_offset};
 use beeline_abi::calls::CallGate;
 use beeline_abi::process::{ProcessBlock, Region};
 use beeline_ptrace::{StopOptions, StoppedProcess};
-use beeline_remote::{Borrowed, Mappings, Process, RemoteError, SystemCall};
+use beeline_remote::{Borrowed, Mappings, Process, RemoteError, SystemCall, thread_pointer};
 use beeline_site::Binary;
 use beeline_stub::ThreadKey;
 use std::os::fd::BorrowedFd;
@@ -320,6 +320,9 @@ impl<'a> Prepared<'a> {
         let filters = Filters::of(stopped)?;
         if let Some(reason) = filters.objection() {
             return Err(TargetRefused::Seccomp { pid: self.process.pid(), reason }.into());
+        }
+        if let Some(tids) = thread_pointer::shared(stopped).map_err(|error| self.failed(error))? {
+            return Err(TargetRefused::SharedThreadPointer { pid: self.process.pid(), tids }.into());
         }
         // What a later attach needs of them stands in the block.
         let facts = match &self.existing {

@@ -491,14 +491,14 @@ impl Slots {
 
     /// The link whose program the thread runs, as far as its guard word tells.
     pub(crate) fn link_that_runs(&self, registers: &Registers) -> Option<u64> {
-        let slot = self.0.iter().find(|slot| slot.key & !1 == registers.fs_base)?;
+        let slot = self.0.iter().find(|slot| slot.key & !3 == registers.fs_base)?;
         (slot.guard != 0).then_some(slot.link)
     }
 
     /// The thread is below the frame of a program that has not ended. A guard word below the stack pointer, on the same
     /// stack, was left by a run that was abandoned; in a signal handler nobody knows which stacks lie side by side.
     fn runs_program(&self, registers: &Registers, stack: Option<&Mapping>, handler: bool) -> bool {
-        let Some(slot) = self.0.iter().find(|slot| slot.key & !1 == registers.fs_base) else { return false };
+        let Some(slot) = self.0.iter().find(|slot| slot.key & !3 == registers.fs_base) else { return false };
         let same_stack = stack.is_some_and(|stack| stack.holds(slot.guard));
         slot.guard != 0 && (handler || !(same_stack && registers.rsp > slot.guard))
     }

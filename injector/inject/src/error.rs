@@ -28,6 +28,14 @@ pub enum TargetRefused {
         /// What stands in the way.
         reason: String,
     },
+    /// Threads made by `clone` without a thread pointer of their own: nothing tells their hits apart.
+    #[error("threads {tids:?} of process {pid} share a thread pointer, by which hits are told apart")]
+    SharedThreadPointer {
+        /// The process.
+        pid: i32,
+        /// Two of them.
+        tids: [i32; 2],
+    },
     /// It carries the probes of another store.
     #[error("process {pid} carries the probes of another store; detach it first")]
     OtherStore {

@@ -20,7 +20,9 @@ use crate::wire::Wire;
 use beeline_abi::guard::{MASKING, RT_SIGACTION};
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::SiteRuntime;
-use beeline_abi::system_call::{CLONES, FILTERING, List, NUMBERS, REGISTERING, SystemCalls, WANTED_LEN};
+use beeline_abi::system_call::{
+    CLONES, FILTERING, List, NUMBERS, REGISTERING, SHARING, SystemCalls, WANTED_LEN,
+};
 use beeline_ptrace::StoppedProcess;
 use beeline_remote::{Process, RemoteError};
 use beeline_site::{Refusal, SitePlan, SystemCallSite, Windows};
@@ -372,13 +374,13 @@ impl CallLinks {
         self.links.iter().enumerate().filter(move |(_, link)| runs(link)).map(|(index, _)| index)
     }
 
-    /// The agent has to know of these calls, whoever traces any: of those that end in the child, too, of those that install a
-    /// seccomp filter, before it is in force, and of those with which threads are set up.
+    /// The agent has to know of these calls, whoever traces any: of those that make threads, before and, in the child, too, behind
+    /// the call; of those that install a seccomp filter, before it is in force; and of those with which threads are set up.
     pub(crate) fn concern_agent(&self, number: u32, is_exit: bool) -> bool {
         let number = u64::from(number);
         let concerns = match is_exit {
             true => CLONES.contains(&number),
-            false => FILTERING.contains(&number) || REGISTERING.contains(&number),
+            false => [SHARING, FILTERING, REGISTERING].iter().any(|some| some.contains(&number)),
         };
         concerns && !self.is_empty() || self.guarded && is_guarded(number as u32, is_exit)
     }

@@ -4,6 +4,7 @@ use crate::error::RemoteError;
 use crate::memory::Memory;
 use crate::process::Process;
 use beeline_ptrace::{StoppedProcess, Tid};
+use std::collections::HashMap;
 
 /// Offsets at which a C library keeps the thread's id: glibc, musl (x86-64).
 const TID_OFFSETS: [u32; 2] = [0x2d0, 0x30];
@@ -37,6 +38,21 @@ pub fn examine(process: &Process, stopped: &StoppedProcess) -> Result<ThreadPoin
         _ => None,
     };
     Ok(ThreadPointers { self_pointer, tid_offset, rseq_offset })
+}
+
+/// Two threads with the same thread pointer, other than 0.
+///
+/// # Errors
+/// When a thread is gone.
+pub fn shared(stopped: &StoppedProcess) -> Result<Option<[Tid; 2]>, RemoteError> {
+    let mut seen = HashMap::new();
+    for thread in stopped.threads() {
+        let base = thread.known_registers()?.fs_base;
+        if let Some(other) = seen.insert(base, thread.tid()).filter(|_| base != 0) {
+            return Ok(Some([other, thread.tid()]));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether the word at each base is the base itself, and where the threads' ids are then.

@@ -233,7 +233,9 @@ impl<'a> EntryHalf<'a> {
         let save = SaveArea {
             distance: red_zone + SaveArea::len(shared.environment.small_stacks),
             keep_status: !site.plan.is_entry,
-            read_flags: entries.iter().any(|l| l.needs.context.reads(flags)),
+            read_flags: entries
+                .iter()
+                .any(|l| l.needs.context.reads(flags) || !site.plan.is_entry && l.uses.calls),
             own_stack: shared.environment.small_stacks,
             slot: shared.environment.small_stacks || need_slot(site.links),
             changed: changed(&entries),

@@ -23,8 +23,8 @@ use beeline_abi::code::ContextUse;
 use beeline_abi::regs::PtRegs;
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, AsmRegister64, CodeAssembler, al, qword_ptr, r8, r9, r10, r11, r12, r13, r14, r15, rax,
-    rbp, rbx, rcx, rdi, rdx, rsi, rsp,
+    AsmMemoryOperand, AsmRegister64, CodeAssembler, al, dword_ptr, qword_ptr, r8, r9, r10, r11, r12, r13,
+    r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp,
 };
 use std::mem::offset_of;
 
@@ -68,6 +68,20 @@ pub(crate) enum Kept {
     Slot,
 }
 
+/// The direction flag as it is in the flags at `flags`; the status flags are lost.
+pub(crate) fn restore_direction(
+    asm: &mut CodeAssembler,
+    flags: impl Into<AsmMemoryOperand>,
+) -> Result<(), IcedError> {
+    const DIRECTION: i32 = 1 << 10;
+    let mut up = asm.create_label();
+    asm.test(dword_ptr(flags.into()), DIRECTION)?;
+    asm.je(up)?;
+    asm.std()?;
+    asm.set_label(&mut up)?;
+    asm.zero_bytes()
+}
+
 /// How a phase of a stub saves what it uses.
 #[derive(Clone, Copy)]
 pub(crate) struct SaveArea {
@@ -75,7 +89,7 @@ pub(crate) struct SaveArea {
     pub(crate) distance: i32,
     /// The status flags are live.
     pub(crate) keep_status: bool,
-    /// A program reads `pt_regs::flags`.
+    /// All flags are saved: a program reads `pt_regs::flags`, or calls helpers where the direction flag may be set.
     pub(crate) read_flags: bool,
     /// The slot's own stack is used.
     pub(crate) own_stack: bool,
@@ -137,6 +151,10 @@ impl SaveArea {
             asm.lea(rsp, qword_ptr(rsp - (self.distance - flags - 8)))?;
             asm.pushfq()?;
             asm.lea(rsp, qword_ptr(rsp - flags))?;
+            if self.keep_status {
+                // In the middle of a function the direction may be another than helpers expect.
+                asm.cld()?;
+            }
         } else {
             asm.lea(rsp, qword_ptr(rsp - self.distance))?;
         }
@@ -172,6 +190,9 @@ impl SaveArea {
     /// Restores what [`enter`](SaveArea::enter) saved; the stack pointer stays at S.
     pub(crate) fn restore(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         if self.keep_status {
+            if self.read_flags {
+                restore_direction(asm, rsp + self.offset(Kept::Flags))?;
+            }
             asm.mov(rax, self.at(Kept::Status))?;
             asm.add(al, 0x7f)?; // 1 overflows, 0 does not
             asm.sahf()?;

@@ -1,7 +1,7 @@
 //! Gates: how the cold code of stubs calls the agent. One set in each arena.
 //!
 //! A gate is called with rsp = S - 8 (see [`frame`](crate::frame)) and rcx = the thread's slot. It keeps every register but rax, rdx and
-//! the flags, which the save area holds, and aligns the stack for the agent.
+//! the status flags, which the save area holds, and aligns the stack for the agent. The direction flag is the agent's while it runs.
 //!
 //! | gate | takes | gives |
 //! |---|---|---|
@@ -13,7 +13,7 @@
 //! | `claim_cpu` | | rax = 1: a CPU is owned |
 //! | `release_cpu` | | |
 
-use crate::frame::others;
+use crate::frame::{others, restore_direction};
 use crate::phase::{call, slot_field};
 use crate::site_code::{Environment, StubError};
 use beeline_abi::link::{LinkRuntime, LinkShared};
@@ -38,6 +38,7 @@ pub(crate) struct Gates {
 const ENTRY_SP: i32 = 48;
 const SLOT: i32 = 56;
 const WORD: i32 = 64;
+const FLAGS: i32 = 72;
 const FRAME_LEN: i32 = 80;
 
 /// Makes the gates for address `at`.
@@ -79,6 +80,9 @@ fn guard(asm: &mut CodeAssembler, environment: &Environment, at: u64) -> Result<
 fn missed(asm: &mut CodeAssembler, environment: &Environment, at: u64) -> Result<(), IcedError> {
     let mut off = asm.create_label();
     enter(asm)?;
+    // The arguments with which a function was entered.
+    asm.mov(rdx, rdi)?;
+    asm.mov(rcx, rsi)?;
     asm.mov(rdi, rax)?;
     asm.mov(rax, qword_ptr(rdi + offset_of!(LinkRuntime, shared) as i32))?;
     asm.test(dword_ptr(rax + offset_of!(LinkShared, enabled) as i32), LinkShared::ON)?;
@@ -104,6 +108,8 @@ fn find(asm: &mut CodeAssembler, environment: &Environment, at: u64) -> Result<(
     asm.mov(qword_ptr(rsp + WORD), rax)?;
     asm.mov(rdi, rcx)?;
     asm.mov(rsi, rax)?;
+    // Where the stub has called us from.
+    asm.mov(rdx, qword_ptr(rdx - 8))?;
     call(asm, at, environment.agent.return_find)?;
     asm.test(rax, rax)?;
     asm.jne(found)?;
@@ -148,10 +154,14 @@ fn enter(asm: &mut CodeAssembler) -> Result<(), IcedError> {
     }
     asm.mov(qword_ptr(rsp + ENTRY_SP), rdx)?;
     asm.mov(qword_ptr(rsp + SLOT), rcx)?;
+    asm.pushfq()?;
+    asm.pop(qword_ptr(rsp + FLAGS))?;
+    asm.cld()?;
     asm.add(rdx, 8)
 }
 
 fn leave(asm: &mut CodeAssembler) -> Result<(), IcedError> {
+    restore_direction(asm, rsp + FLAGS)?;
     for (i, (register, _)) in others().into_iter().enumerate() {
         asm.mov(register, qword_ptr(rsp + 8 * i as i32))?;
     }

@@ -207,6 +207,42 @@ fn a_nested_hit_is_missed() {
     assert_eq!(world.shared(&links[1]).missed(), 3, "a link that is off misses nothing");
 }
 
+/// In the middle of a function that copies downwards, helpers and the agent find the direction that the ABI promises them.
+#[test]
+fn the_direction_flag() {
+    const DIRECTION: u64 = 1 << 10;
+    for (small_stacks, calls) in [(false, true), (true, true), (false, false)] {
+        let mut world = World::with(small_stacks, ThreadKey::FsSelf);
+        let (seen, from, to) = (world.data(1), world.data(REGISTERS), world.data(REGISTERS));
+        let program = programs::flags(&mut world, seen);
+        let quiet = world.code(&QUIET);
+        let run = surround(&mut world, quiet, from, to);
+        let mut link = world.link(program, ContextUse::NONE, false);
+        link.uses.calls = calls;
+        let plan = world.plan(quiet, QUIET.len(), 0, false);
+        world.probe(&plan, quiet, &[link]);
+        world.run();
+        let stack = vec![0u64; 4096];
+        world.slot().stack_top = if small_stacks { (stack.as_ptr() as u64 + 4096 * 8) & !15 } else { 0 };
+        for flags in STATUS.into_iter().flat_map(|flags| [flags, flags | DIRECTION]) {
+            pattern(from, flags);
+            for nested in [false, true] {
+                world.slot().guard.store(if nested { u64::MAX } else { 0 }, Ordering::Relaxed);
+                world.call(run, 0, 0);
+                let after = words(to, REGISTERS)[16];
+                assert_eq!(
+                    after & (STATUS_MASK | DIRECTION),
+                    flags & (STATUS_MASK | DIRECTION),
+                    "{flags:#x}"
+                );
+                assert!(!calls || words(seen, 1)[0] & DIRECTION == 0, "a program that calls helpers");
+            }
+            assert_eq!(world.slot().guard.swap(0, Ordering::Relaxed), u64::MAX);
+        }
+        assert_eq!(world.shared(&link).missed(), 2 * STATUS.len() as u64);
+    }
+}
+
 #[test]
 fn a_stale_guard_is_seen_through() {
     let mut world = World::new();

@@ -75,6 +75,8 @@ impl LinkRuntime {
     pub const NEEDS_CPU: u32 = 2;
     /// The agent's own program that looks for seccomp filters that are installed.
     pub const SEES_SECCOMP: u32 = 1 << 31;
+    /// It stands at a function whose first argument is the number of the call.
+    pub const SEES_NUMBER: u32 = 1 << 30;
     /// The program may have the probed function skipped (`bpf_override_return`).
     pub const OVERRIDES: u32 = 4;
     /// Its hits are counted.

@@ -19,6 +19,9 @@ pub const WANTED_LEN: usize = 1 << 16;
 /// `clone`, `fork`, `vfork`, `clone3`: whoever traces any call looks at the ends of these, which happen in the child, too.
 pub const CLONES: [u64; 4] = [56, 57, 58, 435];
 
+/// `clone`, `clone3`: and at the begins of these, which may make a thread that shares its maker's thread pointer.
+pub const SHARING: [u64; 2] = [56, 435];
+
 /// `prctl`, `seccomp`: whoever traces any call looks at the begins of these, by which seccomp filters are installed.
 pub const FILTERING: [u64; 2] = [157, 317];
 

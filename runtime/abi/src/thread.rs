@@ -64,10 +64,10 @@ const _: () = assert!(size_of::<ReturnSlot>() == 64);
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub struct ThreadSlot {
-    /// The thread's fs base; 0 = free.
+    /// The thread's fs base; 0 = free. The lowest bits are marks: 1 = being set up, [`ThreadSlot::SHARED`].
     pub key: AtomicU64,
-    /// Stack pointer at the entry of the program that runs; 0 = none runs. A larger stack pointer at a later hit
-    /// shows that the run was abandoned.
+    /// Stack pointer at the entry of the program that runs; 0 = none runs. A later hit whose stack pointer is no smaller, or without a
+    /// signal frame between them, shows that the run was abandoned.
     pub guard: AtomicU64,
     /// [`ForkPage::epoch`](crate::process::ForkPage::epoch) of the process for which `claim_*` hold.
     pub claim_epoch: u64,
@@ -122,6 +122,8 @@ pub struct ThreadSlot {
 impl ThreadSlot {
     /// In `claim_tid`: no thread's id.
     pub const NOBODY: u32 = u32::MAX;
+    /// In `key`: threads share this thread pointer, and none of them has a slot.
+    pub const SHARED: u64 = 2;
 }
 
 /// Signature before every abort handler of a restartable sequence (`RSEQ_SIG`, glibc's on x86).

@@ -355,6 +355,10 @@ extern "sysv64" fn guard(slot: &ThreadSlot, sp: u64) -> u64 {
 
 extern "sysv64" fn missed(links: *const LinkRuntime, count: u64) {
     assert_eq!(count as u32, 1);
+    let flags: u64;
+    // SAFETY: reads the flags.
+    unsafe { std::arch::asm!("pushfq; pop {}", out(reg) flags, options(nomem)) };
+    assert_eq!(flags & 1 << 10, 0, "the agent copies upwards");
     // SAFETY: the stub passes a link of the test.
     let shared = unsafe { &*((*links).shared as *const LinkShared) };
     shared.missed.fetch_add(1, Ordering::Relaxed);

@@ -38,6 +38,17 @@ pub(crate) fn counter(world: &mut World, data: *mut u64) -> u64 {
     })
 }
 
+/// Stores the flags that it finds.
+pub(crate) fn flags(world: &mut World, data: *mut u64) -> u64 {
+    let data = data as u64;
+    world.assemble(|asm| {
+        asm.pushfq().unwrap();
+        asm.mov(rax, data).unwrap();
+        asm.pop(qword_ptr(rax)).unwrap();
+        asm.ret().unwrap();
+    })
+}
+
 /// Counts, then calls `function` with its argument 0.
 pub(crate) fn caller(world: &mut World, data: *mut u64, function: u64) -> u64 {
     let data = data as u64;
