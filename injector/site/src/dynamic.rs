@@ -5,6 +5,7 @@ use crate::binary::text;
 use object::elf;
 
 const DT_NEEDED: u64 = 1;
+const DT_PLTGOT: u64 = 3;
 const DT_STRTAB: u64 = 5;
 const DT_RELA: u64 = 7;
 const DT_RELASZ: u64 = 8;
@@ -27,6 +28,8 @@ pub(crate) struct Dynamic {
     pub(crate) is_pie: bool,
     /// `dlclose` does not unmap it.
     pub(crate) is_never_unloaded: bool,
+    /// The global offset table (`DT_PLTGOT`).
+    pub(crate) offset_table: Option<u64>,
     /// Where the loader stores addresses inside the object, and which; in order of place.
     pub(crate) stored: Vec<(u64, u64)>,
     /// Executable places that the loader writes to, in order.
@@ -38,6 +41,7 @@ struct Tags {
     needed: Vec<u64>,
     soname: Option<u64>,
     strings: Option<u64>,
+    offset_table: Option<u64>,
     flags: u64,
     rela: [(Option<u64>, u64); 2],
     relr: (Option<u64>, u64),
@@ -51,6 +55,7 @@ impl Dynamic {
         let string = |offset: &u64| Some(text(binary.bytes_from(tags.strings?.checked_add(*offset)?)?));
         dynamic.needed = tags.needed.iter().filter_map(string).collect();
         dynamic.soname = tags.soname.as_ref().and_then(string);
+        dynamic.offset_table = tags.offset_table;
         dynamic.is_pie = tags.flags & DF_1_PIE != 0;
         dynamic.is_never_unloaded = tags.flags & DF_1_NODELETE != 0;
         for (table, len) in tags.rela {
@@ -123,6 +128,7 @@ fn read_tags(bytes: &[u8]) -> Tags {
             DT_NEEDED => tags.needed.push(value),
             DT_SONAME => tags.soname = Some(value),
             DT_STRTAB => tags.strings = Some(value),
+            DT_PLTGOT => tags.offset_table = Some(value),
             DT_FLAGS_1 => tags.flags = value,
             DT_RELA => tags.rela[0].0 = Some(value),
             DT_RELASZ => tags.rela[0].1 = value,

@@ -17,6 +17,7 @@ mod dynamic;
 mod error;
 mod gopclntab;
 mod hole;
+mod jumps;
 mod leaves;
 mod library;
 mod plan;
@@ -26,6 +27,7 @@ mod returns;
 mod rseq;
 mod symbols;
 mod system_calls;
+mod tables;
 mod unwind;
 mod usdt;
 
