@@ -13,8 +13,8 @@ use beeline_abi::link::LinkRuntime;
 use beeline_abi::thread::SESSIONS;
 use beeline_remote::Process;
 use beeline_site::{
-    Binary, Refusal, SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_hook, plan_return, plan_returns, resolve,
-    unwinder_entries,
+    Binary, Refusal, SHORT_WINDOW, SitePlan, WINDOW_MIN, hides_unwinder, plan, plan_hook, plan_return,
+    plan_returns, resolve, unwinder_entries,
 };
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
@@ -110,6 +110,11 @@ impl PlannedSites {
         // An unwinder can be loaded when return probes are in force already.
         let has_returns =
             |it: &Existing| it.links.iter().flatten().any(|it| it.flags & LinkRuntime::RETURN != 0);
+        if sites.values().any(is_return)
+            && let Some(reason) = hidden_unwinder(process, files)
+        {
+            leave_out_returns(&mut sites, &mut states, request, &reason);
+        }
         if sites.values().any(is_return) || existing.is_some_and(has_returns) {
             enter_unwinders(&mut sites, process, files, existing);
         }
@@ -306,6 +311,35 @@ fn enter_hook(
         let site = sites.entry(hook.address).or_insert_with(|| PlannedSite::new(hook.address, plan));
         site.own = Some(Own::Libraries);
     }
+}
+
+/// Why no return can be probed in the process: an exception would meet a return point, and nothing can be planted where it is thrown.
+fn hidden_unwinder(process: &Process, files: &MappedFiles) -> Option<String> {
+    let hides = |file: &&MappedFile| file.binary(process).is_ok_and(hides_unwinder);
+    let file = files.iter().find(hides)?;
+    let name = &file.mappings.first()?.name;
+    Some(format!(
+        "{name} throws exceptions with an unwinder of its own that has no name: they would not pass"
+    ))
+}
+
+/// Refuses the return probes; the rest of what goes to the same sites is served.
+fn leave_out_returns(
+    sites: &mut BTreeMap<u64, PlannedSite>,
+    states: &mut [ProbeState],
+    request: &Request,
+    reason: &str,
+) {
+    for site in sites.values_mut() {
+        site.probes.retain(|&index| {
+            let is_entry = request.probes[index].kind == ProbeKind::Entry;
+            if !is_entry {
+                states[index] = ProbeState::Refused { reason: reason.to_owned() };
+            }
+            is_entry
+        });
+    }
+    sites.retain(|_, site| !site.probes.is_empty());
 }
 
 /// Enters the unwinders of all mapped files that the agent does not stand at yet.

@@ -28,6 +28,7 @@ mod rseq;
 mod symbols;
 mod system_calls;
 mod tables;
+mod tails;
 mod unwind;
 mod usdt;
 
@@ -40,7 +41,7 @@ pub use plan::{
     References, SHORT_WINDOW, SitePlan, WINDOW_MIN, plan, plan_hook, plan_return, plan_returns, plan_short,
 };
 pub use resolve::{FunctionRange, Location, Resolved, resolve};
-pub use returns::unwinder_entries;
+pub use returns::{hides_unwinder, unwinder_entries};
 pub use symbols::{Symbol, SymbolKind, Symbols};
 pub use system_calls::{SystemCallSite, SystemCalls, Windows};
 pub use usdt::{UsdtError, UsdtProbe, usdt_probe, usdt_probes};
