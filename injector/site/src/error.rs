@@ -234,6 +234,12 @@ pub enum Refusal {
         /// The place.
         vaddr: u64,
     },
+    /// A `syscall` instruction with a prefix, as nobody writes it but by hand.
+    #[error("the system call at {vaddr:#x} has a prefix: no jump is put there")]
+    PrefixedCall {
+        /// The last two bytes of the instruction.
+        vaddr: u64,
+    },
     /// A restartable sequence: the kernel looks whether a thread is inside it by its address.
     #[error("{vaddr:#x} is in a restartable sequence, which the kernel knows by its address")]
     RestartableSequence {
