@@ -142,6 +142,12 @@ impl PlannedSites {
         planned
     }
 
+    /// Those of system calls alone.
+    pub(crate) fn of_calls(sites: BTreeMap<u64, PlannedSite>, calls: PlannedCalls) -> PlannedSites {
+        let sites = sites.into_values().collect();
+        PlannedSites { sites, restored: Vec::new(), calls, states: Vec::new() }
+    }
+
     fn find_existing(&mut self, existing: Option<&Existing>) {
         let Some(existing) = existing else { return };
         let mut other = Vec::new();

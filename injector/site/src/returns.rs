@@ -119,9 +119,13 @@ const USES_UNWINDER: [&str; 9] = [
 
 /// It has handlers of exceptions, and imports nothing that could lead there. glibc loads its unwinder when it needs it.
 fn throws_alone(binary: &Binary) -> bool {
-    let handles = !binary.unwind().landing_pads().is_empty();
     let is_libc = binary.soname().is_some_and(|name| name.starts_with("libc."));
-    handles && !is_libc && !USES_UNWINDER.iter().any(|name| binary.symbols().imports(name))
+    if is_libc || USES_UNWINDER.iter().any(|name| binary.symbols().imports(name)) {
+        return false;
+    }
+    // Most files have no table of handlers: their unwind entries need not be read.
+    let may_handle = binary.section(".eh_frame").is_none() || binary.section(".gcc_except_table").is_some();
+    may_handle && !binary.unwind().landing_pads().is_empty()
 }
 
 /// Exceptions are thrown in `binary` by an unwinder of its own, and it cannot be told where that is.
