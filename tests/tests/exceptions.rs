@@ -204,6 +204,18 @@ fn exceptions_thrown() {
     check("exceptions, static", "cxxstatic", &Case { flags: &["-static"], libraries: &[], ..case });
 }
 
+/// The program's own unwinder has no name: it is found by what it does.
+#[test]
+fn exceptions_of_a_stripped_unwinder() {
+    let case = Case {
+        source: "tests/targets/exceptions/throw.cc",
+        compiler: "g++",
+        flags: &["-static-libgcc", "-static-libstdc++", "-rdynamic", "-Wl,--exclude-libs,ALL", "-s"],
+        ..C
+    };
+    check("exceptions, stripped", "cxxstripped", &case);
+}
+
 #[test]
 fn exceptions_rust_panics() {
     let case = Case {

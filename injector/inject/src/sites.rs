@@ -13,8 +13,9 @@ use beeline_abi::link::LinkRuntime;
 use beeline_abi::thread::SESSIONS;
 use beeline_remote::Process;
 use beeline_site::{
-    BREAKPOINT_WINDOW, Binary, Refusal, Room, SHORT_WINDOW, SitePlan, WINDOW_MIN, lacks_room, plan,
-    plan_breakpoint, plan_hook, plan_return, plan_return_breakpoint, plan_returns, resolve, unwinder_entries,
+    BREAKPOINT_WINDOW, Binary, Refusal, Room, SHORT_WINDOW, SitePlan, WINDOW_MIN, hides_unwinder, lacks_room,
+    plan, plan_breakpoint, plan_hook, plan_return, plan_return_breakpoint, plan_returns, resolve,
+    unwinder_entries,
 };
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
@@ -145,6 +146,11 @@ impl PlannedSites {
         // An unwinder can be loaded when return probes are in force already.
         let has_returns =
             |it: &Existing| it.links.iter().flatten().any(|it| it.flags & LinkRuntime::RETURN != 0);
+        if sites.values().any(is_return)
+            && let Some(reason) = hidden_unwinder(process, files)
+        {
+            leave_out_returns(&mut sites, &mut states, request, &reason);
+        }
         if sites.values().any(is_return) || existing.is_some_and(has_returns) {
             enter_unwinders(&mut sites, process, files, existing);
         }
@@ -176,6 +182,12 @@ impl PlannedSites {
     /// Places that are to get breakpoints, or have.
     pub(crate) fn breakpoints(&self) -> impl Iterator<Item = u64> {
         self.sites.iter().filter(|site| site.is_breakpoint()).map(|site| site.address)
+    }
+
+    /// Those of system calls alone.
+    pub(crate) fn of_calls(sites: BTreeMap<u64, PlannedSite>, calls: PlannedCalls) -> PlannedSites {
+        let sites = sites.into_values().collect();
+        PlannedSites { sites, restored: Vec::new(), calls, states: Vec::new() }
     }
 
     fn find_existing(&mut self, existing: Option<&Existing>) {
@@ -347,6 +359,35 @@ fn enter_hook(
         let site = sites.entry(hook.address).or_insert_with(|| PlannedSite::new(hook.address, plan));
         site.own = Some(Own::Libraries);
     }
+}
+
+/// Why no return can be probed in the process: an exception would meet a return point, and nothing can be planted where it is thrown.
+fn hidden_unwinder(process: &Process, files: &MappedFiles) -> Option<String> {
+    let hides = |file: &&MappedFile| file.binary(process).is_ok_and(hides_unwinder);
+    let file = files.iter().find(hides)?;
+    let name = &file.mappings.first()?.name;
+    Some(format!(
+        "{name} throws exceptions with an unwinder of its own that has no name: they would not pass"
+    ))
+}
+
+/// Refuses the return probes; the rest of what goes to the same sites is served.
+fn leave_out_returns(
+    sites: &mut BTreeMap<u64, PlannedSite>,
+    states: &mut [ProbeState],
+    request: &Request,
+    reason: &str,
+) {
+    for site in sites.values_mut() {
+        site.probes.retain(|&index| {
+            let is_entry = request.probes[index].kind == ProbeKind::Entry;
+            if !is_entry {
+                states[index] = ProbeState::Refused { reason: reason.to_owned() };
+            }
+            is_entry
+        });
+    }
+    sites.retain(|_, site| !site.probes.is_empty());
 }
 
 /// Enters the unwinders of all mapped files that the agent does not stand at yet.

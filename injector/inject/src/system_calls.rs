@@ -12,9 +12,10 @@
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, find, is_call_site, is_ours};
 use crate::files::{MappedFile, MappedFiles};
+use crate::fit::fit;
 use crate::report::{ProbeOutcome, ProbeState};
 use crate::request::{CallContext, ProbeKind, Request, SystemCallRequest};
-use crate::sites::PlannedSite;
+use crate::sites::{Breakpoints, PlannedSite, PlannedSites};
 use crate::target;
 use crate::wire::Wire;
 use beeline_abi::guard::{MASKING, RT_SIGACTION};
@@ -29,6 +30,11 @@ use beeline_site::{Refusal, SitePlan, SystemCallSite, Windows};
 use beeline_stub::chain_len_max;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::offset_of;
+
+/// Why a call is not wholly traced of which one jump stands.
+const END_UNSEEN: &str = "its begin is traced, and not its end: there is no room for a jump behind it";
+/// Why a call is not traced at which a jump could be.
+const NOT_PLACED: &str = "it was mapped, or wanted, since the last attach: attach again";
 
 /// A system call of the process, at one of the sites planned for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -221,6 +227,8 @@ impl<'a> Search<'a> {
                 self.coverage.found += 1;
                 if self.is_patched(address, site) {
                     self.coverage.patched += 1;
+                } else if self.has_begin(address, site) {
+                    self.coverage.refused.push((address, END_UNSEEN.to_owned()));
                 } else if !wants(site.number) {
                     self.coverage.unwanted += 1;
                 } else {
@@ -230,16 +238,28 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// It was traced before.
+    /// It was traced before, its begin and its end.
     fn is_patched(&self, address: u64, site: &SystemCallSite) -> bool {
-        let at = |plan: &SitePlan| address.wrapping_add(plan.vaddr.wrapping_sub(site.vaddr));
-        let first = match &site.windows {
-            Windows::Around { enter, .. } => at(enter),
-            Windows::Over(plan) => at(plan),
+        let exit = match &site.windows {
+            Windows::Around { exit, .. } => exit.as_ref(),
+            Windows::Over(_) => None,
         };
-        let places = [Some(first), site.over.as_ref().map(at)];
+        let is_over = site.over.as_ref().is_some_and(|over| self.stands(address, site, over));
+        is_over || self.has_begin(address, site) && exit.is_none_or(|exit| self.stands(address, site, exit))
+    }
+
+    fn has_begin(&self, address: u64, site: &SystemCallSite) -> bool {
+        match &site.windows {
+            Windows::Around { enter, .. } => self.stands(address, site, enter),
+            Windows::Over(plan) => self.stands(address, site, plan),
+        }
+    }
+
+    /// A jump for system calls is at this window.
+    fn stands(&self, address: u64, site: &SystemCallSite, plan: &SitePlan) -> bool {
+        let at = address.wrapping_add(plan.vaddr.wrapping_sub(site.vaddr));
         let mut known = self.existing.iter().flat_map(|existing| &existing.sites);
-        known.any(|known| is_call_site(known) && places.contains(&Some(known.address)))
+        known.any(|known| is_call_site(known) && known.address == at)
     }
 
     fn enter(&mut self, address: u64, site: &SystemCallSite) {
@@ -528,10 +548,23 @@ pub fn call_coverage(pid: i32) -> Result<CallCoverage, TargetRefused> {
         Found::Nothing | Found::Remains => None,
     };
     let existing = existing.as_deref();
+    let links = existing.map_or(&[][..], Existing::call_links).iter().filter(|link| is_call(link));
+    let links =
+        CallLinks { links: links.copied().collect(), guarded: existing.is_some_and(|it| it.guard() != 0) };
     let mut sites = BTreeMap::new();
     let mut search = Search::new(&mut sites, existing);
-    for file in MappedFiles::of(&maps).iter() {
-        search.file(&process, file, |_| false);
+    let files = MappedFiles::of(&maps);
+    for file in files.iter() {
+        search.file(&process, file, |number| links.wants(number));
     }
-    Ok(search.coverage)
+    let coverage = Some(search.coverage);
+    let calls = PlannedCalls { coverage, ..PlannedCalls::default() };
+    // Those that are not there: why they would be refused again.
+    let mut planned = PlannedSites::of_calls(sites, calls);
+    fit(&mut planned, &process, &files, existing, &Breakpoints::NotWanted);
+    let PlannedSites { sites, mut calls, .. } = planned;
+    for site in &sites {
+        calls.refuse(site, NOT_PLACED);
+    }
+    Ok(calls.coverage.unwrap_or_default())
 }

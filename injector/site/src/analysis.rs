@@ -4,11 +4,13 @@
 //! address of code is taken for one; a false target only costs a site, a missed one would cost the process:
 //!
 //! - targets of direct jumps and calls,
-//! - addresses taken by `lea`, and by immediates where code lies at fixed addresses,
-//! - jump tables: 32-bit offsets from their own start, or from a label whose address the same function takes (`&&label` of
-//!   GNU C), and absolute words in data,
+//! - addresses taken by `lea`, by immediates where code lies at fixed addresses, and by offsets from the global offset table,
+//! - jump tables: offsets of 32 or 64 bits from their own start, or from a label whose address the same function takes (`&&label`
+//!   of GNU C), and absolute words in data,
 //! - what dynamic relocations store, and landing pads of exceptions,
 //! - the place in Go's `goexit` that its runtime computes.
+//!
+//! A jump to a computed address whose table is not found leaves its function *opaque*: any instruction may be a target there.
 //!
 //! What may be data by chance, immediates, tables and words, leads only to where an instruction begins: elsewhere it is no address of
 //! code, and a table ends.
@@ -17,14 +19,11 @@
 
 use crate::Binary;
 use crate::binary::Section;
+use crate::jumps::{Computed, computed, may_be_computed};
 use crate::plan::{ends_flow, is_padding};
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
+use crate::tables::{self, Entries, Opaque};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use std::ops::Range;
-
-/// Most entries of one jump table.
-const TABLE_ENTRIES_MAX: usize = 1 << 16;
-/// Entries in a row that lead to a table's base itself: more are data that are zero.
-const ZEROS_MAX: u32 = 1 << 10;
 
 /// Where goroutines return to at their end: behind the first byte of this function, an address that Go's runtime computes (`newproc1`
 /// in its `proc.go`, `goexit` in its `asm_amd64.s`).
@@ -129,19 +128,41 @@ pub(crate) struct Analysis {
     tables: Vec<u64>,
     /// Runs of padding behind code that does not go on: nothing reaches them as far as the decoder sees.
     fillers: Vec<Range<u64>>,
-    /// Of functions that take addresses of their own labels: the labels, and the data addresses that they take.
-    computed: Vec<(Vec<u64>, Vec<u64>)>,
+    /// Constants of 64 bits: in code for any address, distances from the global offset table.
+    distances: Vec<u64>,
+    /// Where that table may be.
+    offset_tables: Vec<u64>,
+    /// In code for fixed addresses, displacements of the piece that is being decoded.
+    parts: Vec<u64>,
+    /// Pieces of code with labels, or with computed jumps.
+    pieces: Vec<Piece>,
+    /// Code in which a computed jump was not understood.
+    opaque: Vec<Opaque>,
+}
+
+/// What matters of a piece of code for its computed jumps.
+#[derive(Debug)]
+struct Piece {
+    range: Range<u64>,
+    /// Addresses in it that it takes.
+    labels: Vec<u64>,
+    /// The others.
+    tables: Vec<u64>,
+    /// Addresses that may be those of tables, or be in the middle of one.
+    parts: Vec<u64>,
+    jumps: Vec<Computed>,
 }
 
 impl Analysis {
     pub(crate) fn of(binary: &Binary) -> Analysis {
         let sections: Vec<&Section> = binary.sections().iter().filter(|s| s.executable).collect();
         let mut analysis = Analysis::empty(&sections, starts(binary));
+        analysis.offset_tables = binary.offset_tables();
         analysis.sweep_all(binary, &sections);
         analysis.sort_taken(binary);
         analysis.fillers.sort_unstable_by_key(|filler| filler.start);
         analysis.read_tables(binary);
-        analysis.read_computed(binary);
+        analysis.read_pieces(binary);
         if binary.is_fixed() {
             analysis.read_words(binary);
         }
@@ -173,7 +194,11 @@ impl Analysis {
             taken: Vec::new(),
             tables: Vec::new(),
             fillers: Vec::new(),
-            computed: Vec::new(),
+            distances: Vec::new(),
+            offset_tables: Vec::new(),
+            parts: Vec::new(),
+            pieces: Vec::new(),
+            opaque: Vec::new(),
         }
     }
 
@@ -230,10 +255,15 @@ impl Analysis {
         self.looped.contains(vaddr)
     }
 
+    /// The code around `vaddr` that a jump in it makes opaque; not where a function begins.
+    pub(crate) fn opaque_at(&self, vaddr: u64) -> Option<&Opaque> {
+        self.opaque.iter().find(|opaque| opaque.range.contains(&vaddr) && opaque.range.start != vaddr)
+    }
+
     /// Decodes all code: half of it by another thread where there is much of it. Pieces do not depend on each other.
     fn sweep_all(&mut self, binary: &Binary, sections: &[&Section]) {
         let pieces: Vec<(u64, &[u8])> =
-            sections.iter().flat_map(|section| self.pieces(binary, section)).collect();
+            sections.iter().flat_map(|section| self.divided(binary, section)).collect();
         let len: usize = pieces.iter().map(|(_, bytes)| bytes.len()).sum();
         let mut passed = 0;
         let middle = pieces.iter().position(|(_, bytes)| {
@@ -245,6 +275,7 @@ impl Analysis {
         let fixed = binary.is_fixed();
         std::thread::scope(|scope| {
             let mut other = Analysis::empty(sections, Vec::new());
+            other.offset_tables.clone_from(&self.offset_tables);
             let helper = std::thread::Builder::new().spawn_scoped(scope, move || {
                 second.iter().for_each(|(start, bytes)| other.sweep(bytes, *start, fixed));
                 other
@@ -267,11 +298,12 @@ impl Analysis {
         self.taken.extend(other.taken);
         self.tables.extend(other.tables);
         self.fillers.extend(other.fillers);
-        self.computed.extend(other.computed);
+        self.distances.extend(other.distances);
+        self.pieces.extend(other.pieces);
     }
 
     /// The code of a section, divided at the known starts: addresses and bytes.
-    fn pieces<'b>(&self, binary: &'b Binary, section: &Section) -> Vec<(u64, &'b [u8])> {
+    fn divided<'b>(&self, binary: &'b Binary, section: &Section) -> Vec<(u64, &'b [u8])> {
         let end = section.vaddr.saturating_add(section.bytes.len() as u64);
         let bytes = &binary.data()[section.bytes.clone()];
         let first = self.starts.partition_point(|&s| s <= section.vaddr);
@@ -290,7 +322,8 @@ impl Analysis {
     fn sweep(&mut self, bytes: &[u8], start: u64, fixed: bool) {
         let mut decoder = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE);
         let mut instruction = Instruction::default();
-        let (taken_before, mut labels, mut decodes) = (self.taken.len(), Vec::new(), true);
+        let before = (self.taken.len(), self.distances.len());
+        let (mut decodes, mut may_compute) = (true, false);
         let end = start + bytes.len() as u64;
         let mut filler: Option<Range<u64>> = None;
         // Those of the section that the piece lies in.
@@ -309,9 +342,7 @@ impl Analysis {
             }
             instructions.set(instruction.ip());
             self.visit(&instruction, start, fixed);
-            if is_lea_rip(&instruction) && (start + 1..end).contains(&instruction.ip_rel_memory_address()) {
-                labels.push(instruction.ip_rel_memory_address());
-            }
+            may_compute |= may_be_computed(&instruction);
         }
         self.fillers.extend(filler.filter(|filler| !filler.is_empty()));
         if !decodes {
@@ -320,11 +351,27 @@ impl Analysis {
             }
         }
         self.instructions.0[section] = instructions;
-        let outside = |vaddr: &&u64| !self.targets.covers(**vaddr);
-        let data: Vec<u64> = self.taken[taken_before..].iter().filter(outside).copied().collect();
-        if !labels.is_empty() && !data.is_empty() {
-            self.computed.push((labels, data));
+        let jumps = if may_compute { jumps_in(bytes, start) } else { Vec::new() };
+        self.note_piece(start..end, before, jumps);
+    }
+
+    /// Keeps what the piece that was decoded last refers to; `before`: how many addresses and distances there were before it.
+    fn note_piece(&mut self, range: Range<u64>, before: (usize, usize), jumps: Vec<Computed>) {
+        let is_label = |vaddr: &u64| range.contains(vaddr) && *vaddr != range.start;
+        let (labels, tables): (Vec<u64>, Vec<u64>) =
+            self.taken[before.0..].iter().partition(|it| is_label(it));
+        let mut parts = std::mem::take(&mut self.parts);
+        if jumps.is_empty() && (labels.is_empty() || tables.is_empty()) {
+            return;
         }
+        parts
+            .extend(self.distances[before.1..].iter().flat_map(|&distance| self.from_offset_table(distance)));
+        self.pieces.push(Piece { range, labels, tables, parts, jumps });
+    }
+
+    /// Addresses at this distance from the global offset table.
+    fn from_offset_table(&self, distance: u64) -> impl Iterator<Item = u64> + use<'_> {
+        self.offset_tables.iter().map(move |table| table.wrapping_add(distance))
     }
 
     /// Carries a run of padding on, which begins behind an instruction that does not go on; notes it when it is over.
@@ -367,6 +414,8 @@ impl Analysis {
             self.taken.push(instruction.ip_rel_memory_address());
         } else if fixed {
             self.visit_fixed(instruction);
+        } else if instruction.code() == Code::Mov_r64_imm64 {
+            self.distances.push(instruction.immediate64());
         }
     }
 
@@ -381,25 +430,29 @@ impl Analysis {
         }
         if instruction.code() == Code::Lea_r64_m || instruction.code() == Code::Lea_r32_m {
             self.taken.push(instruction.memory_displacement64());
+        } else if instruction.memory_displ_size() > 1 && instruction.memory_base() != Register::RIP {
+            self.parts.push(instruction.memory_displacement64());
         }
     }
 
-    /// Code takes these addresses: execution may arrive there, or they are data and may be jump tables.
+    /// Code takes these addresses: execution may arrive there, and jump tables may be there.
     fn sort_taken(&mut self, binary: &Binary) {
         let mut taken = std::mem::take(&mut self.taken);
+        let distances = std::mem::take(&mut self.distances);
+        let code = distances.iter().flat_map(|&distance| self.from_offset_table(distance));
+        taken.extend(code.filter(|&vaddr| self.targets.covers(vaddr)));
         taken.sort_unstable();
         taken.dedup();
         for vaddr in taken {
-            if !self.targets.covers(vaddr) {
-                self.tables.extend(binary.section_at(vaddr).map(|_| vaddr));
-            } else if self.instructions.contains(vaddr) {
+            if self.instructions.contains(vaddr) {
                 self.targets.insert(vaddr);
                 self.called.insert(vaddr);
             }
+            self.tables.extend(binary.section_at(vaddr).map(|_| vaddr));
         }
     }
 
-    /// Tables of 32-bit offsets from their own start, as GCC and LLVM write them for position-independent code.
+    /// Tables of offsets from their own start, as GCC and LLVM write them for position-independent code.
     fn read_tables(&mut self, binary: &Binary) {
         for i in 0..self.tables.len() {
             let table = self.tables[i];
@@ -407,43 +460,89 @@ impl Analysis {
         }
     }
 
-    /// Tables of 32-bit offsets from a label, as in glibc's `vfprintf`.
-    fn read_computed(&mut self, binary: &Binary) {
-        for (mut labels, mut tables) in std::mem::take(&mut self.computed) {
-            for addresses in [&mut labels, &mut tables] {
+    /// Tables that only the code shows that uses them: offsets from a label, as in glibc's `vfprintf`, and what lies at a distance from
+    /// the global offset table.
+    fn read_pieces(&mut self, binary: &Binary) {
+        for mut piece in std::mem::take(&mut self.pieces) {
+            for jump in &piece.jumps {
+                if jump.is_loaded {
+                    jump.bases.iter().for_each(|&table| self.read_table(binary, table, 0));
+                    continue;
+                }
+                piece.labels.extend(jump.bases.iter().filter(|&&base| self.instructions.contains(base)));
+            }
+            for addresses in [&mut piece.labels, &mut piece.tables, &mut piece.parts] {
                 addresses.sort_unstable();
                 addresses.dedup();
             }
-            tables.retain(|table| self.tables.binary_search(table).is_ok());
-            for (&label, &table) in labels.iter().flat_map(|l| tables.iter().map(move |t| (l, t))) {
-                self.read_table(binary, table, label);
+            for &table in &piece.parts {
+                self.read_table(binary, table, table);
+            }
+            for &table in piece.tables.iter().chain(&piece.parts) {
+                piece.labels.iter().for_each(|&label| self.read_table(binary, table, label));
+            }
+            for jump in &piece.jumps {
+                self.opaque.extend(self.not_understood(binary, &piece, jump));
             }
         }
     }
 
-    /// One table, with offsets from `base`. It ends at the first word that leads to no instruction, and where the next begins.
+    /// One table, with offsets from `base`.
     fn read_table(&mut self, binary: &Binary, table: u64, base: u64) {
-        let Some(bytes) = binary.section_at(table).and_then(|_| binary.bytes_from(table)) else { return };
+        for entries in Entries::ALL {
+            let found: Vec<u64> = self.entries(binary, table, base, entries).collect();
+            for target in found {
+                self.targets.insert(target);
+            }
+        }
+    }
+
+    /// Where a table leads. It ends at the first entry that leads to no instruction, and where the next begins.
+    fn entries<'b>(
+        &'b self,
+        binary: &'b Binary,
+        table: u64,
+        base: u64,
+        entries: Entries,
+    ) -> impl Iterator<Item = u64> + use<'b> {
         let behind = self.tables.partition_point(|&t| t <= table);
         let room = self.tables.get(behind).map_or(usize::MAX, |&next| (next - table) as usize);
-        let mut zeros = 0;
-        for entry in bytes[..room.min(bytes.len())].chunks_exact(4).take(TABLE_ENTRIES_MAX) {
-            let offset = i32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]);
-            zeros = if offset == 0 { zeros + 1 } else { 0 };
-            if zeros > ZEROS_MAX {
-                break;
-            }
-            let target = base.wrapping_add_signed(i64::from(offset));
-            if !self.instructions.contains(target) {
-                break;
-            }
-            self.targets.insert(target);
-        }
+        tables::targets(binary, table, base, entries, room, |target| self.instructions.contains(target))
+    }
+
+    /// The function that the jump makes opaque, when no table is found that it uses.
+    fn not_understood(&self, binary: &Binary, piece: &Piece, jump: &Computed) -> Option<Opaque> {
+        let function = binary.function_at(jump.at).map(|function| function.start..function.end);
+        let function = function.unwrap_or_else(|| piece.range.clone());
+        let range = function.start.min(piece.range.start)..function.end.max(piece.range.end);
+        let is_inside = |vaddr: &u64| range.contains(vaddr) && *vaddr != range.start;
+        let leading = |table: u64, base: u64| {
+            let counts = Entries::ALL.map(|entries| {
+                self.entries(binary, table, base, entries).filter(|target| range.contains(target)).count()
+            });
+            counts[0].max(counts[1])
+        };
+        let outside: Vec<u64> =
+            piece.tables.iter().chain(&piece.parts).copied().filter(|it| !is_inside(it)).collect();
+        let understood = match &jump.bases[..] {
+            bases if jump.is_loaded => !bases.iter().any(is_inside),
+            [] => outside.iter().any(|&table| {
+                let bases = piece.labels.iter().chain([&table]);
+                bases.into_iter().any(|&base| leading(table, base) > 1)
+            }),
+            bases => bases.iter().any(|&base| {
+                !is_inside(&base) && leading(base, base) > 0
+                    || self.instructions.contains(base)
+                        && outside.iter().any(|&table| leading(table, base) > 0)
+            }),
+        };
+        let has_data = jump.bases.iter().any(is_inside);
+        (!understood).then_some(Opaque { range, jump: jump.at, has_data })
     }
 
     /// Absolute words in data, which in an object at fixed addresses need no relocation.
     fn read_words(&mut self, binary: &Binary) {
-        for section in binary.sections().iter().filter(|s| !s.executable) {
+        for section in binary.sections().iter().filter(|s| s.may_hold_words()) {
             let skip = (section.vaddr.wrapping_neg() % 8) as usize;
             let bytes = binary.data()[section.bytes.clone()].get(skip..).unwrap_or_default();
             for word in bytes.chunks_exact(8) {
@@ -455,6 +554,12 @@ impl Analysis {
             }
         }
     }
+}
+
+fn jumps_in(bytes: &[u8], start: u64) -> Vec<Computed> {
+    let code: Vec<Instruction> =
+        Decoder::with_ip(64, bytes, start, DecoderOptions::NONE).into_iter().collect();
+    computed(&code)
 }
 
 fn is_lea_rip(instruction: &Instruction) -> bool {

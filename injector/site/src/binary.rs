@@ -40,7 +40,7 @@ impl Segment {
     }
 }
 
-/// A section; without section headers, an executable segment in the place of one.
+/// A section; without section headers, a segment in the place of one: its code may hold data, too.
 #[derive(Clone, Debug)]
 pub(crate) struct Section {
     pub(crate) name: String,
@@ -53,6 +53,11 @@ pub(crate) struct Section {
 impl Section {
     pub(crate) fn holds(&self, vaddr: u64) -> bool {
         vaddr.wrapping_sub(self.vaddr) < self.bytes.len() as u64
+    }
+
+    /// It may hold data: no code, or a segment with all that is not written.
+    pub(crate) fn may_hold_words(&self) -> bool {
+        !self.executable || self.name.is_empty()
     }
 
     /// A procedure linkage table: entries that jump through the global offset table.
@@ -140,7 +145,7 @@ impl Binary {
         let segments = load_segments(programs, data.len() as u64)?;
         let mut sections = read_sections(header, bytes);
         if !sections.iter().any(|s| s.executable) {
-            sections.extend(segments.iter().filter(|s| s.executable).map(segment_as_section));
+            sections.extend(segments.iter().map(segment_as_section));
         }
         let ranges = |wanted: u32| {
             programs.iter().filter(move |p| p.p_type(LE).0 == wanted).filter_map(|p| {
@@ -357,6 +362,15 @@ impl Binary {
         self.sections.iter().find(|s| s.executable && s.holds(vaddr)).or_else(|| holding.next())
     }
 
+    /// Where the global offset table may be: what code for any address computes its data's addresses from.
+    pub(crate) fn offset_tables(&self) -> Vec<u64> {
+        let sections = [".got.plt", ".got"].into_iter().filter_map(|name| self.section(name));
+        let mut all: Vec<u64> = sections.map(|it| it.vaddr).chain(self.dynamic().offset_table).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     pub(crate) fn dynamic(&self) -> &Dynamic {
         self.dynamic.get_or_init(|| Dynamic::read(self))
     }
@@ -470,7 +484,7 @@ fn segment_as_section(segment: &Segment) -> Section {
         name: String::new(),
         vaddr: segment.vaddr,
         bytes: start..start + segment.file_size as usize,
-        executable: true,
+        executable: segment.executable,
         kind: elf::SHT_PROGBITS.0,
     }
 }

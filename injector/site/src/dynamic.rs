@@ -5,7 +5,9 @@ use crate::binary::text;
 use object::elf;
 
 const DT_NEEDED: u64 = 1;
+const DT_PLTGOT: u64 = 3;
 const DT_STRTAB: u64 = 5;
+const DT_SYMTAB: u64 = 6;
 const DT_RELA: u64 = 7;
 const DT_RELASZ: u64 = 8;
 const DT_SONAME: u64 = 14;
@@ -18,6 +20,10 @@ const DF_1_NODELETE: u64 = 8;
 const DF_1_PIE: u64 = 0x0800_0000;
 const R_X86_64_RELATIVE: u32 = 8;
 const R_X86_64_IRELATIVE: u32 = 37;
+const R_X86_64_GLOB_DAT: u32 = 6;
+const R_X86_64_JUMP_SLOT: u32 = 7;
+/// Bytes of a symbol (ELF-64, `Elf64_Sym`).
+const SYMBOL_LEN: u64 = 24;
 
 /// What the dynamic section says, as far as probes care.
 #[derive(Debug, Default)]
@@ -27,8 +33,14 @@ pub(crate) struct Dynamic {
     pub(crate) is_pie: bool,
     /// `dlclose` does not unmap it.
     pub(crate) is_never_unloaded: bool,
+    /// The global offset table (`DT_PLTGOT`).
+    pub(crate) offset_table: Option<u64>,
     /// Where the loader stores addresses inside the object, and which; in order of place.
     pub(crate) stored: Vec<(u64, u64)>,
+    /// Where the loader stores the addresses of symbols, and offsets of their names; in order of place.
+    named: Vec<(u64, u64)>,
+    /// The names.
+    strings: Option<u64>,
     /// Executable places that the loader writes to, in order.
     pub(crate) written: Vec<u64>,
 }
@@ -38,6 +50,8 @@ struct Tags {
     needed: Vec<u64>,
     soname: Option<u64>,
     strings: Option<u64>,
+    symbols: Option<u64>,
+    offset_table: Option<u64>,
     flags: u64,
     rela: [(Option<u64>, u64); 2],
     relr: (Option<u64>, u64),
@@ -51,14 +65,17 @@ impl Dynamic {
         let string = |offset: &u64| Some(text(binary.bytes_from(tags.strings?.checked_add(*offset)?)?));
         dynamic.needed = tags.needed.iter().filter_map(string).collect();
         dynamic.soname = tags.soname.as_ref().and_then(string);
+        dynamic.offset_table = tags.offset_table;
         dynamic.is_pie = tags.flags & DF_1_PIE != 0;
         dynamic.is_never_unloaded = tags.flags & DF_1_NODELETE != 0;
         for (table, len) in tags.rela {
-            dynamic.read_rela(binary, table, len);
+            dynamic.read_rela(binary, table, len, tags.symbols);
         }
         dynamic.read_relr(binary, tags.relr);
         dynamic.written.sort_unstable();
         dynamic.stored.sort_unstable();
+        dynamic.named.sort_unstable();
+        dynamic.strings = tags.strings;
         dynamic
     }
 
@@ -68,7 +85,14 @@ impl Dynamic {
         Some(self.stored[found].1)
     }
 
-    fn read_rela(&mut self, binary: &Binary, table: Option<u64>, len: u64) {
+    /// The name of the symbol whose address the loader stores at `place`.
+    pub(crate) fn name_at(&self, binary: &Binary, place: u64) -> Option<String> {
+        let found = self.named.binary_search_by_key(&place, |it| it.0).ok()?;
+        let name = text(binary.bytes_from(self.strings?.checked_add(self.named[found].1)?)?);
+        (!name.is_empty()).then_some(name)
+    }
+
+    fn read_rela(&mut self, binary: &Binary, table: Option<u64>, len: u64, symbols: Option<u64>) {
         let Some(bytes) = table.and_then(|t| binary.bytes_from(t)) else { return };
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(bytes.len());
         for entry in bytes[..len].chunks_exact(24) {
@@ -76,6 +100,11 @@ impl Dynamic {
             self.wrote(binary, place);
             if matches!(info as u32, R_X86_64_RELATIVE | R_X86_64_IRELATIVE) {
                 self.stored.push((place, addend));
+            }
+            if matches!(info as u32, R_X86_64_GLOB_DAT | R_X86_64_JUMP_SLOT) {
+                let symbol = symbols.and_then(|it| it.checked_add((info >> 32) * SYMBOL_LEN));
+                let name = symbol.and_then(|it| binary.bytes_from(it)).and_then(|it| it.get(..4));
+                self.named.extend(name.map(|it| (place, word(&[it, &[0; 4]].concat(), 0))));
             }
         }
     }
@@ -123,6 +152,8 @@ fn read_tags(bytes: &[u8]) -> Tags {
             DT_NEEDED => tags.needed.push(value),
             DT_SONAME => tags.soname = Some(value),
             DT_STRTAB => tags.strings = Some(value),
+            DT_SYMTAB => tags.symbols = Some(value),
+            DT_PLTGOT => tags.offset_table = Some(value),
             DT_FLAGS_1 => tags.flags = value,
             DT_RELA => tags.rela[0].0 = Some(value),
             DT_RELASZ => tags.rela[0].1 = value,

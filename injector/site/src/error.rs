@@ -159,6 +159,17 @@ pub enum Refusal {
         /// The target of the jump.
         target: u64,
     },
+    /// A jump of the function goes to where nobody can tell: any of its instructions may be a target.
+    #[error(
+        "the function jumps at {jump:#x} to an address that it computes: nobody can tell whether into the bytes at {vaddr:#x} that \
+         the probe would replace"
+    )]
+    UnknownTargets {
+        /// The place.
+        vaddr: u64,
+        /// The jump.
+        jump: u64,
+    },
     /// The jump would lie in two pages, which cannot be written at once.
     #[error("the jump at {vaddr:#x} would cross a page boundary and could not be written at once")]
     CrossesPage {
@@ -221,6 +232,12 @@ pub enum Refusal {
     #[error("{vaddr:#x} is in the C library's cancellable system call, which is recognised by its address")]
     CancellableCall {
         /// The place.
+        vaddr: u64,
+    },
+    /// A `syscall` instruction with a prefix, as nobody writes it but by hand.
+    #[error("the system call at {vaddr:#x} has a prefix: no jump is put there")]
+    PrefixedCall {
+        /// The last two bytes of the instruction.
         vaddr: u64,
     },
     /// A restartable sequence: the kernel looks whether a thread is inside it by its address.

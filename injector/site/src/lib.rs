@@ -17,6 +17,7 @@ mod dynamic;
 mod error;
 mod gopclntab;
 mod hole;
+mod jumps;
 mod leaves;
 mod library;
 mod plan;
@@ -26,6 +27,8 @@ mod returns;
 mod rseq;
 mod symbols;
 mod system_calls;
+mod tables;
+mod tails;
 mod unwind;
 mod usdt;
 
@@ -39,7 +42,7 @@ pub use plan::{
     plan_breakpoint, plan_hook, plan_return, plan_return_breakpoint, plan_returns, plan_short,
 };
 pub use resolve::{FunctionRange, Location, Resolved, resolve};
-pub use returns::unwinder_entries;
+pub use returns::{hides_unwinder, unwinder_entries};
 pub use symbols::{Symbol, SymbolKind, Symbols};
 pub use system_calls::{RefusedCall, SystemCallSite, SystemCalls, Windows};
 pub use usdt::{UsdtError, UsdtProbe, usdt_probe, usdt_probes};

@@ -156,6 +156,7 @@ pub fn lacks_room(refusal: &Refusal) -> bool {
         refusal,
         Refusal::TooShort { .. }
             | Refusal::BranchInside { .. }
+            | Refusal::UnknownTargets { .. }
             | Refusal::CodeStartsInside { .. }
             | Refusal::CallInside { .. }
             | Refusal::CrossesPage { .. }
@@ -205,6 +206,7 @@ fn plan_anywhere(binary: &Binary, vaddr: u64, least: usize) -> Result<SitePlan, 
     if let Some(target) = analysis.first_target_in(range.clone()) {
         return Err(Refusal::BranchInside { target });
     }
+    refuse_opaque(binary, vaddr, &window)?;
     refuse_written(binary, vaddr..range.end)?;
     if crate::rseq::touches(binary, vaddr..range.end) {
         return Err(Refusal::RestartableSequence { vaddr });
@@ -446,6 +448,16 @@ fn is_entry(binary: &Binary, vaddr: u64) -> bool {
     }
     let unwound = binary.unwind().covering(vaddr).is_some_and(|f| f.start == vaddr);
     named || (unwound && analysis.is_called(vaddr) && !analysis.is_conditional_target(vaddr))
+}
+
+/// Where a jump may go to any instruction, a window of one has no target inside. Data among the code may look like one.
+fn refuse_opaque(binary: &Binary, vaddr: u64, window: &Window) -> Result<(), Refusal> {
+    match binary.analysis().opaque_at(vaddr) {
+        Some(opaque) if opaque.has_data || window.boundaries.len() > 1 => {
+            Err(Refusal::UnknownTargets { vaddr, jump: opaque.jump })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn refuse_written(binary: &Binary, range: Range<u64>) -> Result<(), Refusal> {

@@ -3,6 +3,7 @@
 use crate::binary::Binary;
 use crate::error::Refusal;
 use crate::plan::{SitePlan, ends_flow, is_call, plan};
+use crate::tails::jumps_to;
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
     Register,
@@ -95,9 +96,41 @@ const UNWINDERS: [&str; 4] =
 pub fn unwinder_entries(binary: &Binary) -> Vec<SitePlan> {
     let mut at: Vec<u64> =
         UNWINDERS.iter().flat_map(|name| binary.symbols().named(name)).map(|symbol| symbol.vaddr).collect();
+    if at.is_empty() && throws_alone(binary) {
+        at.extend(binary.unwind().returning_elsewhere());
+    }
     at.sort_unstable();
     at.dedup();
     at.into_iter().filter_map(|vaddr| plan(binary, vaddr).ok()).collect()
+}
+
+/// What code that handles exceptions imports where the unwinder is another object's.
+const USES_UNWINDER: [&str; 9] = [
+    "_Unwind_Resume",
+    "_Unwind_RaiseException",
+    "_Unwind_ForcedUnwind",
+    "_Unwind_Resume_or_Rethrow",
+    "__cxa_throw",
+    "__cxa_begin_catch",
+    "__gxx_personality_v0",
+    "__gcc_personality_v0",
+    "rust_eh_personality",
+];
+
+/// It has handlers of exceptions, and imports nothing that could lead there. glibc loads its unwinder when it needs it.
+fn throws_alone(binary: &Binary) -> bool {
+    let is_libc = binary.soname().is_some_and(|name| name.starts_with("libc."));
+    if is_libc || USES_UNWINDER.iter().any(|name| binary.symbols().imports(name)) {
+        return false;
+    }
+    // Most files have no table of handlers: their unwind entries need not be read.
+    let may_handle = binary.section(".eh_frame").is_none() || binary.section(".gcc_except_table").is_some();
+    may_handle && !binary.unwind().landing_pads().is_empty()
+}
+
+/// Exceptions are thrown in `binary` by an unwinder of its own, and it cannot be told where that is.
+pub fn hides_unwinder(binary: &Binary) -> bool {
+    throws_alone(binary) && unwinder_entries(binary).is_empty()
 }
 
 /// Refuses what is not a function entry, and functions that depend on their return address.
@@ -107,9 +140,8 @@ pub(crate) fn check(binary: &Binary, plan: &SitePlan) -> Result<(), Refusal> {
         return Err(Refusal::LooksAtCaller { name: "_start".to_owned(), why: NO_CALLER.to_owned() });
     }
     for name in binary.symbols().names_at(vaddr) {
-        let stem = name.trim_start_matches('_');
-        if let Some((_, why)) = BY_NAME.iter().find(|(n, _)| *n == stem) {
-            return Err(Refusal::LooksAtCaller { name: name.to_owned(), why: (*why).to_owned() });
+        if let Some(why) = known(name) {
+            return Err(Refusal::LooksAtCaller { name: name.to_owned(), why: why.to_owned() });
         }
     }
     if binary.is_go() {
@@ -122,13 +154,32 @@ pub(crate) fn check(binary: &Binary, plan: &SitePlan) -> Result<(), Refusal> {
             Refusal::NotAnEntry { vaddr }
         });
     }
-    let bytes = binary.bytes_from(vaddr).unwrap_or_default();
-    if reads_return_address(bytes, vaddr) {
+    let name = || {
         let name = binary.function_at(vaddr).map(|f| f.name).filter(|n| !n.is_empty());
-        let name = name.unwrap_or_else(|| format!("{vaddr:#x}"));
-        return Err(Refusal::LooksAtCaller { name, why: READS.to_owned() });
+        name.unwrap_or_else(|| format!("{vaddr:#x}"))
+    };
+    if let Some(why) = reads_its_return_address(binary, vaddr) {
+        return Err(Refusal::LooksAtCaller { name: name(), why: why.to_owned() });
+    }
+    if let Some((other, why)) = jumps_to(binary, vaddr) {
+        let why = format!("{ENDS_WITH} `{other}`, which {why}");
+        return Err(Refusal::LooksAtCaller { name: name(), why });
     }
     Ok(())
+}
+
+/// How the reason begins when it is another function's.
+const ENDS_WITH: &str = "ends with a jump to";
+
+/// What the function of this name does with its return address, with or without a version.
+pub(crate) fn known(name: &str) -> Option<&'static str> {
+    let stem = name.trim_start_matches('_');
+    BY_NAME.iter().find(|(known, _)| *known == stem).map(|(_, why)| *why)
+}
+
+pub(crate) fn reads_its_return_address(binary: &Binary, vaddr: u64) -> Option<&'static str> {
+    let bytes = binary.bytes_from(vaddr).unwrap_or_default();
+    reads_return_address(bytes, vaddr).then_some(READS)
 }
 
 /// What is wrong is only that the return address would change, or that an entry is not one call.

@@ -33,11 +33,16 @@ const SYSCALL_LEN: u64 = SYSCALL.len() as u64;
 const BEFORE_MAX: usize = 12;
 /// Most bytes between the start of the enter window and the call.
 const ENTER_MAX: u64 = 24;
+/// Most bytes of a window that ends with the call.
+const OVER_MAX: u64 = 16;
 /// How far back a decoder starts, at most.
 const RESYNC_MAX: u64 = 1 << 20;
 
 /// Calls that come back only when they fail: no exit is looked for behind them.
 const EXITS: [u32; 2] = [60, 231];
+
+/// Calls that return in a child, too: they stay in their place where that can be.
+const FORKS: [u32; 4] = [56, 57, 58, 435];
 
 /// A `syscall` instruction that can be traced.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -96,7 +101,13 @@ pub(crate) fn find(binary: &Binary) -> SystemCalls {
         let bytes = &binary.data()[section.bytes.clone()];
         for at in occurrences(bytes) {
             let vaddr = section.vaddr + at as u64;
-            let Some(lead) = Lead::to(binary, vaddr) else { continue };
+            let Some(lead) = Lead::to(binary, vaddr) else {
+                if is_prefixed(binary, vaddr) {
+                    let refusal = Refusal::PrefixedCall { vaddr };
+                    found.refused.push(RefusedCall { vaddr, number: None, refusal });
+                }
+                continue;
+            };
             let is_certain = || certain.get_or_init(|| reached::certain(binary)).contains(&vaddr);
             let is_likely = || likely.get_or_init(|| reached::likely(binary)).contains(&vaddr);
             let is_code = lead.is_code(binary) || is_certain() || lead.sets_number() && is_likely();
@@ -119,6 +130,16 @@ fn occurrences(bytes: &[u8]) -> impl Iterator<Item = usize> + '_ {
     bytes.windows(SYSCALL.len()).enumerate().filter(|(_, window)| *window == SYSCALL).map(|(at, _)| at)
 }
 
+/// The two bytes are the end of a longer instruction that makes a system call, in a function that is known.
+fn is_prefixed(binary: &Binary, vaddr: u64) -> bool {
+    const REX: std::ops::RangeInclusive<u8> = 0x40..=0x4f;
+    let start = vaddr.wrapping_sub(1);
+    let prefix = binary.bytes_from(start).and_then(|bytes| bytes.first().copied());
+    prefix.is_some_and(|byte| REX.contains(&byte))
+        && binary.function_at(start).is_some()
+        && Lead::decoded(binary, start, 1 + SYSCALL.len()).is_some()
+}
+
 /// The straight line of code that leads to a call.
 struct Lead {
     /// The call.
@@ -130,9 +151,14 @@ struct Lead {
 impl Lead {
     /// Decodes from the start of the function, or from the next one before it; none when `vaddr` is no instruction then.
     fn to(binary: &Binary, vaddr: u64) -> Option<Lead> {
+        Lead::decoded(binary, vaddr, SYSCALL.len())
+    }
+
+    /// The same for a call of so many bytes.
+    fn decoded(binary: &Binary, vaddr: u64, len: usize) -> Option<Lead> {
         let start = binary.analysis().start_before(vaddr).filter(|&start| vaddr - start <= RESYNC_MAX)?;
         let bytes = binary.bytes_from(start)?;
-        let bytes = bytes.get(..(vaddr - start) as usize + SYSCALL.len())?;
+        let bytes = bytes.get(..(vaddr - start) as usize + len)?;
         let mut decoder = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE);
         let mut before: Vec<Instruction> = Vec::new();
         while decoder.ip() < vaddr {
@@ -165,7 +191,9 @@ impl Lead {
     /// The constant that is in eax when the call is reached.
     fn number(&self, analysis: &Analysis) -> Option<u32> {
         let mut next = self.vaddr;
-        for instruction in self.before.iter().rev() {
+        // What a later instruction puts into al.
+        let mut low: Option<u8> = None;
+        for (index, instruction) in self.before.iter().enumerate().rev() {
             // Whoever comes from elsewhere brings another number.
             if analysis.first_target_in(next..next + 1).is_some() {
                 return None;
@@ -182,10 +210,25 @@ impl Lead {
                 }
                 continue;
             }
-            return constant(instruction);
+            if instruction.code() == Code::Mov_r8_imm8 && instruction.op0_register() == Register::AL {
+                low = low.or(Some(instruction.immediate8()));
+                continue;
+            }
+            let whole = if instruction.code() == Code::Pop_r64 {
+                pushed(self.before.get(index.checked_sub(1)?)?)
+            } else {
+                constant(instruction)
+            };
+            return whole.map(|whole| low.map_or(whole, |low| whole & !0xff | u32::from(low)));
         }
         None
     }
+}
+
+/// The constant that the instruction pushes, when it is a number of 32 bits.
+fn pushed(instruction: &Instruction) -> Option<u32> {
+    let is_constant = matches!(instruction.code(), Code::Pushq_imm8 | Code::Pushq_imm32);
+    is_constant.then(|| u32::try_from(instruction.immediate(0)).ok()).flatten()
 }
 
 fn writes_rax(instruction: &Instruction) -> bool {
@@ -238,6 +281,14 @@ fn site(binary: &Binary, lead: &Lead) -> Result<SystemCallSite, Refusal> {
     let number = lead.number(binary.analysis());
     let over = over(binary, lead);
     let windows = match around(binary, lead, number) {
+        // An exit needs a hole that others may have: the call's end would not be seen.
+        Some(Windows::Around { exit: Some(exit), .. })
+            if is_short(&exit)
+                && !number.is_none_or(|it| FORKS.contains(&it))
+                && over.as_ref().is_ok_and(|it| !is_short(it)) =>
+        {
+            Windows::Over(over.clone()?)
+        }
         Some(windows) => windows,
         None => Windows::Over(over.clone()?),
     };
@@ -313,8 +364,29 @@ fn enter(binary: &Binary, lead: &Lead) -> Option<SitePlan> {
     None
 }
 
-/// A window with the call in it, from the call on or from an instruction shortly before.
+fn is_short(plan: &SitePlan) -> bool {
+    usize::from(plan.jump_len) < WINDOW_MIN
+}
+
+/// A window with the call in it, from the call on or from an instruction before, the better with room for a long jump.
 fn over(binary: &Binary, lead: &Lead) -> Result<SitePlan, Refusal> {
+    let shortly = over_shortly(binary, lead);
+    if shortly.as_ref().is_ok_and(|plan| !is_short(plan)) {
+        return shortly;
+    }
+    over_from_before(binary, lead).map_or(shortly, Ok)
+}
+
+/// A window that ends with the call.
+fn over_from_before(binary: &Binary, lead: &Lead) -> Option<SitePlan> {
+    let straight = lead.before.iter().rev().take_while(|it| !is_call(it) && !ends_flow(it));
+    let lengths = straight.map(|first| (first.ip(), lead.vaddr + SYSCALL_LEN - first.ip()));
+    let long = lengths.filter(|&(_, len)| len >= WINDOW_MIN as u64).take_while(|&(_, len)| len <= OVER_MAX);
+    long.filter_map(|(start, len)| plan_before(binary, start, len as usize).ok())
+        .find(|plan| plan.references.system_call && !plan.crosses_page())
+}
+
+fn over_shortly(binary: &Binary, lead: &Lead) -> Result<SitePlan, Refusal> {
     let from_call = plan(binary, lead.vaddr);
     let Err(refusal) = from_call else { return from_call };
     for first in lead.before.iter().rev().take(3) {

@@ -13,9 +13,13 @@ pub(crate) struct Unwind {
     /// Starts of those that begin in the middle of a frame, in order.
     fragments: Vec<u64>,
     landing_pads: Vec<u64>,
+    /// Functions that go on in another frame, with the exception in the registers of results.
+    returning_elsewhere: Vec<u64>,
 }
 
 const OMIT: u8 = 0xff;
+/// Registers by their numbers in `.eh_frame`: rax, rdx, rbx, rbp, r12 to r15.
+const RETURNS_ELSEWHERE: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 6 | 0xf << 12;
 /// Most call sites that are read for one function; more is damage.
 const CALL_SITES_MAX: usize = 1 << 20;
 
@@ -45,6 +49,12 @@ impl Unwind {
     /// jumps. At the entry of a function the return address is the last word of the stack.
     pub(crate) fn is_fragment(&self, vaddr: u64) -> bool {
         self.fragments.binary_search(&vaddr).is_ok()
+    }
+
+    /// Functions that end in another frame than their caller's, as GCC makes those of its unwinder (`__builtin_eh_return`): they save the
+    /// registers in which a handler is given its exception, besides all that a call keeps.
+    pub(crate) fn returning_elsewhere(&self) -> impl Iterator<Item = u64> {
+        self.returning_elsewhere.iter().copied().filter(|&start| !self.is_fragment(start))
     }
 
     pub(crate) fn covering(&self, vaddr: u64) -> Option<Range<u64>> {
@@ -92,6 +102,10 @@ impl Unwind {
         if cie.augmented {
             let len = rules.uleb()?;
             rules.at = rules.at.checked_add(usize::try_from(len).ok()?)?;
+        }
+        let saved = Reader { ..rules }.saved();
+        if saved & RETURNS_ELSEWHERE == RETURNS_ELSEWHERE {
+            self.returning_elsewhere.push(start);
         }
         if rules.begin_in_a_frame().unwrap_or(false) {
             self.fragments.push(start);
@@ -279,6 +293,53 @@ impl Reader<'_> {
                 return Some(true);
             }
         }
+    }
+
+    /// The registers that are saved at some place of the function, one bit each; up to the first rule that is not known (DWARF 5, 6.4.2).
+    fn saved(&mut self) -> u32 {
+        let mut saved = 0;
+        while let Some(register) = self.next_rule() {
+            saved |= register.and_then(|register| 1u32.checked_shl(register)).unwrap_or(0);
+        }
+        saved
+    }
+
+    /// Passes one rule; the register that it says is saved.
+    fn next_rule(&mut self) -> Option<Option<u32>> {
+        let operation = self.byte()?;
+        let (skipped, numbers) = match operation {
+            // offset, offset_extended
+            0x80..=0xbf => {
+                self.uleb()?;
+                return Some(Some(u32::from(operation & 0x3f)));
+            }
+            0x05 => {
+                let register = self.uleb()?;
+                self.uleb()?;
+                return Some(u32::try_from(register).ok());
+            }
+            // Advances, restore, nop, and what remembers and restores all.
+            0x40..=0x7f | 0xc0..=0xff | 0x00 | 0x0a | 0x0b => (0, 0),
+            0x02 => (1, 0),
+            0x03 => (2, 0),
+            0x04 => (4, 0),
+            // restore_extended, undefined, same_value, def_cfa_register, def_cfa_offset, GNU_args_size
+            0x06..=0x08 | 0x0d | 0x0e | 0x2e => (0, 1),
+            // register, def_cfa
+            0x09 | 0x0c => (0, 2),
+            // def_cfa_expression; expression, val_expression
+            0x0f => (self.uleb()?, 0),
+            0x10 | 0x16 => {
+                self.uleb()?;
+                (self.uleb()?, 0)
+            }
+            _ => return None,
+        };
+        self.at = self.at.checked_add(usize::try_from(skipped).ok()?)?;
+        for _ in 0..numbers {
+            self.uleb()?;
+        }
+        Some(None)
     }
 
     /// One value; pc-relative ones become addresses. Indirect ones are not followed: 0.

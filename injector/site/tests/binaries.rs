@@ -2,7 +2,7 @@
 
 use beeline_site::{
     Binary, Libc, Linkage, Location, OpenError, Refusal, ResolveError, Resolved, Room, WINDOW_MIN,
-    find_library, plan, plan_return, plan_returns, resolve, unwinder_entries,
+    find_library, hides_unwinder, plan, plan_return, plan_returns, resolve, unwinder_entries,
 };
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -336,6 +336,76 @@ fn unwinders_are_found_where_they_are() {
     assert!(found.iter().all(|plan| plan.is_entry));
     let libc = Binary::open(find_library("libc.so.6").unwrap()).unwrap();
     assert!(unwinder_entries(&libc).is_empty(), "libc only uses it");
+}
+
+#[test]
+fn functions_that_jump_to_such_are_refused() {
+    const TEXT: &str = "#include <dlfcn.h>\n#include <ucontext.h>\n#include <unistd.h>\n\
+        ucontext_t a, b;\n#define ENTRY __attribute__((noipa))\n\
+        ENTRY int switches(int n) { return swapcontext(&a, &b); }\n\
+        ENTRY void *finds(const char *it) { return dlsym(RTLD_DEFAULT, it); }\n\
+        ENTRY void *reads(void) { return __builtin_return_address(0); }\n\
+        ENTRY void *asks(int n) { return reads(); }\n\
+        ENTRY void *asks_again(int n) { return asks(n); }\n\
+        ENTRY int waits(int n) { return sleep(n); }\n\
+        ENTRY int calls(int n) { return swapcontext(&a, &b) + n; }\n\
+        int main(int n, char **it) { return switches(n) + waits(n) + calls(n) + (finds(*it) == asks_again(n)); }";
+    for arguments in [&["-fno-plt", "-D_GNU_SOURCE"][..], &["-D_GNU_SOURCE"], &["-static", "-D_GNU_SOURCE"]] {
+        let directory = scratch();
+        std::fs::write(directory.path().join("a.c"), TEXT).unwrap();
+        let Some(path) = build(directory.path(), "gcc", arguments) else { continue };
+        let binary = Binary::open(path).unwrap();
+        let returns = |name| plan_return(&binary, resolve(&binary, &symbol(name, 0)).unwrap().vaddr);
+        for name in ["switches", "finds", "asks", "asks_again"] {
+            let refusal = returns(name);
+            assert!(
+                matches!(refusal, Err(Refusal::LooksAtCaller { .. })),
+                "{arguments:?}: {name}: {refusal:?}"
+            );
+        }
+        for name in ["waits", "calls", "main"] {
+            assert!(returns(name).is_ok(), "{arguments:?}: {name}: {:?}", returns(name));
+        }
+    }
+}
+
+/// Compiles a program from this text and strips it; the program with symbols, and without.
+fn stripped(compiler: &str, text: &str, arguments: &[&str]) -> Option<(Binary, Binary)> {
+    let directory = scratch();
+    std::fs::write(directory.path().join("a.c"), text).unwrap();
+    let path = build(directory.path(), compiler, arguments)?;
+    let with = Binary::open(&path).unwrap();
+    let done = Command::new("strip").arg(&path).status();
+    if !done.is_ok_and(|status| status.success()) {
+        println!("skipped: no strip");
+        return None;
+    }
+    Some((with, Binary::open(&path).unwrap()))
+}
+
+#[test]
+fn unwinders_without_names_are_found() {
+    const THROWS: &str = "int main(int n, char **) { try { throw n; } catch (int n) { return n - 1; } }";
+    for arguments in [&["-xc++", "-static"][..], &["-xc++", "-static-libgcc", "-static-libstdc++"]] {
+        let Some((with, without)) = stripped("g++", THROWS, arguments) else { continue };
+        assert!(without.symbols().named("_Unwind_RaiseException").is_empty());
+        let found: Vec<u64> = unwinder_entries(&without).iter().map(|plan| plan.vaddr).collect();
+        for name in ["_Unwind_RaiseException", "_Unwind_ForcedUnwind", "_Unwind_Resume_or_Rethrow"] {
+            for symbol in with.symbols().named(name) {
+                assert!(found.contains(&symbol.vaddr), "{arguments:?}: {name} in {found:x?}");
+            }
+        }
+        assert!(!found.is_empty() && !hides_unwinder(&without), "{arguments:?}");
+    }
+    // With a handler, and nothing that looks like an unwinder.
+    const HIDES: &str = "volatile int left;\n void _Unwind_Resume(void *it) { __builtin_trap(); }\n\
+        int __gcc_personality_v0(void) { return 0; }\n static void leave(int *it) { left = *it; }\n\
+        int main(int n, char **a) {\n\
+        int it __attribute__((cleanup(leave))) = n; ((void (*)(void))a)(); return left; }";
+    let arguments = ["-fexceptions", "-nostartfiles", "-Wl,-e,main", "-nostdlib"];
+    if let Some((_, without)) = stripped("gcc", HIDES, &arguments) {
+        assert!(hides_unwinder(&without));
+    }
 }
 
 #[test]

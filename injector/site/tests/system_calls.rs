@@ -1,6 +1,6 @@
 //! Which system calls are found in real files, and which are not traced.
 
-use beeline_site::{Binary, Refusal, SystemCalls};
+use beeline_site::{Binary, Refusal, SystemCalls, WINDOW_MIN, Windows};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -107,4 +107,60 @@ fn those_of_the_machine() {
             assert!(more.is_empty(), "{path}: {more:x?}");
         }
     }
+}
+
+/// A library with these functions, in assembler.
+fn assembled(functions: &[(&str, &str)]) -> Option<Binary> {
+    let directory = tempfile::tempdir().expect("writable");
+    let (source, output) = (directory.path().join("a.s"), directory.path().join("out"));
+    let function = |(name, code): &(&str, &str)| {
+        format!(".globl {name}\n.type {name},@function\n{name}: {code}\n.size {name},.-{name}\n")
+    };
+    let text: String = functions.iter().map(function).collect();
+    let text = format!(".text\n{text}.section .note.GNU-stack,\"\",@progbits\n");
+    std::fs::write(&source, text).expect("writable");
+    let done = Command::new("gcc").args(["-shared", "-nostdlib", "-o"]).arg(&output).arg(&source).status();
+    if !done.is_ok_and(|status| status.success()) {
+        println!("skipped: no gcc");
+        return None;
+    }
+    Some(Binary::open(output).expect("a library"))
+}
+
+#[test]
+fn numbers_are_known_however_they_are_written() {
+    let cases = [
+        ("plain", "mov $39,%eax\n syscall\n ret", Some(39)),
+        ("low", "xor %eax,%eax\n mov $56,%al\n mov %rdx,%rdi\n syscall\n ret", Some(56)),
+        ("low_of_another", "mov $0x1234,%eax\n mov $0x56,%al\n syscall\n ret", Some(0x1256)),
+        ("pushed", "push $110\n pop %rax\n syscall\n ret", Some(110)),
+        ("low_alone", "mov $56,%al\n syscall\n ret", None),
+        ("popped", "pop %rax\n syscall\n ret", None),
+        ("argument", "mov %edi,%eax\n syscall\n ret", None),
+    ];
+    let Some(binary) = assembled(&cases.map(|(name, code, _)| (name, code))) else { return };
+    for (name, _, number) in cases {
+        let function = binary.symbols().named(name).pop().expect("exported");
+        let range = function.vaddr..function.vaddr + function.size;
+        let site = binary.system_calls().sites.iter().find(|site| range.contains(&site.vaddr));
+        assert_eq!(site.expect(name).number, number, "{name}");
+    }
+}
+
+/// Behind the call there is no room: it is displaced, together with what is before it. What is longer than two bytes is told of.
+#[test]
+fn every_call_has_room_or_a_reason() {
+    let functions = [
+        ("tail", "mov $110,%eax\n syscall\n jmp last"),
+        ("last", "ret"),
+        ("prefixed", "mov $110,%eax\n .byte 0x48\n syscall\n ret"),
+    ];
+    let Some(binary) = assembled(&functions) else { return };
+    let calls = binary.system_calls();
+    let [site] = &calls.sites[..] else { panic!("{:x?}", calls.sites) };
+    let Windows::Over(plan) = &site.windows else { panic!("{:x?}", site.windows) };
+    assert_eq!((plan.vaddr + 5, usize::from(plan.jump_len)), (site.vaddr, WINDOW_MIN));
+    assert!(plan.references.system_call && plan.falls_through);
+    let prefixed = binary.symbols().named("prefixed").pop().expect("exported").vaddr + 6;
+    assert_eq!(calls.refused, [(prefixed, Refusal::PrefixedCall { vaddr: prefixed })]);
 }
