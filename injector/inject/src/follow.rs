@@ -190,6 +190,10 @@ impl<'a> Follower<'a> {
         let how = match stop {
             Stop::Exec => return self.executes(thread),
             Stop::Interrupted { group: Some(_) } => Resume::Listen,
+            Stop::Signal(_) => {
+                thread.hide_from_call()?;
+                Resume::Continue
+            }
             _ => Resume::Continue,
         };
         thread.resume(how).map(drop)
