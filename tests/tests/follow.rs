@@ -171,3 +171,22 @@ fn signals_and_job_control() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "usr\nstopped\nsleeps\n143\n137\n");
     assert_eq!(output.status.code(), Some(9));
 }
+
+/// Signals for the command are the program's, whoever of the command's threads the kernel would give them to.
+#[test]
+fn signals_for_the_command_reach_the_program() {
+    let (program, store) = (worker(), Store::new());
+    load(&store, &program);
+    for more in [&["--"][..], &["--no-follow", "--"]] {
+        let script = "trap 'echo usr1' USR1; trap 'echo usr2' USR2; trap 'echo term; exit 6' TERM; echo ready; \
+                      while :; do read -t 1 line; done";
+        let arguments = [&["start"], more, &["/bin/bash", "-c", script]].concat();
+        let mut command = Target::spawn(&mut store.command(&arguments));
+        assert_eq!(command.line(), "ready");
+        for (signal, said) in [("USR1", "usr1"), ("USR2", "usr2"), ("TERM", "term")] {
+            assert!(Command::new("kill").args([&format!("-{signal}"), &command.pid()]).status().expect("kill").success());
+            assert_eq!(command.line(), said);
+        }
+        assert_eq!(command.status().code(), Some(6));
+    }
+}
