@@ -166,14 +166,23 @@ fn probes(probe: PlannedProbe) -> impl Iterator<Item = ProbeRequest> {
     })
 }
 
+/// What came of bringing processes to what their links are.
+#[derive(Default)]
+pub(crate) struct Resynced {
+    /// Those that are there.
+    pub(crate) done: Vec<i32>,
+    /// Those that are as they were.
+    pub(crate) left: Vec<i32>,
+}
+
 /// Brings the processes that carry one of these links (`None`: any of this store) to what the links are now. A process
 /// that cannot be brought there is said: the links themselves are off or on as they are told.
-pub(crate) fn resync(engine: &Engine, links: Option<&[u32]>) -> Vec<i32> {
+pub(crate) fn resync(engine: &Engine, links: Option<&[u32]>) -> Resynced {
     let ours = engine.store().uuid();
     let carries = |it: &Attached| {
         it.store_uuid == ours && links.is_none_or(|links| it.links().iter().any(|id| links.contains(id)))
     };
-    let mut done = Vec::new();
+    let mut resynced = Resynced::default();
     for attached in beeline_inject::attached_processes().into_iter().filter(carries) {
         let pid = attached.pid;
         let result = Bridged::resync(engine, &attached).and_then(|request| {
@@ -182,11 +191,20 @@ pub(crate) fn resync(engine: &Engine, links: Option<&[u32]>) -> Vec<i32> {
             Ok(())
         });
         match result {
-            Ok(()) => done.push(pid),
-            Err(error) => warn(format_args!("process {} is left as it is: {error:#}", attached.pid)),
+            Ok(()) => resynced.done.push(pid),
+            // It has ended.
+            Err(_) if !carries_probes(pid) => {}
+            Err(error) => {
+                resynced.left.push(pid);
+                warn(format_args!("process {pid} is left as it is: {error:#}"));
+            }
         }
     }
-    done
+    resynced
+}
+
+fn carries_probes(pid: i32) -> bool {
+    beeline_inject::inspect(pid).is_ok_and(|attached| attached.is_some())
 }
 
 /// Keeps in the store what became of a request's probes in a process, for `link show`. Whatever prevents that is said, and
