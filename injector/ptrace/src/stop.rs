@@ -248,7 +248,7 @@ impl StoppedProcess {
     fn await_blocked(&self, seen: &HashSet<Tid>, options: StopOptions) -> Result<(), StopError> {
         let begin = Instant::now();
         for tid in thread_ids(self.pid).unwrap_or_default().into_iter().filter(|tid| !seen.contains(tid)) {
-            while is_blocked(tid) {
+            while is_blocked(self.pid, tid) {
                 let waited = begin.elapsed();
                 if waited > options.timeout {
                     return Err(stuck(self.pid, tid, waited.as_millis() as u64));
@@ -300,7 +300,7 @@ impl StoppedProcess {
             let tid = thread.tid();
             // After a failure the others are still waited for, briefly, so that dropping them lets them go on.
             let timeout = if failure.is_none() { options.timeout } else { Duration::from_millis(100) };
-            match settle_unless_blocked(thread, timeout) {
+            match settle_unless_blocked(self.pid, thread, timeout) {
                 Ok(Some(stopped)) => self.threads.push(stopped),
                 Ok(None) | Err(PtraceError::Gone { .. }) => {}
                 Err(PtraceError::Timeout { waited_ms, .. }) => {
@@ -372,10 +372,14 @@ impl StoppedProcess {
 const BLOCKED_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// As [`settle`], but for at most [`BLOCKED_TIMEOUT`] when the thread cannot stop.
-fn settle_unless_blocked(thread: Running, timeout: Duration) -> Result<Option<Stopped>, PtraceError> {
+fn settle_unless_blocked(
+    pid: Tid,
+    thread: Running,
+    timeout: Duration,
+) -> Result<Option<Stopped>, PtraceError> {
     let tid = thread.tid();
     match settle(thread, timeout.min(BLOCKED_TIMEOUT)) {
-        Err(PtraceError::Timeout { .. }) if timeout > BLOCKED_TIMEOUT && !is_blocked(tid) => {
+        Err(PtraceError::Timeout { .. }) if timeout > BLOCKED_TIMEOUT && !is_blocked(pid, tid) => {
             settle(Running::with_event(tid), timeout)
         }
         settled => settled,
@@ -383,8 +387,11 @@ fn settle_unless_blocked(thread: Running, timeout: Duration) -> Result<Option<St
 }
 
 /// The thread waits in the kernel and takes no signal meanwhile.
-fn is_blocked(tid: Tid) -> bool {
-    read_status(tid).is_ok_and(|status| status.state_letter == 'D')
+fn is_blocked(pid: Tid, tid: Tid) -> bool {
+    // Of all files that tell its state the one that the kernel writes fastest: many threads are looked at.
+    let text = fs::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
+    let name_end = text.iter().rposition(|&byte| byte == b')');
+    name_end.is_some_and(|end| text[end..].starts_with(b") D"))
 }
 
 /// Waits until an interrupted thread stands still with nothing pending; `None` when it died.
