@@ -66,7 +66,11 @@ pub(crate) enum Command {
     Load(Load),
     /// Forget a loaded object; its links are off everywhere at once
     Unload(Unload),
-    /// Run a command with the probes in it from its first instruction on
+    /// Run a command with the probes in it before its first constructor runs
+    ///
+    /// A static program gets them when its C library has set up its threads; programs at system calls see all calls of both kinds
+    /// from the first instruction on. What its children execute gets them, too: `beeline` is their tracer then. A program that
+    /// calls ptrace() itself (gdb, strace), or checks its leaks (LeakSanitizer), gets its probes and is not followed any further.
     Start(Start),
     /// Put the probes into running processes
     Attach(Attach),
@@ -168,7 +172,7 @@ pub(crate) struct Unload {
 /// Arguments of `start`.
 #[derive(Args, Debug)]
 pub(crate) struct Start {
-    /// Leave alone what the command's children execute
+    /// Leave alone what the command's children execute: for commands that call sudo, or trace by system calls of their own
     #[arg(long)]
     pub(crate) no_follow: bool,
     /// The command and its arguments

@@ -148,7 +148,9 @@ fn update(context: &mut Context, link: &str, program: &str) -> Result<()> {
     let id = entry.file.link.id;
     let Resynced { done: processes, left } = resync(&engine, Some(&[id]));
     if context.json {
-        context.out.json(&json!({"link": id, "prog_id": program.program.id, "processes": processes, "left": left}))?;
+        context.out.json(
+            &json!({"link": id, "prog_id": program.program.id, "processes": processes, "left": left}),
+        )?;
     } else {
         let (object, name) = (&entry.object, &entry.file.link.name);
         let to = format!("{}/{} (id {})", program.object, program.program.name, program.program.id);
@@ -158,7 +160,10 @@ fn update(context: &mut Context, link: &str, program: &str) -> Result<()> {
     }
     if !left.is_empty() {
         let pids: Vec<String> = left.iter().map(i32::to_string).collect();
-        bail!("still with the program as it was: process {}; update the link again, to the same program", pids.join(", "));
+        bail!(
+            "still with the program as it was: process {}; update the link again, to the same program",
+            pids.join(", ")
+        );
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ mod detach;
 mod events;
 mod follow;
 mod link;
-mod load;
+pub(crate) mod load;
 mod man;
 mod map;
 mod prog;

@@ -57,7 +57,7 @@ pub(crate) fn with_bell<T>(
 
 /// Runs `begin` with all signals blocked. An OS thread that it makes keeps them so: the kernel gives a signal for the process to
 /// any thread that does not block it, past those who wait for it.
-fn without_signals<T>(begin: impl FnOnce() -> T) -> T {
+pub(crate) fn without_signals<T>(begin: impl FnOnce() -> T) -> T {
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
     let result = begin();
     if let Ok(before) = before {
