@@ -93,6 +93,10 @@ pub(crate) enum Command {
     Trace(Trace),
     /// Verify an object file without loading it
     Verify(Verify),
+    /// Print a script with which gdb goes through probed frames
+    ///
+    /// gdb -p PID -x <(beeline gdb)
+    Gdb,
     /// Print a completion script
     Completions(Completions),
     /// Write man pages

@@ -324,7 +324,7 @@ fn a_store_that_is_not_there() {
 #[test]
 fn a_full_disk_for_the_output() {
     let store = Store::new();
-    for arguments in [&["--help"][..], &["map", "list", "--json"]] {
+    for arguments in [&["--help"][..], &["map", "list", "--json"], &["gdb"]] {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("there is one");
         let output = store.command(arguments).stdout(full).output().expect("beeline runs");
         let message = String::from_utf8_lossy(&output.stderr);

@@ -27,6 +27,7 @@ mod existing;
 mod files;
 mod fit;
 mod follow;
+mod gdb;
 mod generation;
 mod gone;
 mod group;
@@ -59,6 +60,7 @@ pub use detach::{DetachOptions, detach};
 pub use errands::{Errands, Renew, Renewed, attended, release_followed, renew_followed};
 pub use error::TargetRefused;
 pub use follow::{Followed, Tell, attach_followed, start_followed};
+pub use gdb::gdb_script;
 pub use image::AGENT_IMAGE;
 pub use inspect::{attached_processes, inspect};
 pub use report::{
