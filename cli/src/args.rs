@@ -67,7 +67,11 @@ pub(crate) enum Command {
     Load(Load),
     /// Forget a loaded object; its links are off everywhere at once
     Unload(Unload),
-    /// Run a command with the probes in it from its first instruction on
+    /// Run a command with the probes in it before its first constructor runs
+    ///
+    /// A static program gets them when its C library has set up its threads; programs at system calls see all calls of both kinds
+    /// from the first instruction on. What its children execute gets them, too: `beeline` is their tracer then. A program that
+    /// calls ptrace() itself (gdb, strace), or checks its leaks (LeakSanitizer), gets its probes and is not followed any further.
     Start(Start),
     /// Put the probes into running processes
     Attach(Attach),
@@ -90,6 +94,10 @@ pub(crate) enum Command {
     Trace(Trace),
     /// Verify an object file without loading it
     Verify(Verify),
+    /// Print a script with which gdb goes through probed frames
+    ///
+    /// gdb -p PID -x <(beeline gdb)
+    Gdb,
     /// Print a completion script
     Completions(Completions),
     /// Write man pages
@@ -184,7 +192,7 @@ impl Optional {
 /// Arguments of `start`.
 #[derive(Args, Debug)]
 pub(crate) struct Start {
-    /// Leave alone what the command's children execute
+    /// Leave alone what the command's children execute: for commands that call sudo, or trace by system calls of their own
     #[arg(long)]
     pub(crate) no_follow: bool,
     #[command(flatten)]

@@ -1,5 +1,6 @@
 //! The engine's plans as the injector's requests. The two do not know each other; this is all that stands between them.
 
+use crate::commands::load::place_name;
 use crate::context::Context;
 use crate::output::warn;
 use anyhow::{Result, bail};
@@ -18,14 +19,50 @@ use std::sync::Arc;
 /// A request, and the names of the links in it for reports.
 pub(crate) struct Bridged {
     /// What the injector is asked for.
-    pub(crate) request: Request,
-    /// `OBJECT/LINK` by id.
-    names: BTreeMap<u32, String>,
+    pub(crate) request: Arc<Request>,
+    /// Of its links.
+    pub(crate) names: Names,
+}
+
+/// `OBJECT/LINK` by id of the link, and what the places of those with several are called, by their offset in the file.
+#[derive(Clone, Default)]
+pub(crate) struct Names(BTreeMap<u32, (String, BTreeMap<u64, String>)>);
+
+impl Names {
+    /// Name of a link for a report.
+    fn of(&self, link_id: u32) -> String {
+        self.0.get(&link_id).map_or_else(|| format!("link {link_id}"), |(name, _)| name.clone())
+    }
+
+    /// Name of a place, where the link has others.
+    fn place(&self, link_id: u32, location: &Location) -> Option<String> {
+        let Location::FileOffset(offset) = location else { return None };
+        self.0.get(&link_id)?.1.get(offset).cloned()
+    }
+
+    fn of_probes(probes: &[PlannedProbe]) -> Names {
+        let places = |probe: &PlannedProbe| {
+            let places = probe.target.places.iter().filter(|_| probe.target.places.len() > 1);
+            places.map(|place| (place.file_offset, place_name(place))).collect()
+        };
+        let names = probes.iter().map(|probe| (probe.link_id, (probe.name.clone(), places(probe))));
+        Names(names.collect())
+    }
+
+    /// Takes those of another request in.
+    pub(crate) fn add(&mut self, others: Names) {
+        self.0.extend(others.0);
+    }
 }
 
 impl Bridged {
     /// The plan for a process (or for one that does not exist yet), as a request.
-    pub(crate) fn plan(context: &Context, engine: &Engine, filter: &PlanFilter) -> Result<Bridged> {
+    pub(crate) fn plan(
+        context: &Context,
+        engine: &Engine,
+        filter: &PlanFilter,
+        breakpoints: BreakpointUse,
+    ) -> Result<Bridged> {
         let plan = engine.attach_plan(filter)?;
         for left_out in &plan.left_out {
             crate::output::warn(format_args!("{} is left out: {}", left_out.link, left_out.reason));
@@ -39,22 +76,49 @@ impl Bridged {
             }
             bail!("no loaded program has a place to go to; see `beeline load --attach`");
         }
-        Ok(Bridged::of(plan))
+        Ok(Bridged::of(plan, breakpoints))
+    }
+
+    /// The plan for a program that is to run, also when nothing has a place to go to.
+    pub(crate) fn plan_to_start(
+        context: &Context,
+        engine: &Engine,
+        breakpoints: BreakpointUse,
+    ) -> Result<Bridged> {
+        let plan = engine.attach_plan(&PlanFilter::default())?;
+        if !plan.probes.is_empty() || engine.store().object_names()?.is_empty() {
+            return Bridged::plan(context, engine, &PlanFilter::default(), breakpoints);
+        }
+        warn(
+            "no loaded program has a place to go to (see `beeline link list`); the command runs without probes",
+        );
+        Ok(Bridged::of(plan, breakpoints))
+    }
+
+    /// The plan for a process that is followed, from what the store holds now.
+    pub(crate) fn plan_again(
+        engine: &Engine,
+        pid: i32,
+        objects: &[String],
+        breakpoints: BreakpointUse,
+    ) -> Result<Bridged> {
+        let filter = PlanFilter { pid: u32::try_from(pid).ok(), objects: objects.to_vec(), links: None };
+        Ok(Bridged::of(engine.attach_plan(&filter)?, breakpoints))
     }
 
     /// What brings a process to what its links are now: those that have ended are taken out, those with another program
     /// get it. No link comes in.
-    fn resync(engine: &Engine, attached: &Attached) -> Result<Request> {
+    fn resync(engine: &Engine, attached: &Attached) -> Result<Arc<Request>> {
         let filter = PlanFilter {
             pid: u32::try_from(attached.pid).ok(),
             objects: Vec::new(),
             links: Some(attached.links()),
         };
-        Ok(Bridged::of(engine.attach_plan(&filter)?).request)
+        Ok(Bridged::of(engine.attach_plan(&filter)?, BreakpointUse::Never).request)
     }
 
-    fn of(plan: AttachPlan) -> Bridged {
-        let names = plan.probes.iter().map(|probe| (probe.link_id, probe.name.clone())).collect();
+    fn of(plan: AttachPlan, breakpoints: BreakpointUse) -> Bridged {
+        let names = Names::of_probes(&plan.probes);
         let (calls, placed): (Vec<_>, Vec<_>) = plan
             .probes
             .into_iter()
@@ -70,15 +134,10 @@ impl Bridged {
             programs: plan.programs.into_iter().map(program).collect(),
             probes: placed.into_iter().flat_map(probes).collect(),
             system_calls,
-            breakpoints: BreakpointUse::Never,
+            breakpoints,
             alive: plan.alive.map(|alive| alive.into_iter().collect()),
         };
-        Bridged { request, names }
-    }
-
-    /// Name of a link for a report.
-    pub(crate) fn name(&self, link_id: u32) -> String {
-        self.names.get(&link_id).cloned().unwrap_or_else(|| format!("link {link_id}"))
+        Bridged { request: Arc::new(request), names }
     }
 }
 
@@ -167,27 +226,51 @@ fn probes(probe: PlannedProbe) -> impl Iterator<Item = ProbeRequest> {
     })
 }
 
+/// What came of bringing processes to what their links are.
+#[derive(Default)]
+pub(crate) struct Resynced {
+    /// Those that are there.
+    pub(crate) done: Vec<i32>,
+    /// Those that are as they were.
+    pub(crate) left: Vec<i32>,
+}
+
 /// Brings the processes that carry one of these links (`None`: any of this store) to what the links are now. A process
 /// that cannot be brought there is said: the links themselves are off or on as they are told.
-pub(crate) fn resync(engine: &Engine, links: Option<&[u32]>) -> Vec<i32> {
+pub(crate) fn resync(engine: &Engine, links: Option<&[u32]>) -> Resynced {
     let ours = engine.store().uuid();
     let carries = |it: &Attached| {
         it.store_uuid == ours && links.is_none_or(|links| it.links().iter().any(|id| links.contains(id)))
     };
-    let mut done = Vec::new();
+    let mut resynced = Resynced::default();
     for attached in beeline_inject::attached_processes().into_iter().filter(carries) {
         let pid = attached.pid;
-        let result = Bridged::resync(engine, &attached).and_then(|request| {
-            let report = beeline_inject::attach(pid, &request)?;
-            keep(engine, pid, &request, &report.probes);
-            Ok(())
-        });
-        match result {
-            Ok(()) => done.push(pid),
-            Err(error) => warn(format_args!("process {} is left as it is: {error:#}", attached.pid)),
+        match bring_up_to_date(engine, &attached) {
+            Ok(()) => resynced.done.push(pid),
+            // It has ended.
+            Err(_) if !carries_probes(pid) => {}
+            Err(error) => {
+                resynced.left.push(pid);
+                warn(format_args!("process {pid} is left as it is: {error:#}"));
+            }
         }
     }
-    done
+    resynced
+}
+
+/// One process, by its follower where it has one: that brings it to what the whole store is now.
+fn bring_up_to_date(engine: &Engine, attached: &Attached) -> Result<()> {
+    if beeline_inject::renew_followed(attached.pid, engine.store().uuid())?.is_some() {
+        return Ok(());
+    }
+    let request = Bridged::resync(engine, attached)?;
+    let report = beeline_inject::attach(attached.pid, &request)?;
+    keep(engine, attached.pid, &request, &report.probes);
+    Ok(())
+}
+
+fn carries_probes(pid: i32) -> bool {
+    beeline_inject::inspect(pid).is_ok_and(|attached| attached.is_some())
 }
 
 /// Keeps in the store what became of a request's probes in a process, for `link show`. Whatever prevents that is said, and
@@ -240,15 +323,26 @@ pub(crate) struct Placement {
     pub(crate) not_mapped: Vec<PathBuf>,
     /// Those in the place of which it has mapped another file.
     pub(crate) others: Vec<PathBuf>,
-    /// Links that were refused: name and reason.
-    pub(crate) refused: Vec<(String, String)>,
+    /// Places that were refused.
+    pub(crate) refused: Vec<Refused>,
+}
+
+/// A place of a link that was refused.
+#[derive(Clone)]
+pub(crate) struct Refused {
+    /// The link's name.
+    pub(crate) link: String,
+    /// What the place is called, where the link has others.
+    pub(crate) place: Option<String>,
+    /// Why.
+    pub(crate) reason: String,
 }
 
 impl Placement {
     /// Counts the outcomes of a report.
-    pub(crate) fn of(bridged: &Bridged, outcomes: &[ProbeOutcome]) -> Placement {
+    pub(crate) fn of(names: &Names, request: &Request, outcomes: &[ProbeOutcome]) -> Placement {
         let mut placement = Placement::default();
-        for outcome in outcomes {
+        for (probe, outcome) in request.probes.iter().zip(outcomes) {
             match &outcome.state {
                 ProbeState::Placed { .. } => placement.placed += 1,
                 ProbeState::AlreadyInForce => placement.already += 1,
@@ -258,7 +352,9 @@ impl Placement {
                     placement.others.extend(other.then(|| file.clone()));
                 }
                 ProbeState::Refused { reason } => {
-                    placement.refused.push((bridged.name(outcome.link_id), reason.clone()));
+                    let place = names.place(outcome.link_id, &probe.location);
+                    let link = names.of(outcome.link_id);
+                    placement.refused.push(Refused { link, place, reason: reason.clone() });
                 }
             }
         }

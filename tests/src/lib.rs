@@ -315,6 +315,11 @@ impl Target {
         rest
     }
 
+    /// Waits for its end.
+    pub fn status(&mut self) -> std::process::ExitStatus {
+        self.child.wait().expect("a child of ours")
+    }
+
     /// True while it runs.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

@@ -1,6 +1,6 @@
 //! What is wrong is said clearly, nothing is half-done, the target is untouched.
 
-use beeline_tests::{Store, Target, copy, gcc, object, target};
+use beeline_tests::{Store, Target, copy, gcc, load_counts, object, target};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -288,4 +288,121 @@ fn a_function_that_cannot_be_probed_is_named() {
     let attach = format!("on_entry=uprobe:{}:work", program.display());
     let message = store.fails(&["load", &object.to_string_lossy(), "--attach", &attach]);
     assert!(message.contains("stripped") || message.contains("symbol"), "{message}");
+}
+
+/// What cannot be is an error at load, of the place that is meant.
+#[test]
+fn places_and_processes_that_are_none() {
+    let store = Store::new();
+    let path = gcc("tests/targets/worker.c").to_string_lossy().into_owned();
+    let object = object("tests/programs/counts.bpf.c").to_string_lossy().into_owned();
+    let fails = |place: &str, more: &[&str]| {
+        let attach = format!("on_entry=uprobe{place}");
+        store.fails(&[&["load", &object, "--attach", &attach], more].concat())
+    };
+    let message = fails(&format!(":{path}:work+1"), &[]);
+    assert!(message.contains("is inside the instruction at"), "{message}");
+    let message = fails(&format!(".multi:{path}:work,main,nowhere,run"), &[]);
+    assert!(message.contains(&format!("{path}:nowhere: no symbol `nowhere`")), "{message}");
+    assert!(!message.contains("work,main"), "{message}");
+    // Process ids are smaller than 2^22.
+    let message = fails(&format!(":{path}:work"), &["--pid", "4194305"]);
+    assert!(message.contains("there is no process 4194305"), "{message}");
+}
+
+#[test]
+fn a_store_that_is_not_there() {
+    let store = Store::new();
+    let message = store.fails(&["attach", "1"]);
+    assert!(message.contains(&format!("there is no store {:?}", store.name())), "{message}");
+    let listed = store.output(&["map", "list"]);
+    assert!(listed.status.success());
+    assert!(String::from_utf8_lossy(&listed.stderr).contains("there is no store"));
+}
+
+/// What could not be written is said, and the status is not that of success.
+#[test]
+fn a_full_disk_for_the_output() {
+    let store = Store::new();
+    for arguments in [&["--help"][..], &["map", "list", "--json"], &["gdb"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("there is one");
+        let output = store.command(arguments).stdout(full).output().expect("beeline runs");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {message}");
+        assert!(message.contains("standard output"), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
+fn nothing_is_left_to_be_placed() {
+    let store = Store::new();
+    let path = gcc("tests/targets/worker.c").to_string_lossy().into_owned();
+    load_counts(&store, &[&format!("{path}:work")]);
+    store.ok(&["link", "detach", "counts/on_entry"]);
+    store.ok(&["link", "detach", "counts/on_return"]);
+    let output = store.output(&["start", "--", &path, "1", "10"]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && String::from_utf8_lossy(&output.stdout).contains("work 10"),
+        "{message}"
+    );
+    assert!(message.contains("the command runs without probes"), "{message}");
+}
+
+/// A process that maps none of the files: no word of having attached, and what became of it in JSON.
+#[test]
+fn nothing_was_placed() {
+    let store = Store::new();
+    load_counts(&store, &[&format!("{}:work", gcc("tests/targets/worker.c").display())]);
+    let mut target = Target::spawn(Command::new(gcc("tests/targets/sleepers.c")).arg("1"));
+    assert_eq!(target.line(), "ready");
+    let output = store.output(&["attach", &target.pid()]);
+    assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
+    let output = store.output(&["--json", "attach", &target.pid()]);
+    let reports = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!output.status.success() && reports.contains(r#""placed":0"#), "{reports}");
+    target.send("stop");
+    target.finish();
+}
+
+/// Of many places of a link that are refused only some are said one by one, with their names.
+#[test]
+fn many_refusals_of_one_link() {
+    let store = Store::new();
+    let object = object("tests/programs/counts.bpf.c").to_string_lossy().into_owned();
+    store.ok(&["load", &object, "--attach", "on_return=uretprobe.multi:libc.so.6:*"]);
+    let output = store.output(&["start", "--", "/bin/true"]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    let said = message.lines().filter(|line| line.contains("is refused in")).count();
+    assert!(output.status.success() && said == 5, "{message}");
+    assert!(message.contains("counts/on_return at "), "{message}");
+    assert!(message.contains("more places; `beeline link show counts/on_return` lists them"), "{message}");
+}
+
+#[test]
+fn changed_entries_in_json() {
+    let store = Store::new();
+    load_counts(&store, &[&format!("{}:work", gcc("tests/targets/worker.c").display())]);
+    let said = store.json(&["map", "update", "shared", "key", "0", "value", "5"]);
+    assert_eq!((&said["name"], &said["updated"]), (&"shared".into(), &1.into()));
+    assert_eq!(store.number("shared", 0), 5);
+    store.ok(&["map", "update", "by_pid", "key", "1", "value", "5"]);
+    let said = store.json(&["map", "delete", "by_pid", "key", "1"]);
+    assert_eq!((&said["name"], &said["deleted"]), (&"by_pid".into(), &1.into()));
+}
+
+/// Memory that cannot be had ends the command; why is said before.
+#[test]
+fn a_small_address_space() {
+    let store = Store::new();
+    let script = "ulimit -v 500000; exec \"$@\"";
+    let listed = store.command(&["map", "list"]);
+    let output = Command::new("sh")
+        .args(["-c", script, "-"])
+        .arg(listed.get_program())
+        .args(listed.get_args())
+        .output()
+        .expect("sh runs");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("the address space is limited to 500000 kB"), "{message}");
 }

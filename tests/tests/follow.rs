@@ -1,6 +1,6 @@
 //! Children of a started or attached process: they carry the probes, and so does what they execute.
 
-use beeline_tests::{Store, Target, have, object, rounds, target, wait_until};
+use beeline_tests::{Store, Target, gcc, have, object, root, rounds, target, wait_until};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -118,11 +118,7 @@ fn a_process_that_is_attached_to_and_followed() {
         assert!(shell.line().contains("work 10"));
     }
     shell.finish();
-    assert_eq!(
-        follower.wait().expect("a child of ours").code(),
-        Some(1),
-        "bash maps none of the probed files"
-    );
+    assert!(follower.wait().expect("a child of ours").success(), "what bash executes is what was wanted");
     assert_eq!(counts(&store), [200; 2]);
 }
 
@@ -170,4 +166,143 @@ fn signals_and_job_control() {
     let output = store.output(&["start", "--", "/bin/bash", "-c", &script]);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "usr\nstopped\nsleeps\n143\n137\n");
     assert_eq!(output.status.code(), Some(9));
+}
+
+/// Signals for the command are the program's, whoever of the command's threads the kernel would give them to.
+#[test]
+fn signals_for_the_command_reach_the_program() {
+    let (program, store) = (worker(), Store::new());
+    load(&store, &program);
+    for more in [&["--"][..], &["--no-follow", "--"]] {
+        let script = "trap 'echo usr1' USR1; trap 'echo usr2' USR2; trap 'echo term; exit 6' TERM; echo ready; \
+                      while :; do read -t 1 line; done";
+        let arguments = [&["start"], more, &["/bin/bash", "-c", script]].concat();
+        let mut command = Target::spawn(&mut store.command(&arguments));
+        assert_eq!(command.line(), "ready");
+        for (signal, said) in [("USR1", "usr1"), ("USR2", "usr2"), ("TERM", "term")] {
+            assert!(
+                Command::new("kill")
+                    .args([&format!("-{signal}"), &command.pid()])
+                    .status()
+                    .expect("kill")
+                    .success()
+            );
+            assert_eq!(command.line(), said);
+        }
+        assert_eq!(command.status().code(), Some(6));
+    }
+}
+
+/// What other commands want of a process that is followed, its follower does: it alone can.
+#[test]
+fn a_followed_process_is_attached_to_updated_and_detached() {
+    let (program, store) = (worker(), Store::new());
+    let place = format!("{}:work", program.display());
+    let objects = ["one", "two"].map(|name| {
+        let object = object("tests/programs/counts.bpf.c").to_string_lossy().into_owned();
+        (name, object)
+    });
+    let entry = format!("on_entry=uprobe:{place}");
+    let load = |(name, object): &(&str, String)| {
+        store.ok(&["load", object, "--name", name, "--attach", &entry]);
+    };
+    load(&objects[0]);
+    let path = program.to_string_lossy();
+    let mut command = Target::spawn(&mut store.command(&["start", "--", &path, "1", "100", "wait"]));
+    assert_eq!(command.line(), "ready");
+    let pid = store.json(&["ps"]).as_array().expect("a list").iter().find_map(|it| {
+        let pid = it["pid"].as_u64()?;
+        descends(pid, &command.pid()).then_some(pid.to_string())
+    });
+    let pid = pid.expect("the program carries probes");
+    // An object that was loaded later.
+    load(&objects[1]);
+    let said = store.ok(&["attach", &pid]);
+    assert!(said.contains("by its follower: 1 probe, 1 were in force"), "{said}");
+    // Another program for a link: from both places it is the second object's.
+    store.ok(&["link", "update", "one/on_entry", "two/on_entry"]);
+    command.send("go");
+    assert!(command.line().contains("work 100"));
+    let count = |object: &str| store.number(&format!("{object}/shared"), 0);
+    assert_eq!((count("one"), count("two")), (0, 200));
+    // It is let go, and as it was.
+    store.ok(&["detach", &pid]);
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    assert!(status.contains("TracerPid:\t0"), "{status}");
+    assert_eq!(beeline_tests::our_mappings(&pid), Vec::<String>::new());
+    command.send("end");
+    assert_eq!(command.status().code(), Some(0), "its end is still that of the command");
+}
+
+/// The process's parent is this one.
+fn descends(pid: u64, parent: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .is_ok_and(|text| text.contains(&format!("PPid:\t{parent}\n")))
+}
+
+/// A program that traces others has its probes, and is not kept from it: started itself, or executed by what is followed.
+#[test]
+fn programs_that_trace_others_are_not_in_our_way() {
+    let (program, store) = (gcc("tests/targets/tracer.c"), Store::new());
+    load(&store, &program);
+    let path = program.to_string_lossy();
+    assert_eq!(store.ok(&["start", "--", &path]).trim(), "traced 5");
+    assert_eq!(store.ok(&["start", "--", "/bin/sh", "-c", &format!("{path}; exit 0")]).trim(), "traced 5");
+    assert_eq!(counts(&store), [2; 2], "what it forks has its probes");
+    if have(&["strace"]) {
+        let output = store.ok(&["start", "--", "strace", "-o", "/dev/null", "/bin/echo", "said"]);
+        assert_eq!(output.trim(), "said");
+    }
+}
+
+/// LeakSanitizer is the tracer of its own process at the end; ThreadSanitizer wants nothing mapped where it does not expect it.
+#[test]
+fn sanitized_programs_end_as_without_us() {
+    for sanitizer in ["address", "thread", "leak", "undefined"] {
+        let source = root().join("tests/targets/tracer.c");
+        let output = std::env::temp_dir().join(format!("beeline-{sanitizer}-{}", std::process::id()));
+        let compiled = Command::new("gcc")
+            .arg(format!("-fsanitize={sanitizer}"))
+            .arg("-o")
+            .arg(&output)
+            .arg(&source)
+            .output();
+        if !compiled.is_ok_and(|compiled| compiled.status.success()) {
+            eprintln!("skipped: gcc has no {sanitizer} sanitizer");
+            continue;
+        }
+        let store = Store::new();
+        load(&store, &output);
+        let run = |command: &mut Command| {
+            let output = command.stdin(Stdio::null()).output().expect("it runs");
+            (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let without = run(&mut Command::new(&output));
+        let with = run(&mut store.command(&["start", "--", &output.to_string_lossy()]));
+        assert_eq!(with, without, "{sanitizer}");
+        assert_eq!(counts(&store)[0], 1, "{sanitizer}");
+        std::fs::remove_file(&output).expect("ours");
+    }
+}
+
+/// Valgrind executes translations of the code: its tools are left alone, and run.
+#[test]
+fn tools_of_valgrind_are_left_alone() {
+    if !have(&["valgrind"]) {
+        return;
+    }
+    let (program, store) = (worker(), Store::new());
+    load(&store, &program);
+    let path = program.to_string_lossy();
+    let output = store.output(&["start", "--", "valgrind", "-q", "--error-exitcode=7", &path, "1", "10"]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && errors.contains("tool of valgrind"), "{errors}");
+    let mut target = Target::spawn(Command::new("valgrind").args(["-q", &path, "1", "10", "wait"]));
+    assert_eq!(target.line(), "ready");
+    let message = store.fails(&["attach", &target.pid()]);
+    assert!(message.contains("tool of valgrind"), "{message}");
+    target.send("go");
+    assert!(target.line().contains("work 10"));
+    target.send("end");
+    target.finish();
 }

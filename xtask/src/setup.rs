@@ -52,6 +52,7 @@ const NEEDS: &[Need] = &[
     Need { probe: Program("ld.lld"), package: "lld", from: Test },
     Need { probe: Program("mold"), package: "mold", from: Test },
     Need { probe: Program("bpftool"), package: "bpftool", from: Test },
+    Need { probe: Program("gdb"), package: "gdb", from: Test },
     Need { probe: Program("strace"), package: "strace", from: Test },
     Need { probe: Program("git"), package: "git", from: Test },
     Need { probe: Program("ssh-keygen"), package: "openssh-client", from: Test },

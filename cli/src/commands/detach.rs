@@ -41,6 +41,12 @@ fn all(context: &Context) -> Result<Vec<u32>> {
 fn detach(context: &mut Context, pid: u32) -> Result<Value> {
     let target =
         i32::try_from(pid).ok().filter(|&pid| pid > 0).ok_or_else(|| anyhow!("{pid} is no process id"))?;
+    if let Some(engine) = context.existing()? {
+        let released = beeline_inject::release_followed(target, engine.store().uuid());
+        if process_error(released, "detach from", target)? && context.verbose > 0 {
+            output::say(&format!("process {pid} is not followed any more"));
+        }
+    }
     let progress = Progress::begin(format!("waiting for the threads of process {pid}"));
     let result = beeline_inject::detach(target, &DetachOptions::default());
     drop(progress);

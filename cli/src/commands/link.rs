@@ -3,12 +3,12 @@
 use super::load::{kind_name, place, place_name, places_json};
 use super::prog::{host_function, host_functions_json};
 use crate::args::Link;
-use crate::bridge::resync;
+use crate::bridge::{Resynced, resync};
 use crate::context::Context;
 use crate::output::say;
 use crate::output::table::Table;
 use crate::resolve;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use beeline_engine::{EngineError, Link as StoredLink, LinkEntry, LinkOutcome, ProcessRecord, RefusedPlace};
 use beeline_inject::Attached;
 use serde_json::{Value, json};
@@ -117,7 +117,7 @@ fn show(context: &mut Context, words: &[String]) -> Result<()> {
 
 fn set(context: &mut Context, words: &[String], enabled: bool) -> Result<()> {
     if words.is_empty() {
-        anyhow::bail!("say which link");
+        bail!("say which link");
     }
     let done = if enabled { "enabled" } else { "disabled" };
     let links = found(context, words)?;
@@ -138,7 +138,7 @@ fn update(context: &mut Context, link: &str, program: &str) -> Result<()> {
     let program = resolve::program(&engine, &[program.to_owned()])?;
     let links = resolve::links(context, &engine, &[link.to_owned()])?;
     let [entry] = links.as_slice() else {
-        anyhow::bail!("{} links are called {link}; say OBJECT/NAME or the id", links.len());
+        bail!("{} links are called {link}; say OBJECT/NAME or the id", links.len());
     };
     engine.update_link(entry, &program).inspect_err(|error| {
         if let EngineError::NoRight { .. } = error {
@@ -146,15 +146,24 @@ fn update(context: &mut Context, link: &str, program: &str) -> Result<()> {
         }
     })?;
     let id = entry.file.link.id;
-    let processes = resync(&engine, Some(&[id]));
+    let Resynced { done: processes, left } = resync(&engine, Some(&[id]));
     if context.json {
-        context.out.json(&json!({"link": id, "prog_id": program.program.id, "processes": processes}))?;
+        context.out.json(
+            &json!({"link": id, "prog_id": program.program.id, "processes": processes, "left": left}),
+        )?;
     } else {
         let (object, name) = (&entry.object, &entry.file.link.name);
         let to = format!("{}/{} (id {})", program.object, program.program.name, program.program.id);
         let count = processes.len();
         let plural = if count == 1 { "" } else { "es" };
         context.out.line(format_args!("{object}/{name} runs {to} now, in {count} process{plural}"))?;
+    }
+    if !left.is_empty() {
+        let pids: Vec<String> = left.iter().map(i32::to_string).collect();
+        bail!(
+            "still with the program as it was: process {}; update the link again, to the same program",
+            pids.join(", ")
+        );
     }
     Ok(())
 }
@@ -169,7 +178,7 @@ fn detach(context: &mut Context, words: &[String]) -> Result<()> {
         }
     }
     let ids: Vec<u32> = links.iter().map(|entry| entry.file.link.id).collect();
-    let processes = resync(&engine, Some(&ids));
+    let processes = resync(&engine, Some(&ids)).done;
     if context.json {
         context.out.json(&json!({"links": ids, "processes": processes}))?;
     }

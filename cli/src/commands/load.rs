@@ -37,6 +37,11 @@ pub(crate) fn run(context: &mut Context, args: &Load) -> Result<()> {
         allow_override: args.allow_override,
         own: args.own,
     };
+    if let Some(pid) = args.pid
+        && !Path::new("/proc").join(pid.to_string()).exists()
+    {
+        bail!("--pid: there is no process {pid}");
+    }
     let engine = context.engine()?;
     let mut owned = Vec::new();
     let mut reports = Vec::new();

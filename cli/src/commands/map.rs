@@ -297,7 +297,16 @@ fn update(context: &mut Context, words: &MapWords) -> Result<()> {
     map.entry
         .file
         .update(&key, &data, parsed.flags)
-        .map_err(|errno| cannot("update", &map.entry, errno.into()))
+        .map_err(|errno| cannot("update", &map.entry, errno.into()))?;
+    changed(context, &map.entry, "updated")
+}
+
+/// Says in JSON that one entry of a map is changed.
+fn changed(context: &mut Context, map: &MapEntry, how: &str) -> Result<()> {
+    if context.json {
+        context.out.json(&json!({"id": map.file.id(), "name": map.name, how: 1}))?;
+    }
+    Ok(())
 }
 
 fn delete(context: &mut Context, words: &MapWords) -> Result<()> {
@@ -307,7 +316,8 @@ fn delete(context: &mut Context, words: &MapWords) -> Result<()> {
         bail!("`delete` takes a key and nothing else");
     }
     let key = key_bytes(&map, &parsed.key)?;
-    map.entry.file.delete(&key).map_err(|errno| cannot("delete a key from", &map.entry, errno.into()))
+    map.entry.file.delete(&key).map_err(|errno| cannot("delete a key from", &map.entry, errno.into()))?;
+    changed(context, &map.entry, "deleted")
 }
 
 fn key_bytes(map: &Typed, words: &[String]) -> Result<Vec<u8>> {

@@ -5,8 +5,9 @@ mod completions;
 mod detach;
 mod events;
 mod follow;
+mod gdb;
 mod link;
-mod load;
+pub(crate) mod load;
 mod man;
 mod map;
 mod prog;
@@ -37,6 +38,7 @@ pub(crate) fn run(context: &mut Context, command: &Command) -> Result<ExitCode> 
         Command::Events(args) => events::run(context, args),
         Command::Trace(args) => trace::run(context, args),
         Command::Verify(args) => verify::run(context, args),
+        Command::Gdb => gdb::run(context),
         Command::Completions(args) => completions::run(context, args),
         Command::Man(args) => man::run(context, args),
     }?;

@@ -25,32 +25,36 @@ impl Output {
 
     /// Prints a line.
     pub(crate) fn line(&mut self, text: impl fmt::Display) -> io::Result<()> {
-        writeln!(self.stream, "{text}")
+        writeln!(self.stream, "{text}").map_err(unwritten)
     }
 
     /// Prints text as it is.
     pub(crate) fn text(&mut self, text: &str) -> io::Result<()> {
-        self.stream.write_all(text.as_bytes())
+        self.stream.write_all(text.as_bytes()).map_err(unwritten)
     }
 
     /// Prints one JSON document on one line.
     pub(crate) fn json(&mut self, value: &Value) -> io::Result<()> {
-        serde_json::to_writer(&mut self.stream, value)?;
-        writeln!(self.stream)
+        let written = serde_json::to_writer(&mut self.stream, value).map_err(io::Error::from);
+        written.and_then(|()| writeln!(self.stream)).map_err(unwritten)
     }
 
     /// Lets the reader see what was printed until now.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
+        self.stream.flush().map_err(unwritten)
     }
+}
+
+/// Says what could not be written.
+fn unwritten(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot write to standard output: {error}"))
 }
 
 /// True when the reader of standard output went away: no failure of ours.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
-        let json = cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
-        io.or(json) == Some(io::ErrorKind::BrokenPipe)
+        io == Some(io::ErrorKind::BrokenPipe)
     })
 }
 

@@ -111,6 +111,7 @@ pub(crate) fn attach_with(
 fn clean(pid: i32) -> Result<Process, TargetRefused> {
     let process = target::open(pid)?;
     target::check_seccomp(&process)?;
+    target::refuse_translated(&process)?;
     let maps = process.maps().map_err(|error| remote(pid, error))?;
     let leftover = match find(&process, &maps)? {
         Found::Nothing => false,

@@ -12,6 +12,7 @@ use beeline_abi::link::{LINK_MAGIC, LinkRuntime, LinkShared};
 use beeline_abi::{ABI_VERSION, PAGE_SIZE};
 use beeline_ptrace::Waker;
 use beeline_remote::{Process, SharedPage};
+use nix::sys::signal::{SigSet, SigmaskHow};
 use std::io;
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,11 +48,22 @@ pub(crate) fn with_bell<T>(
     thread::scope(|scope| {
         let (ready, is_ready) = channel();
         let keeper = thread::Builder::new().name("beeline-bell".to_owned());
-        keeper.spawn_scoped(scope, move || bell.keep(&ready)).map_err(failed)?;
+        without_signals(|| keeper.spawn_scoped(scope, move || bell.keep(&ready))).map_err(failed)?;
         let _over = Over(bell);
         is_ready.recv().unwrap_or_else(|_| Err(io::ErrorKind::Other.into())).map_err(failed)?;
         follow(bell)
     })
+}
+
+/// Runs `begin` with all signals blocked. An OS thread that it makes keeps them so: the kernel gives a signal for the process to
+/// any thread that does not block it, past those who wait for it.
+pub(crate) fn without_signals<T>(begin: impl FnOnce() -> T) -> T {
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
+    let result = begin();
+    if let Ok(before) = before {
+        let _ = before.thread_set_mask();
+    }
+    result
 }
 
 /// Ends the keeper.

@@ -80,6 +80,30 @@ pub enum TargetRefused {
         /// Its error number.
         errno: i64,
     },
+    /// The beeline that follows it does not do what it was asked for.
+    #[error("process {pid} is followed by another beeline command, which was asked to do it: {reason}")]
+    FollowerFailed {
+        /// The process.
+        pid: i32,
+        /// Why not.
+        reason: String,
+    },
+    /// The follower's tracer has not come to it.
+    #[error("the threads of process {pid} do not stop, or its follower is busy")]
+    FollowerBusy {
+        /// The process.
+        pid: i32,
+    },
+    /// Valgrind runs it.
+    #[error(
+        "process {pid} is a tool of valgrind ({exe}), which executes copies of the code that it has made itself: probes in it are not hit"
+    )]
+    Translated {
+        /// The process.
+        pid: i32,
+        /// What it runs.
+        exe: PathBuf,
+    },
     /// The request contradicts itself, or one of its files is not what it says. A defect of the caller, or a damaged
     /// store.
     #[error("{what}")]

@@ -7,12 +7,14 @@
 //!
 //! The injector stays the tracer of everything that is followed, which costs only when a process or thread begins, executes,
 //! ends, or gets a signal. When the injector ends, also by `kill -9`, the kernel lets all of them go: they run on as they are.
-//! A stop by a signal stays one, a signal is delivered.
+//! A stop by a signal stays one, a signal is delivered. A program that traces others itself (strace, gdb, LeakSanitizer) gets its
+//! probes and is let go: we would be in its way.
 
 use crate::attach::attach_with;
 use crate::bell::{FollowerBell, with_bell};
+use crate::errands::{Asked, Errand, Errands};
 use crate::error::TargetRefused;
-use crate::libraries::Libraries;
+use crate::libraries::{self, Libraries, Looked};
 use crate::report::AttachReport;
 use crate::request::Request;
 use crate::start::{Ended, StartCommand, begin, pass_on, place};
@@ -30,6 +32,7 @@ use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -42,6 +45,11 @@ const LOOKS_MAX: usize = 100;
 pub enum Followed<'a> {
     /// It executes a program, and this was put into it.
     Placed(&'a AttachReport),
+    /// It traces others itself: it has its probes, and is not followed any further.
+    NotFollowed {
+        /// The process.
+        pid: i32,
+    },
     /// It has loaded libraries, and this was put into them.
     Loaded(&'a AttachReport),
     /// It loads libraries that get no probes.
@@ -60,8 +68,8 @@ pub enum Followed<'a> {
     },
 }
 
-/// Where a follower tells what happens. It is called on an OS thread of its own.
-pub type Tell<'a> = &'a (dyn Fn(Followed<'_>) + Sync);
+/// Where a follower tells what happens, and by which request. It is called on an OS thread of its own.
+pub type Tell<'a> = &'a (dyn Fn(&Request, Followed<'_>) + Sync);
 
 /// Starts a program with the request's probes in it, and puts them into whatever it and its children execute until it ends.
 /// Its children that are left then run on.
@@ -72,30 +80,43 @@ pub type Tell<'a> = &'a (dyn Fn(Followed<'_>) + Sync);
 /// [`TargetRefused`] when it does not start; nothing is left running then.
 pub fn start_followed(
     command: &StartCommand,
-    request: &Request,
+    request: &Arc<Request>,
+    errands: &Errands,
     tell: Tell<'_>,
 ) -> Result<Ended, TargetRefused> {
-    with_bell(|bell| start_with(command, request, bell, tell))
+    with_bell(|bell| start_with(command, request, Served { bell, errands, tell }))
+}
+
+/// Whom a follower serves, and tells what it does.
+#[derive(Clone, Copy)]
+struct Served<'a> {
+    bell: &'a FollowerBell,
+    errands: &'a Errands,
+    tell: Tell<'a>,
 }
 
 fn start_with(
     command: &StartCommand,
-    request: &Request,
-    bell: &FollowerBell,
-    tell: Tell<'_>,
+    request: &Arc<Request>,
+    served: Served<'_>,
 ) -> Result<Ended, TargetRefused> {
     let pid = AtomicI32::new(0);
     passing_signals_on(&pid, || {
-        let (mut stopped, report) = begin(command, request, Some(bell))?;
+        let (mut stopped, report) = begin(command, request, Some(served.bell))?;
         // The program has our mask as it was; from now on the signals are for whoever passes them on.
         let signals: SigSet = PASSED_ON.into_iter().collect();
         let _ = signals.thread_block();
         let root = stopped.tid();
         pid.store(root, Ordering::Release);
-        tell(Followed::Placed(&report));
-        stopped.follow().map_err(StopError::from)?;
-        stopped.resume(Resume::Continue).map_err(StopError::from)?;
-        let ended = Follower::new(request, bell, tell).run(Some(root))?;
+        (served.tell)(request, Followed::Placed(&report));
+        if is_tracer(root) {
+            (served.tell)(request, Followed::NotFollowed { pid: root });
+            stopped.detach().map_err(StopError::from)?;
+        } else {
+            stopped.follow().map_err(StopError::from)?;
+            stopped.resume(Resume::Continue).map_err(StopError::from)?;
+        }
+        let ended = Follower::new(request, served).run(Some(root))?;
         ended.ok_or(TargetRefused::Stop(StopError::Died { pid: root, how: None }))
     })
 }
@@ -105,13 +126,18 @@ fn start_with(
 ///
 /// # Errors
 /// [`TargetRefused`] when the process cannot be attached to.
-pub fn attach_followed(pid: i32, request: &Request, tell: Tell<'_>) -> Result<(), TargetRefused> {
+pub fn attach_followed(
+    pid: i32,
+    request: &Arc<Request>,
+    errands: &Errands,
+    tell: Tell<'_>,
+) -> Result<(), TargetRefused> {
     with_bell(|bell| {
         let report = attach_with(pid, request, Some(bell))?;
         crate::tracer::run(|| {
             seize_all(report.pid)?;
-            tell(Followed::Placed(&report));
-            Follower::new(request, bell, tell).run(None).map(drop)
+            tell(request, Followed::Placed(&report));
+            Follower::new(request, Served { bell, errands, tell }).run(None).map(drop)
         })
     })
 }
@@ -141,22 +167,28 @@ fn seize_all(pid: i32) -> Result<(), TargetRefused> {
 
 /// The tracer of everything that is followed.
 struct Follower<'a> {
-    request: &'a Request,
-    bell: &'a FollowerBell,
+    /// What is put into processes; an errand may change it.
+    request: RefCell<Arc<Request>>,
+    served: Served<'a>,
     libraries: RefCell<Libraries<'a>>,
-    tell: Tell<'a>,
 }
 
 impl<'a> Follower<'a> {
-    fn new(request: &'a Request, bell: &'a FollowerBell, tell: Tell<'a>) -> Follower<'a> {
-        Follower { request, bell, libraries: RefCell::new(Libraries::new(request, bell)), tell }
+    fn new(request: &Arc<Request>, served: Served<'a>) -> Follower<'a> {
+        let libraries = RefCell::new(Libraries::new(served.bell));
+        Follower { request: RefCell::new(Arc::clone(request)), served, libraries }
+    }
+
+    fn request(&self) -> Arc<Request> {
+        Arc::clone(&self.request.borrow())
     }
 
     /// Handles events until `root` has ended, or nobody is left.
     fn run(&self, root: Option<i32>) -> Result<Option<Ended>, TargetRefused> {
         let failed = |source| TargetRefused::System { what: "wait for what is followed", source };
         let (wakened, waker) = Wakened::new().map_err(failed)?;
-        self.bell.served_by(waker);
+        self.served.bell.served_by(waker.clone());
+        let _serving = self.served.errands.served_by(waker);
         // Somebody may have called before.
         self.answer();
         loop {
@@ -164,6 +196,7 @@ impl<'a> Follower<'a> {
                 Event::Of(tid) => tid,
                 Event::Wakened => {
                     self.answer();
+                    self.served.errands.take().into_iter().for_each(|asked| self.serve(asked));
                     continue;
                 }
                 Event::Nobody => return Ok(None),
@@ -179,10 +212,37 @@ impl<'a> Follower<'a> {
 
     /// Serves those who have loaded libraries.
     fn answer(&self) {
-        self.libraries.borrow_mut().answer(&|pid, result| match result {
-            Ok(report) => (self.tell)(Followed::Loaded(&report)),
-            Err(reason) => (self.tell)(Followed::NotLoaded { pid, reason: &reason }),
+        let (request, tell) = (self.request(), self.served.tell);
+        self.libraries.borrow_mut().answer(&request, &|pid, result| match result {
+            Ok(report) => tell(&request, Followed::Loaded(&report)),
+            Err(reason) => tell(&request, Followed::NotLoaded { pid, reason: &reason }),
         });
+    }
+
+    /// Does an errand, or leaves it for the next time.
+    fn serve(&self, asked: Asked) {
+        match self.done(&asked) {
+            Ok(None) => self.served.errands.put_back(asked),
+            Ok(Some(report)) => asked.done(Ok(report)),
+            Err(reason) => asked.done(Err(reason)),
+        }
+    }
+
+    /// What came of an errand; none when it cannot be done now.
+    fn done(&self, asked: &Asked) -> Result<Option<Option<AttachReport>>, TargetRefused> {
+        let pid = asked.pid;
+        let Errand::Renew(request) = &asked.errand else {
+            return Ok(libraries::release(pid)?.then_some(None));
+        };
+        self.request.replace(Arc::clone(request));
+        match libraries::put_into(&target::open_traced(pid)?, request, self.served.bell, &[])? {
+            Looked::Later => Ok(None),
+            Looked::Nothing(report) => Ok(Some(Some(report))),
+            Looked::Placed(report) => {
+                (self.served.tell)(request, Followed::Loaded(&report));
+                Ok(Some(Some(report)))
+            }
+        }
     }
 
     /// Lets a thread go on, with probes if it executes a new program.
@@ -190,6 +250,10 @@ impl<'a> Follower<'a> {
         let how = match stop {
             Stop::Exec => return self.executes(thread),
             Stop::Interrupted { group: Some(_) } => Resume::Listen,
+            Stop::Signal(_) => {
+                thread.hide_from_call()?;
+                Resume::Continue
+            }
             _ => Resume::Continue,
         };
         thread.resume(how).map(drop)
@@ -199,9 +263,14 @@ impl<'a> Follower<'a> {
     fn executes(&self, mut thread: Stopped) -> Result<(), PtraceError> {
         let pid = thread.tid();
         thread.follow()?;
-        match self.put_into(thread) {
+        let (request, tell) = (self.request(), self.served.tell);
+        match self.put_into(&request, thread) {
             Ok((report, mut threads)) => {
-                (self.tell)(Followed::Placed(&report));
+                tell(&request, Followed::Placed(&report));
+                if is_tracer(pid) {
+                    tell(&request, Followed::NotFollowed { pid });
+                    return threads.into_iter().try_for_each(Stopped::detach);
+                }
                 for thread in &mut threads {
                     thread.follow()?;
                 }
@@ -209,17 +278,26 @@ impl<'a> Follower<'a> {
                     thread.resume(Resume::Continue)?;
                 }
             }
-            Err(reason) => (self.tell)(Followed::Refused { pid, reason: &reason }),
+            Err(reason) => tell(&request, Followed::Refused { pid, reason: &reason }),
         }
         Ok(())
     }
 
-    fn put_into(&self, thread: Stopped) -> Result<(AttachReport, Vec<Stopped>), TargetRefused> {
+    fn put_into(
+        &self,
+        request: &Request,
+        thread: Stopped,
+    ) -> Result<(AttachReport, Vec<Stopped>), TargetRefused> {
         let pid = thread.tid();
         let path =
             target::open_traced(pid)?.exe().unwrap_or_else(|_| PathBuf::from(format!("process {pid}")));
-        place(&path, self.request, thread, Some(self.bell))
+        place(&path, request, thread, Some(self.served.bell))
     }
+}
+
+/// What it starts is its own to trace.
+fn is_tracer(pid: i32) -> bool {
+    target::open_traced(pid).is_ok_and(|process| target::is_tracer(&process))
 }
 
 impl From<Death> for Ended {
@@ -246,12 +324,14 @@ fn passing_signals_on<T: Send>(
     let arrived = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(failed("look for signals"))?;
     let (over, done) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(failed("make a pipe"))?;
-    thread::scope(|scope| {
+    // Before the program can run: one that comes as soon as it does is not lost.
+    let before = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(failed("block signals"))?;
+    let ended = thread::scope(|scope| {
         let tracer = scope.spawn(move || {
             let _done: OwnedFd = done;
+            let _ = before.thread_set_mask();
             tracer()
         });
-        let before = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok();
         loop {
             let mut ready = [
                 PollFd::new(over.as_fd(), PollFlags::POLLIN),
@@ -268,9 +348,8 @@ fn passing_signals_on<T: Send>(
                 }
             }
         }
-        if let Some(before) = before {
-            let _ = before.thread_set_mask();
-        }
         tracer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    });
+    let _ = before.thread_set_mask();
+    ended
 }

@@ -37,7 +37,7 @@ use beeline_abi::map::MapHandle;
 use beeline_abi::process::{ProcessBlock, ProgramRuntime, REGIONS_MAX, Region, SiteRuntime};
 use beeline_abi::system_call::SystemCalls;
 use beeline_abi::thread::{THREAD_SLOTS, ThreadSlot};
-use beeline_remote::reach;
+use beeline_remote::{Mapping, Mappings, reach};
 use beeline_site::SitePlan;
 use beeline_stub::{
     ARENA_OVERHEAD, Arena, Environment, ProgramUse, SYSTEM_CALL_GATES_MAX, SYSTEM_CALL_STUB_MAX, ThreadKey,
@@ -52,8 +52,12 @@ const PAGE: u64 = beeline_abi::PAGE_SIZE;
 const SLOTS_LEN: u64 = 4096;
 /// Bytes of files of the store that are mapped near the code, where they are reached by shorter instructions.
 const NEAR_LEN_MAX: u64 = 64 << 20;
-/// Where they are mapped else: nothing needs them near.
+/// Where others are mapped in a process without libraries: nothing needs them near.
 const SHARED_RANGE: Range<u64> = 0x3000_0000_0000..0x5000_0000_0000;
+/// Elsewhere this far below the libraries: what is loaded later, and code for it, comes nearer to them.
+const SHARED_APART: u64 = 8 << 30;
+/// Above it the kernel places libraries.
+const LIBRARIES: u64 = 0x7000_0000_0000;
 /// A page without rights between image and block: a mapping begins with the block, where it is looked for.
 const GAP: u64 = PAGE;
 
@@ -466,11 +470,12 @@ impl<'a> Builder<'a> {
             add(SharedFile::link(id, shared)?);
         }
         let what = "the store's maps";
+        let elsewhere = shared_range(self.given.maps);
         let region = match len <= NEAR_LEN_MAX {
             true => space.take(len, reach::around(near, 1 << 30), what),
-            false => space.take(len, SHARED_RANGE, what),
+            false => space.take(len, elsewhere.clone(), what),
         };
-        let region = region.or_else(|_| space.take(len, SHARED_RANGE, what))?;
+        let region = region.or_else(|_| space.take(len, elsewhere, what))?;
         let offset = self.memory.add(PAGE)?;
         for file in &mut files {
             file.address += region.start;
@@ -496,7 +501,7 @@ impl<'a> Builder<'a> {
 
     /// Tables for walking stacks.
     fn place_texts(&mut self, space: &mut Space<'_>) -> Result<(), TargetRefused> {
-        self.texts = match texts::make(&self.given, space, &mut self.memory, SHARED_RANGE)? {
+        self.texts = match texts::make(&self.given, space, &mut self.memory, shared_range(self.given.maps))? {
             Err(known) => known,
             Ok(new) => {
                 self.areas.push(whole(new.region, new.offset, libc::PROT_READ));
@@ -691,6 +696,16 @@ fn calls_len(sites: &[PlannedSite]) -> u64 {
 /// The hook can call what lies in the region.
 fn serves(region: &Region, hook: &PlacedHook) -> bool {
     hook.at.abs_diff(region.start).max(hook.at.abs_diff(region.start + region.len)) < reach::REACH
+}
+
+/// Where files of the store are mapped. Below the libraries, as what `mmap` finds room for: ThreadSanitizer ends a program in which
+/// something lies anywhere else when it starts (`CheckAndProtect` of its runtime).
+fn shared_range(maps: &Mappings) -> Range<u64> {
+    let is_code = |mapping: &&Mapping| mapping.execute && mapping.inode != 0 && mapping.start >= LIBRARIES;
+    match maps.iter().filter(is_code).map(|mapping| mapping.start).min() {
+        Some(lowest) => reach::around(lowest - SHARED_APART, 1 << 40),
+        None => SHARED_RANGE,
+    }
 }
 
 /// An area that is one piece.

@@ -4,8 +4,9 @@
 //! attach(pid, &Request)          -> Result<AttachReport, TargetRefused>
 //! detach(pid, &DetachOptions)    -> Result<DetachReport, TargetRefused>
 //! start(&StartCommand, &Request) -> Result<Started, TargetRefused>        Started::wait() -> exit status
-//! start_followed(&StartCommand, &Request, tell) -> Result<Ended, TargetRefused>
-//! attach_followed(pid, &Request, tell)          -> Result<(), TargetRefused>
+//! start_followed(&StartCommand, request, &Errands, tell) -> Result<Ended, TargetRefused>
+//! attach_followed(pid, request, &Errands, tell)          -> Result<(), TargetRefused>
+//! renew_followed(pid, store), release_followed(pid, store)    what another process has the follower do
 //! inspect(pid)                   -> Result<Option<Attached>, TargetRefused>
 //! attached_processes()           -> Vec<Attached>
 //! ```
@@ -20,11 +21,13 @@ mod attach;
 mod bell;
 mod detach;
 mod early;
+mod errands;
 mod error;
 mod existing;
 mod files;
 mod fit;
 mod follow;
+mod gdb;
 mod generation;
 mod gone;
 mod group;
@@ -56,8 +59,10 @@ mod wire;
 pub use attach::attach;
 pub use beeline_site::Location;
 pub use detach::{DetachOptions, detach};
+pub use errands::{Errands, Renew, Renewed, attended, release_followed, renew_followed};
 pub use error::TargetRefused;
 pub use follow::{Followed, Tell, attach_followed, start_followed};
+pub use gdb::gdb_script;
 pub use image::{AGENT_IMAGE, GUARD_IMAGE};
 pub use inspect::{attached_processes, inspect};
 pub use report::{

@@ -32,8 +32,8 @@ const ATTEMPTS_MAX: u32 = 20;
 /// What was found at a look.
 #[derive(Debug)]
 pub(crate) enum Looked {
-    /// Nothing is to be done.
-    Nothing,
+    /// Nothing is to be done; what is in force.
+    Nothing(AttachReport),
     /// Probes were placed.
     Placed(AttachReport),
     /// The process cannot be stopped now.
@@ -43,28 +43,31 @@ pub(crate) enum Looked {
 /// What is loaded by the processes of one follower.
 #[derive(Debug)]
 pub(crate) struct Libraries<'a> {
-    request: &'a Request,
     bell: &'a FollowerBell,
     /// How often callers were looked at that could not be served yet.
     looks: HashMap<u64, u32>,
 }
 
 impl<'a> Libraries<'a> {
-    pub(crate) fn new(request: &'a Request, bell: &'a FollowerBell) -> Libraries<'a> {
-        Libraries { request, bell, looks: HashMap::new() }
+    pub(crate) fn new(bell: &'a FollowerBell) -> Libraries<'a> {
+        Libraries { bell, looks: HashMap::new() }
     }
 
-    /// Serves all who call. `tell` hears of every process for which something was done, or could not be.
-    pub(crate) fn answer(&mut self, tell: &dyn Fn(i32, Result<AttachReport, TargetRefused>)) {
+    /// Serves all who call with what the request says. `tell` hears of every process for which something was done, or could not be.
+    pub(crate) fn answer(
+        &mut self,
+        request: &Request,
+        tell: &dyn Fn(i32, Result<AttachReport, TargetRefused>),
+    ) {
         let callers = self.bell.callers();
         self.looks.retain(|word, _| callers.iter().any(|caller| caller.1 == *word));
         for (place, word) in callers {
             let mut later = false;
             for (pid, waiting) in processes_of(thread_of(word)) {
-                match self.look(pid, waiting) {
-                    Ok(Looked::Nothing) => {}
-                    Ok(Looked::Placed(report)) => tell(pid, Ok(report)),
-                    Ok(Looked::Later) => later = true,
+                match look(request, self.bell, pid, waiting) {
+                    Ok(None | Some(Looked::Nothing(_))) => {}
+                    Ok(Some(Looked::Placed(report))) => tell(pid, Ok(report)),
+                    Ok(Some(Looked::Later)) => later = true,
                     Err(reason) => tell(pid, Err(reason)),
                 }
             }
@@ -75,38 +78,59 @@ impl<'a> Libraries<'a> {
             }
         }
     }
+}
 
-    /// Places what is missing in a process; its thread `waiting` waits for us.
-    fn look(&mut self, pid: i32, waiting: i32) -> Result<Looked, TargetRefused> {
-        let process = target::open_traced(pid)?;
-        if !is_loaded(&process)? {
-            return Ok(Looked::Nothing);
-        }
-        for _ in 0..ATTEMPTS_MAX {
-            let prepared = Prepared::new(&process, self.request, None)?.followed_by(Some(self.bell));
-            let mut planned = prepared.plan();
-            if prepared.is_empty(&planned) {
-                return Ok(Looked::Nothing);
-            }
-            let generation = Generation::build(prepared.ingredients(), &mut planned)?;
-            let Some(mut stopped) = StoppedProcess::stop_followed(pid, PATIENCE)? else {
-                return Ok(Looked::Later);
-            };
-            let threads = stopped.threads().len();
-            let result = prepared.apply(&mut planned, generation, &mut stopped);
-            if result.is_ok() {
-                // What cannot be taken out stays until the process is detached.
-                let _ = sweep(&process, &mut stopped, &[waiting]);
-            }
-            let time = stopped.resume_followed();
-            match result {
-                Ok(()) => return Ok(Looked::Placed(prepared.report(&planned, threads, time))),
-                Err(Failure::Again | Failure::InTheWay | Failure::OtherKey(_)) => {}
-                Err(Failure::Refused(reason)) => return Err(reason),
-            }
-        }
-        Ok(Looked::Later)
+/// Places what is missing in a process, unless its loader is at work; its thread `waiting` waits for us.
+fn look(
+    request: &Request,
+    bell: &FollowerBell,
+    pid: i32,
+    waiting: i32,
+) -> Result<Option<Looked>, TargetRefused> {
+    let process = target::open_traced(pid)?;
+    if !is_loaded(&process)? {
+        return Ok(None);
     }
+    put_into(&process, request, bell, &[waiting]).map(Some)
+}
+
+/// Brings a process that this OS thread follows to what the request says. Its threads `waiting` wait for us.
+pub(crate) fn put_into(
+    process: &Process,
+    request: &Request,
+    bell: &FollowerBell,
+    waiting: &[i32],
+) -> Result<Looked, TargetRefused> {
+    for _ in 0..ATTEMPTS_MAX {
+        let prepared = Prepared::new(process, request, None)?.followed_by(Some(bell));
+        let mut planned = prepared.plan();
+        if prepared.is_empty(&planned) {
+            return Ok(Looked::Nothing(prepared.report(&planned, 0, Duration::ZERO)));
+        }
+        let generation = Generation::build(prepared.ingredients(), &mut planned)?;
+        let Some(mut stopped) = StoppedProcess::stop_followed(process.pid(), PATIENCE)? else {
+            return Ok(Looked::Later);
+        };
+        let threads = stopped.threads().len();
+        let result = prepared.apply(&mut planned, generation, &mut stopped);
+        if result.is_ok() {
+            // What cannot be taken out stays until the process is detached.
+            let _ = sweep(process, &mut stopped, waiting);
+        }
+        let time = stopped.resume_followed();
+        match result {
+            Ok(()) => return Ok(Looked::Placed(prepared.report(&planned, threads, time))),
+            Err(Failure::Again | Failure::InTheWay | Failure::OtherKey(_)) => {}
+            Err(Failure::Refused(reason)) => return Err(reason),
+        }
+    }
+    Ok(Looked::Later)
+}
+
+/// Follows a process no more; false when its threads cannot be had now.
+pub(crate) fn release(pid: i32) -> Result<bool, TargetRefused> {
+    let stopped = StoppedProcess::stop_followed(pid, PATIENCE)?;
+    Ok(stopped.map(StoppedProcess::release).is_some())
 }
 
 /// The loader is between two states: it calls again when the list of libraries is whole.

@@ -29,12 +29,13 @@ pub(crate) fn unusable_sites(
     process.memory().visit(&places, |index, now| {
         let (address, write) = writes[index];
         if now != Some(&write.expected) {
-            let reason = format!(
-                "the bytes at {:#x} in memory, {:02x?}, are not those of the file, {:02x?}",
-                write.address,
-                now.unwrap_or_default(),
-                write.expected
-            );
+            let reason = match now.filter(|bytes| !bytes.is_empty()) {
+                Some(bytes) => format!(
+                    "the bytes at {:#x} in memory, {bytes:02x?}, are not those of the file, {:02x?}",
+                    write.address, write.expected
+                ),
+                None => format!("its file is not mapped any more at {:#x}", write.address),
+            };
             unusable.push(Unusable { address, reason, passes: false });
         }
         inner.extend(write.inner_addresses().map(|at| (at, address)));

@@ -34,6 +34,7 @@ use std::cell::Cell;
 use std::env;
 use std::ffi::OsString;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -55,13 +56,36 @@ pub struct StartCommand {
     pub environment: Option<Vec<(OsString, OsString)>>,
 }
 
-/// A program that runs with probes in it. It is our child and no longer traced.
+/// A program that runs with probes in it. It is our child and no longer traced. While this lives, the calling OS thread blocks the
+/// signals that [`Started::wait`] passes on: one that comes as soon as the program runs is not lost.
 #[derive(Debug)]
 pub struct Started {
     /// Its process id.
     pub pid: i32,
     /// What was put into it.
     pub report: AttachReport,
+    _held: HeldSignals,
+}
+
+/// The signals of [`PASSED_ON`] are blocked in this OS thread; afterwards its mask is as it was.
+#[derive(Debug)]
+struct HeldSignals {
+    before: SigSet,
+    _of_this_thread: PhantomData<*const ()>,
+}
+
+impl HeldSignals {
+    fn hold() -> io::Result<HeldSignals> {
+        let signals: SigSet = PASSED_ON.into_iter().collect();
+        let before = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        Ok(HeldSignals { before, _of_this_thread: PhantomData })
+    }
+}
+
+impl Drop for HeldSignals {
+    fn drop(&mut self) {
+        let _ = self.before.thread_set_mask();
+    }
 }
 
 /// How a program ended.
@@ -88,13 +112,20 @@ impl Ended {
 /// # Errors
 /// [`TargetRefused`]; nothing is left running then.
 pub fn start(command: &StartCommand, request: &Request) -> Result<Started, TargetRefused> {
-    tracer::run(|| {
+    let failed = |source| TargetRefused::System { what: "block signals", source };
+    let held = HeldSignals::hold().map_err(failed)?;
+    let before = held.before;
+    let (pid, report) = tracer::run(move || {
+        // The program has our mask as it was; from when it runs on the signals are for whoever passes them on.
+        let _ = before.thread_set_mask();
         let (stopped, report) = begin(command, request, None)?;
+        let _ = PASSED_ON.into_iter().collect::<SigSet>().thread_block();
         let pid = stopped.tid();
         // Killed meanwhile: whoever waits for it finds out.
         let _ = stopped.detach();
-        Ok(Started { pid, report })
-    })
+        Ok::<_, TargetRefused>((pid, report))
+    })?;
+    Ok(Started { pid, report, _held: held })
 }
 
 /// Starts a program; its only thread stands before the first instruction of interest, with the probes in place. The calling
@@ -132,11 +163,7 @@ impl Started {
     /// # Errors
     /// When it cannot be waited for.
     pub fn wait(self) -> io::Result<Ended> {
-        let signals: SigSet = PASSED_ON.into_iter().collect();
-        let before = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-        let result = self.wait_with(&signals);
-        before.thread_set_mask()?;
-        result
+        self.wait_with(&PASSED_ON.into_iter().collect())
     }
 
     fn wait_with(&self, signals: &SigSet) -> io::Result<Ended> {
@@ -225,6 +252,7 @@ fn put_in(
 /// Runs a new program to where its libraries are there and nothing of its own has run.
 fn load(path: &Path, request: &Request, stopped: Stopped) -> Result<(Stopped, Option<Early>), TargetRefused> {
     let process = target::open_traced(stopped.tid())?;
+    target::refuse_translated(&process)?;
     let maps = process.maps().map_err(|error| remote(process.pid(), error))?;
     let files = MappedFiles::of(&maps);
     let program = target::executable(&process, &maps, &files);

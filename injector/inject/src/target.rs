@@ -42,6 +42,30 @@ pub(crate) fn open_traced(pid: i32) -> Result<Process, TargetRefused> {
     Ok(process)
 }
 
+/// Valgrind executes translations of the code: a jump in it would be followed by nobody, or by valgrind itself.
+pub(crate) fn refuse_translated(process: &Process) -> Result<(), TargetRefused> {
+    let exe = process.exe().unwrap_or_default();
+    let name = exe.file_name().unwrap_or_default().to_string_lossy();
+    let of_valgrind = exe.parent().is_some_and(|folder| folder.ends_with("valgrind"));
+    if of_valgrind && name.ends_with("-linux") {
+        return Err(TargetRefused::Translated { pid: process.pid(), exe });
+    }
+    Ok(())
+}
+
+/// It traces others, or looks for its leaks as their tracer (LeakSanitizer): its children, or it itself, cannot have another tracer.
+pub(crate) fn is_tracer(process: &Process) -> bool {
+    let Ok(maps) = process.maps() else { return false };
+    let files = MappedFiles::of(&maps);
+    let Some(program) = executable(process, &maps, &files) else { return false };
+    let has_leak_check = |name: &String| name.starts_with("libasan.so") || name.starts_with("liblsan.so");
+    let symbols = program.symbols();
+    let defines = |name: &&str| !symbols.named(name).is_empty();
+    symbols.imports("ptrace")
+        || program.needed().iter().any(has_leak_check)
+        || ["ptrace", "__lsan_do_leak_check"].iter().any(defines)
+}
+
 /// An error of the remote side, with its process.
 pub(crate) fn remote(pid: i32, source: RemoteError) -> TargetRefused {
     TargetRefused::Remote { pid, source }

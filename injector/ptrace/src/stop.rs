@@ -224,6 +224,7 @@ impl StoppedProcess {
         mut seen: HashSet<Tid>,
         options: StopOptions,
     ) -> Result<StoppedProcess, StopError> {
+        self.await_blocked(&seen, options)?;
         // The threads that are there are seized while all of them run: only then the process begins to stand still.
         let mut seized = Vec::new();
         let mut refusal = self.seize_new(&mut seen, &mut seized).err();
@@ -241,6 +242,21 @@ impl StoppedProcess {
             }
         }
         Err(StopError::TooManyThreads { pid: self.pid })
+    }
+
+    /// Waits for threads that will not stop now: nobody else is to stand still for one in `vfork`, or one that waits for a disk.
+    fn await_blocked(&self, seen: &HashSet<Tid>, options: StopOptions) -> Result<(), StopError> {
+        let begin = Instant::now();
+        for tid in thread_ids(self.pid).unwrap_or_default().into_iter().filter(|tid| !seen.contains(tid)) {
+            while is_blocked(self.pid, tid) {
+                let waited = begin.elapsed();
+                if waited > options.timeout {
+                    return Err(stuck(self.pid, tid, waited.as_millis() as u64));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
     }
 
     /// Seizes the threads that are not in `seen`; they run on. After an error those of `seized` are ours all the same.
@@ -284,7 +300,7 @@ impl StoppedProcess {
             let tid = thread.tid();
             // After a failure the others are still waited for, briefly, so that dropping them lets them go on.
             let timeout = if failure.is_none() { options.timeout } else { Duration::from_millis(100) };
-            match settle(thread, timeout) {
+            match settle_unless_blocked(self.pid, thread, timeout) {
                 Ok(Some(stopped)) => self.threads.push(stopped),
                 Ok(None) | Err(PtraceError::Gone { .. }) => {}
                 Err(PtraceError::Timeout { waited_ms, .. }) => {
@@ -352,6 +368,32 @@ impl StoppedProcess {
     }
 }
 
+/// How long threads that stand still wait for one that cannot stop, since it has begun to wait for a disk or in `vfork`.
+const BLOCKED_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// As [`settle`], but for at most [`BLOCKED_TIMEOUT`] when the thread cannot stop.
+fn settle_unless_blocked(
+    pid: Tid,
+    thread: Running,
+    timeout: Duration,
+) -> Result<Option<Stopped>, PtraceError> {
+    let tid = thread.tid();
+    match settle(thread, timeout.min(BLOCKED_TIMEOUT)) {
+        Err(PtraceError::Timeout { .. }) if timeout > BLOCKED_TIMEOUT && !is_blocked(pid, tid) => {
+            settle(Running::with_event(tid), timeout)
+        }
+        settled => settled,
+    }
+}
+
+/// The thread waits in the kernel and takes no signal meanwhile.
+fn is_blocked(pid: Tid, tid: Tid) -> bool {
+    // Of all files that tell its state the one that the kernel writes fastest: many threads are looked at.
+    let text = fs::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
+    let name_end = text.iter().rposition(|&byte| byte == b')');
+    name_end.is_some_and(|end| text[end..].starts_with(b") D"))
+}
+
 /// Waits until an interrupted thread stands still with nothing pending; `None` when it died.
 fn settle(thread: Running, timeout: Duration) -> Result<Option<Stopped>, PtraceError> {
     let mut thread = thread;
@@ -363,7 +405,10 @@ fn settle(thread: Running, timeout: Duration) -> Result<Option<Stopped>, PtraceE
                 return Ok(Some(stopped));
             }
             // The signal is delivered now; the thread stops again before the handler's first instruction.
-            Waited::Stopped(stopped, _) => thread = stopped.resume(Resume::Continue)?,
+            Waited::Stopped(stopped, _) => {
+                stopped.hide_from_call()?;
+                thread = stopped.resume(Resume::Continue)?;
+            }
         }
     }
 }
@@ -433,7 +478,24 @@ fn denial(target: &Status) -> Denial {
 fn stuck(pid: Tid, tid: Tid, waited_ms: u64) -> StopError {
     let state = read_status(tid).map_or('?', |status| status.state_letter);
     let place = fs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default();
-    let place = if place.is_empty() || place == "0" { "?".to_owned() } else { place };
+    let call = fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
+    let place = match place.as_str() {
+        _ if is_vfork(&call) => "vfork, until its child executes a program or ends".to_owned(),
+        "" | "0" => "?".to_owned(),
+        _ => place,
+    };
     // It cannot be detached while it runs; that happens when this OS thread ends.
     StopError::Stuck { pid, tid, state, place, waited_ms }
+}
+
+/// The call, a line of `/proc/PID/syscall`, waits for a child.
+fn is_vfork(call: &str) -> bool {
+    let mut words = call.split_whitespace();
+    let number = words.next().and_then(|word| word.parse::<i64>().ok());
+    let flags = words.next().and_then(|word| i64::from_str_radix(word.trim_start_matches("0x"), 16).ok());
+    match number {
+        Some(libc::SYS_vfork) => true,
+        Some(libc::SYS_clone) => flags.is_some_and(|flags| flags & i64::from(libc::CLONE_VFORK) != 0),
+        _ => false,
+    }
 }

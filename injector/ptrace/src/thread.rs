@@ -226,7 +226,10 @@ impl Running {
                     arch::restart_interrupted_call(&stopped)?;
                     return Ok(Settled::Stopped(stopped));
                 }
-                (stopped, _) => thread = stopped.resume(Resume::Continue)?,
+                (stopped, _) => {
+                    stopped.hide_from_call()?;
+                    thread = stopped.resume(Resume::Continue)?;
+                }
             }
         }
     }
@@ -469,6 +472,15 @@ impl Stopped {
     /// [`PtraceError::Gone`] when it was killed meanwhile.
     pub fn interrupt_next(&self) -> Result<(), PtraceError> {
         request::interrupt(self.tid).map_err(|error| PtraceError::new("stop", self.tid, error))
+    }
+
+    /// Has the kernel make the system call again that the stop has interrupted, unless a handler runs now. A signal that the
+    /// thread ignores interrupts it only because it is traced.
+    ///
+    /// # Errors
+    /// [`PtraceError::Gone`] when it was killed meanwhile.
+    pub fn hide_from_call(&self) -> Result<(), PtraceError> {
+        arch::restart_interrupted_call(self)
     }
 
     /// Lets the thread go on under trace, delivering a pending signal.

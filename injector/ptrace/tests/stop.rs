@@ -301,3 +301,53 @@ fn system_call_stops_are_told_apart() {
         stopped.detach().unwrap();
     });
 }
+
+/// The main thread waits in `vfork` until a byte comes on standard input; another one runs, and says so at the end.
+const VFORK: &str = r#"
+#include <pthread.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static void *run(void *a) { for (;;) usleep(1000); return a; }
+int main(void) {
+    pthread_t t;
+    pthread_create(&t, 0, run, 0);
+    puts("ready"); fflush(stdout);
+    char c;
+    if (vfork() == 0) { long got = read(0, &c, 1); _exit(got); }
+    int status;
+    wait(&status);
+    printf("child %d\n", WEXITSTATUS(status)); fflush(stdout);
+    return read(0, &c, 1);
+}
+"#;
+
+/// Nobody stands still for a thread that waits in `vfork`.
+#[test]
+fn a_thread_in_vfork_is_waited_for_while_the_others_run() {
+    let Some(mut target) = Target::start("vfork", VFORK) else { return };
+    let pid = target.pid();
+    while read_status(pid).unwrap().state_letter != 'D' {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let other = *thread_ids(pid).unwrap().iter().find(|&&tid| tid != pid).unwrap();
+    let options = StopOptions { timeout: Duration::from_millis(300) };
+    std::thread::scope(|scope| {
+        let stopping = scope.spawn(|| StoppedProcess::stop(pid, options).unwrap_err());
+        while !stopping.is_finished() {
+            assert_ne!(read_status(other).unwrap().state, RunState::Traced);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let error = stopping.join().unwrap();
+        assert!(matches!(error, StopError::Stuck { tid, state: 'D', .. } if tid == pid), "{error}");
+        assert!(error.to_string().contains("vfork"), "{error}");
+    });
+    let mut input = target.child.stdin.take().unwrap();
+    input.write_all(b"x").unwrap();
+    assert_eq!(target.line(), "child 1");
+    traced(|| {
+        let stopped = StoppedProcess::stop(pid, StopOptions::default()).unwrap();
+        assert_eq!(stopped.threads().len(), 2);
+        stopped.release();
+    });
+}

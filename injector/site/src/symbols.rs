@@ -122,7 +122,7 @@ impl Symbols {
     }
 
     /// The file refers to this symbol without defining it.
-    pub(crate) fn imports(&self, name: &str) -> bool {
+    pub fn imports(&self, name: &str) -> bool {
         self.imported.contains_key(&hash(split_version(name).0.as_bytes()))
     }
 

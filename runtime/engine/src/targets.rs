@@ -4,7 +4,7 @@ use crate::EngineError;
 use crate::attach_spec::{Place as Named, Places};
 use crate::system_calls::{CallPlace, system_call_by_number};
 use crate::usdt::{Specs, Surroundings};
-use beeline_site::{Binary, Location, SymbolKind};
+use beeline_site::{Binary, Location, Refusal, SymbolKind};
 use beeline_store::{Place, Target, TargetForm};
 use rustix::fs::{AtFlags, CWD};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,10 +40,15 @@ pub(crate) struct Wanted<'a> {
 impl Targets {
     /// The places that are named.
     pub(crate) fn find(&mut self, wanted: &Wanted<'_>) -> Result<Target, EngineError> {
-        let fail = |reason: String| EngineError::NoPlace {
+        let fail_at = |place: &dyn std::fmt::Display, reason: String| EngineError::NoPlace {
             program: wanted.program.into(),
-            place: format!("{}:{}", wanted.path, wanted.places),
+            place: format!("{}:{place}", wanted.path),
             reason,
+        };
+        let fail = |reason: String| match wanted.places {
+            // What is wrong with one of them has said so.
+            Places::Several(places) => fail_at(&format_args!("({} places)", places.len()), reason),
+            places => fail_at(places, reason),
         };
         if let Places::SystemCall(place) = wanted.places {
             return Ok(at_calls(*place, wanted.cookie));
@@ -56,8 +61,10 @@ impl Targets {
         let (form, places) = match wanted.places {
             Places::One(place) => (TargetForm::Places, one(&binary, place, cookie).map(|place| vec![place])),
             Places::Several(places) => {
-                let each = places.iter().map(|(place, own)| one(&binary, place, own.unwrap_or(cookie)));
-                (TargetForm::Places, each.collect())
+                let each = places.iter().map(|(place, own)| {
+                    one(&binary, place, own.unwrap_or(cookie)).map_err(|reason| fail_at(place, reason))
+                });
+                (TargetForm::Places, Ok(each.collect::<Result<_, _>>()?))
             }
             Places::Pattern(pattern) => {
                 (TargetForm::Pattern(pattern.clone()), matching(&binary, pattern, cookie))
@@ -144,6 +151,11 @@ fn one(binary: &Binary, place: &Named, cookie: u64) -> Result<Place, String> {
         Named::FileOffset(offset) => (Location::FileOffset(*offset), None, *offset),
     };
     let resolved = beeline_site::resolve(binary, &location).map_err(|error| error.to_string())?;
+    if !resolved.is_entry
+        && let Err(inside @ Refusal::InsideInstruction { .. }) = beeline_site::plan(binary, resolved.vaddr)
+    {
+        return Err(inside.to_string());
+    }
     Ok(Place { symbol, offset, file_offset: resolved.file_offset, cookie, semaphore: None })
 }
 
