@@ -2,12 +2,13 @@
 //!
 //! A missed hit of the agent's own programs, one of which looks for seccomp filters, closes the gate of system calls.
 
+use crate::seccomp;
 use beeline_abi::PAGE_SIZE;
 use beeline_abi::errno::EINVAL;
 use beeline_abi::link::{LinkRuntime, LinkShared};
-use beeline_abi::process::{PROCESS_MAGIC, ProcessBlock};
+use beeline_abi::process::{ForkPage, PROCESS_MAGIC, ProcessBlock};
+use beeline_helpers::identity;
 use beeline_helpers::sys::{self, nr};
-use beeline_maps::CALL_GATE;
 use core::ptr::null_mut;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU64};
@@ -42,6 +43,9 @@ pub unsafe extern "sysv64" fn init(block: *mut ProcessBlock) -> i64 {
         if page != 0 && sys::call4(nr::MADVISE, page, PAGE_SIZE, MADV_WIPEONFORK, 0) != 0 {
             (*block).fork_page = 0;
         }
+        if let Some(page) = ((*block).fork_page as *const ForkPage).as_ref() {
+            identity::own(page);
+        }
         BLOCK.store(block, Release);
     }
     0
@@ -60,7 +64,7 @@ pub unsafe extern "sysv64" fn missed(links: *const LinkRuntime, count: u64) {
             let link = &*links.add(i as usize);
             if link.link_id == LinkRuntime::OWN && link.flags & LinkRuntime::SEES_SECCOMP != 0 {
                 // Whatever is being installed was not seen.
-                CALL_GATE.close();
+                seccomp::not_seen(block());
             }
             AtomicU64::from_ptr((&raw const link.missed).cast_mut()).fetch_add(1, Relaxed);
             let shared = link.shared as *const LinkShared;
