@@ -180,7 +180,7 @@ fn libc_itself() {
                 libc::snprintf(
                     text.as_mut_ptr().cast(),
                     text.len(),
-                    c"%d %08x %s %.17g %Lf".as_ptr(),
+                    c"%d %08x %s %.17g".as_ptr(),
                     i as c_int,
                     i * 77777 as c_int,
                     c"text".as_ptr(),
