@@ -24,8 +24,8 @@ use beeline_abi::run::RunContext;
 use beeline_abi::system_call::{EnterRecord, ExitRecord, RawArguments};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, CodeAssembler, CodeLabel, dword_ptr, eax, qword_ptr, r8, r9, r10, r11, rax, rcx, rdi,
-    rsi, rsp,
+    AsmMemoryOperand, CodeAssembler, CodeLabel, dword_ptr, qword_ptr, r8, r9, r10, r11, rax, rcx, rdi, rsi,
+    rsp,
 };
 use std::mem::offset_of;
 
@@ -221,6 +221,9 @@ impl Contexts {
         let first = save.running(Kept::Rax);
         if self.reads_raw {
             asm.mov(rax, first)?;
+            if !self.is_exit {
+                asm.cdqe()?;
+            }
             asm.mov(qword_ptr(rsp + (self.raw + 8)), rax)?;
         }
         if self.is_exit {
@@ -252,7 +255,7 @@ impl Contexts {
         asm.mov(self.at(offset), rax)
     }
 
-    /// The record's number: the lower half of `from`.
+    /// The record's number: `from` as the int that it is for the kernel.
     fn number(&self, asm: &mut CodeAssembler, from: AsmMemoryOperand) -> Result<(), IcedError> {
         const OFFSET: usize = offset_of!(EnterRecord, id);
         const _: () = assert!(OFFSET == offset_of!(ExitRecord, id));
@@ -260,7 +263,7 @@ impl Contexts {
             return Ok(());
         }
         asm.mov(rax, from)?;
-        asm.mov(eax, eax)?;
+        asm.cdqe()?;
         asm.mov(self.at(OFFSET), rax)
     }
 }
