@@ -171,3 +171,23 @@ fn children_of_go() {
     assert!(own > 1 && child == 1, "{own} in the parent, {child} in the child that executes");
     let _ = std::fs::remove_file(program);
 }
+
+/// What is said of programs at system calls: that they are in no file, and which one will not run.
+#[test]
+fn links_of_system_calls_are_described() {
+    let store = Store::new();
+    load(&store);
+    let text = store.ok(&["link", "show", "enter_own_record"]);
+    assert!(!text.contains("build-id") && !text.contains("file offset"), "{text}");
+    let shown = store.json(&["link", "show", "enter_own_record"]);
+    assert!(shown[0]["file_offset"].is_null(), "{shown}");
+    store.ok(&["unload", "as_the_kernel"]);
+    let object = object("tests/programs/as_the_kernel.bpf.c").to_string_lossy().into_owned();
+    let function = "enter_own_record=uprobe:libc.so.6:getppid";
+    let message = store.fails(&["load", "--attach", function, &object]);
+    assert!(message.contains("runs at system calls, where its section says"), "{message}");
+    let object = beeline_tests::object("tests/programs/never_runs.bpf.c");
+    let output = store.output(&["load", &object.to_string_lossy()]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("returns will never run"), "{output:?}");
+}

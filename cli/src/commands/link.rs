@@ -9,7 +9,9 @@ use crate::output::say;
 use crate::output::table::Table;
 use crate::resolve;
 use anyhow::Result;
-use beeline_engine::{EngineError, Link as StoredLink, LinkEntry, LinkOutcome, ProcessRecord, RefusedPlace};
+use beeline_engine::{
+    EngineError, Link as StoredLink, LinkEntry, LinkOutcome, ProcessRecord, RefusedPlace, TargetForm,
+};
 use beeline_inject::Attached;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -87,12 +89,18 @@ fn show(context: &mut Context, words: &[String]) -> Result<()> {
             link.prog_id
         ))?;
         out.line(format_args!("\tobject {object}  target {}", place(link.kind, &link.target)))?;
-        let build_id = match link.target.build_id.as_slice() {
-            [] => "none".to_owned(),
-            bytes => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
-        };
-        out.line(format_args!("\tbuild-id {build_id}"))?;
+        if !is_call(link) {
+            let build_id = match link.target.build_id.as_slice() {
+                [] => "none".to_owned(),
+                bytes => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+            };
+            out.line(format_args!("\tbuild-id {build_id}"))?;
+        }
         for place in &link.target.places {
+            if is_call(link) {
+                out.line(format_args!("\tat every such call  cookie {:#x}", place.cookie))?;
+                continue;
+            }
             let semaphore = place.semaphore.map(|at| format!("  semaphore {at:#x}")).unwrap_or_default();
             let (name, at, cookie) = (place_name(place), place.file_offset, place.cookie);
             out.line(format_args!("\tat {name}  file offset {at:#x}  cookie {cookie:#x}{semaphore}"))?;
@@ -247,7 +255,9 @@ impl InProcess<'_> {
         if *places > 0 {
             let hits = if link.count_hits { format!("  hits {hits}") } else { String::new() };
             let plural = if *places == 1 { "" } else { "s" };
-            lines.push(format!("process {pid}: {places} place{plural}{hits}  missed {missed}"));
+            // How many calls are traced, `ps -v` tells: all links have the same.
+            let what = if is_call(link) { "in force".to_owned() } else { format!("{places} place{plural}") };
+            lines.push(format!("process {pid}: {what}{hits}  missed {missed}"));
         } else if self.refused().is_empty() {
             lines.push(format!("process {pid}: {}", self.state()));
         }
@@ -270,13 +280,18 @@ impl InProcess<'_> {
         json!({
             "pid": self.pid,
             "state": self.state(),
-            "places": self.places,
+            "places": (!is_call(link)).then_some(self.places),
             "hits": link.count_hits.then_some(self.hits),
             "missed": self.missed,
             "not_mapped": self.outcome.map_or(0, |outcome| outcome.not_mapped),
             "refused": self.refused().iter().map(refused).collect::<Vec<_>>(),
         })
     }
+}
+
+/// The link is for system calls: it is in no file.
+fn is_call(link: &StoredLink) -> bool {
+    matches!(link.target.form, TargetForm::SystemCall { .. })
 }
 
 /// The name of a refused place of a link.
@@ -289,6 +304,7 @@ fn to_json(entry: &LinkEntry) -> Value {
     let link = &entry.file.link;
     // The first place by itself too: mostly it is the only one.
     let first = link.target.places.first();
+    let in_file = first.filter(|_| !is_call(link));
     json!({
         "id": link.id,
         "type": kind_name(link.kind, &link.target),
@@ -298,8 +314,8 @@ fn to_json(entry: &LinkEntry) -> Value {
         "prog": entry.program,
         "path": link.target.path,
         "symbol": first.and_then(|place| place.symbol.as_ref()),
-        "offset": first.map(|place| place.offset),
-        "file_offset": first.map(|place| place.file_offset),
+        "offset": in_file.map(|place| place.offset),
+        "file_offset": in_file.map(|place| place.file_offset),
         "cookie": first.map(|place| place.cookie),
         "places": places_json(&link.target),
         "build_id": link.target.build_id.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
