@@ -68,6 +68,7 @@ pub unsafe extern "sysv64" fn go_syscall(context: *mut u8, run: *mut RunContext)
 ///
 /// `block` is that of the process, or null.
 #[cold]
+#[inline(never)]
 pub(crate) unsafe fn not_seen(block: *mut ProcessBlock) {
     CALL_GATE.close();
     // SAFETY: the caller's contract.

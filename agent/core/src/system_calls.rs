@@ -243,6 +243,8 @@ unsafe fn call(link: *const LinkRuntime, run: *mut RunContext, context: u64) {
 type Program = unsafe extern "sysv64" fn(context: *mut u8, run: *mut RunContext) -> u64;
 
 /// Notes a call of which only the stub before it knew the number.
+#[cold]
+#[inline(never)]
 unsafe fn note(slot: *mut ThreadSlot, sp: u64, number: u64) {
     // SAFETY: the calling thread's slot.
     unsafe {
@@ -256,11 +258,13 @@ unsafe fn note(slot: *mut ThreadSlot, sp: u64, number: u64) {
 
 /// The number of the call that returns with these registers, with [`PendingCall::NOTED`] when its note is gone; none when it began before
 /// anybody wanted it. Calls of signal handlers that were left are forgotten with it.
+#[cold]
+#[inline(never)]
 unsafe fn recall(slot: *mut ThreadSlot, registers: *const PtRegs) -> Option<u64> {
     // SAFETY: the calling thread's slot and registers.
     unsafe {
         let (sp, result) = ((*registers).sp, (*registers).ax);
-        let run = &raw const (*slot).run;
+        let is_guest = identity::guest(&raw const (*slot).run) != 0;
         let top = (*slot).pending_top;
         for back in 1..=PENDING as u64 {
             let at = top.wrapping_sub(back);
@@ -272,7 +276,7 @@ unsafe fn recall(slot: *mut ThreadSlot, registers: *const PtRegs) -> Option<u64>
                 (*slot).pending_top = at;
                 return Some(number | PendingCall::NOTED);
             }
-            if in_child && !identity::is_guest(run) {
+            if in_child && !is_guest {
                 // The parent goes on: behind this call, or somewhere else.
                 let is_end = place.sp == sp | PendingCall::IN_CHILD;
                 place.sp = 0;
@@ -280,12 +284,7 @@ unsafe fn recall(slot: *mut ThreadSlot, registers: *const PtRegs) -> Option<u64>
                 return is_end.then_some(number);
             }
             // A child on its parent's memory, with another stack.
-            if !in_child
-                && place.sp != 0
-                && result == 0
-                && CLONES.contains(&number)
-                && identity::is_guest(run)
-            {
+            if is_guest && !in_child && place.sp != 0 && result == 0 && CLONES.contains(&number) {
                 place.sp |= PendingCall::IN_CHILD;
                 return Some(number);
             }

@@ -417,7 +417,9 @@ fn attachable(def: &ProgramDef) -> Result<(), EngineError> {
     let kind = program_type_name(def.prog_type);
     let is_call = def.spec.as_ref().is_some_and(|spec| system_calls::place_of(spec).is_some());
     let reason = if is_call {
-        format!("a {kind} program runs at system calls, where its section says; a function has no such context")
+        format!(
+            "a {kind} program runs at system calls, where its section says; a function has no such context"
+        )
     } else {
         format!("attaching {kind} programs is not supported yet")
     };

@@ -79,10 +79,9 @@ pub unsafe fn is_known(run: *const RunContext) -> bool {
 pub unsafe fn ids(run: *mut RunContext) -> Ids {
     // SAFETY: the caller's contract.
     unsafe {
-        if (*run).borrowed_by != 0
-            && let Some(ids) = borrower(run)
-        {
-            return ids;
+        let borrowed = (*run).borrowed_by;
+        if borrowed != 0 && is_borrowed(run) {
+            return Ids { tid: borrowed as u32, tgid: (borrowed >> 32) as u32 };
         }
         if !is_known(run) {
             refresh(run);
@@ -91,20 +90,18 @@ pub unsafe fn ids(run: *mut RunContext) -> Ids {
     }
 }
 
-/// The ids of the child that runs on this thread's memory; none when the thread itself goes on, and that was not seen.
+/// The child still runs on this thread's memory. Not so when the thread itself goes on, and that was not seen.
 #[cold]
 #[inline(never)]
-unsafe fn borrower(run: *mut RunContext) -> Option<Ids> {
+unsafe fn is_borrowed(run: *mut RunContext) -> bool {
+    let asked = sys::thread_id();
     // SAFETY: the contract of the caller above.
     unsafe {
-        let borrowed = (*run).borrowed_by;
-        let (tid, tgid) = (borrowed as u32, (borrowed >> 32) as u32);
-        let asked = sys::thread_id();
-        if asked == 0 || asked == tid {
-            return Some(Ids { tid, tgid });
+        let still = asked == 0 || asked == (*run).borrowed_by as u32;
+        if !still {
+            (*run).borrowed_by = 0;
         }
-        (*run).borrowed_by = 0;
-        None
+        still
     }
 }
 
@@ -115,16 +112,18 @@ pub fn own(page: &ForkPage) {
     }
 }
 
-/// The calling process is not the one whose memory this is: a child that has not executed yet shares it.
+/// The id of the calling process, where it is not the one whose memory this is: a child that has not executed yet shares it. Else 0.
 ///
 /// # Safety
 ///
 /// `run` is valid.
-pub unsafe fn is_guest(run: *const RunContext) -> bool {
+#[cold]
+#[inline(never)]
+pub unsafe fn guest(run: *const RunContext) -> u32 {
     // SAFETY: the caller's contract.
     let owner = unsafe { fork_page(process(run)) }.map_or(0, |page| page.tgid.load(Relaxed));
-    let tgid = if owner == 0 { 0 } else { sys::process_id() };
-    tgid != 0 && tgid != owner
+    let tgid = sys::process_id();
+    if owner == 0 || tgid == owner { 0 } else { tgid }
 }
 
 /// A call that may have made a child has returned, in the parent or in the child. A child that shares its parent's memory is known by
@@ -133,6 +132,7 @@ pub unsafe fn is_guest(run: *const RunContext) -> bool {
 /// # Safety
 ///
 /// `run` is valid and used by the calling thread alone.
+#[inline(never)]
 pub unsafe fn enter_child(run: *mut RunContext, result: i64) -> bool {
     // SAFETY: the caller's contract.
     unsafe {
@@ -144,11 +144,11 @@ pub unsafe fn enter_child(run: *mut RunContext, result: i64) -> bool {
             // In a child with memory of its own the page is empty.
             own(page);
         }
-        let tid = if is_guest(run) { sys::thread_id() } else { 0 };
-        if tid != 0 {
-            (*run).borrowed_by = u64::from(sys::process_id()) << 32 | u64::from(tid);
+        let (tgid, tid) = (guest(run), sys::thread_id());
+        if tgid != 0 && tid != 0 {
+            (*run).borrowed_by = u64::from(tgid) << 32 | u64::from(tid);
         }
-        tid != 0
+        (*run).borrowed_by != 0
     }
 }
 

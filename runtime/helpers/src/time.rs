@@ -50,6 +50,7 @@ pub unsafe fn now(run: *const RunContext, clock: u32) -> u64 {
 ///
 /// `block` is that of the process, in writable memory, or null.
 #[cold]
+#[inline(never)]
 pub unsafe fn leave_time_stamp_counter(block: *mut ProcessBlock) {
     if !block.is_null() {
         // SAFETY: the caller's contract.
