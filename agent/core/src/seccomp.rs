@@ -87,22 +87,21 @@ pub(crate) unsafe fn examine(run: *mut RunContext, number: u64, arguments: [u64;
     const SET_MODE_STRICT: u64 = 0;
     const SET_MODE_FILTER: u64 = 1;
     const PR_SET_TSC: u64 = 26;
-    const PR_TSC_ENABLE: u64 = 1;
     const PR_SET_SYSCALL_USER_DISPATCH: u64 = 59;
-    const PR_SYS_DISPATCH_OFF: u64 = 0;
     let [option, second, third] = arguments;
     match (u64::from(number as u32), [u64::from(option as u32), second, third]) {
-        (PRCTL, [PR_SET_SECCOMP, MODE_STRICT, _]) | (SECCOMP, [SET_MODE_STRICT, ..]) => {
-            // It forbids the counter, too (`kernel/seccomp.c`: `seccomp_set_mode_strict`).
+        // Strict mode forbids the counter, too (`kernel/seccomp.c`: `seccomp_set_mode_strict`). Where calls are dispatched, ours would
+        // come to the process.
+        (PRCTL, [PR_SET_SECCOMP, MODE_STRICT, _])
+        | (SECCOMP, [SET_MODE_STRICT, ..])
+        | (PRCTL, [PR_SET_SYSCALL_USER_DISPATCH, ..]) => {
             // SAFETY: the caller's run.
             unsafe { not_seen((*run).process as *mut ProcessBlock) }
         }
-        (PRCTL, [PR_SET_TSC, mode, _]) if mode != PR_TSC_ENABLE => {
+        (PRCTL, [PR_SET_TSC, ..]) => {
             // SAFETY: the caller's run.
             unsafe { time::leave_time_stamp_counter((*run).process as *mut ProcessBlock) }
         }
-        // Calls of ours would come to the process.
-        (PRCTL, [PR_SET_SYSCALL_USER_DISPATCH, mode, _]) if mode != PR_SYS_DISPATCH_OFF => CALL_GATE.close(),
         (PRCTL, [PR_SET_SECCOMP, MODE_FILTER, filter]) | (SECCOMP, [SET_MODE_FILTER, _, filter]) => {
             // SAFETY: the caller's run.
             unsafe { narrow(run, filter) }
