@@ -39,6 +39,12 @@ static __always_inline int judge(struct pt_regs *ctx, const void *argument)
 
 /* Each of the kernel's functions has one argument: the registers of the call. */
 
+SEC("ksyscall/creat")
+int may_creat(struct pt_regs *ctx)
+{
+	return judge(ctx, &PT_REGS_PARM1_SYSCALL(PT_REGS_SYSCALL_REGS(ctx)));
+}
+
 SEC("ksyscall/openat")
 int may_openat(struct pt_regs *ctx)
 {

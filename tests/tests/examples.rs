@@ -512,6 +512,10 @@ fn file_policy() {
     assert!(said.contains("Permission denied"), "{said}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "cat\n", "other files are open to it");
     assert_eq!(store.global("refused"), 1);
+    if have(&["python3"]) {
+        let creat = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nlibc.syscall(85, b'/etc/ssl/none/x', 0o600)\nprint(ctypes.get_errno())";
+        assert_eq!(store.ok(&["start", "--", "python3", "-IBc", creat]), "13\n", "EACCES");
+    }
     store.ok(&["unload", "policy"]);
     let output = Command::new("/bin/cat").arg("/etc/ssl/nothing-there").output().expect("cat runs");
     assert!(String::from_utf8_lossy(&output.stderr).contains("No such file"));

@@ -7,9 +7,9 @@ use crate::seccomp;
 use beeline_abi::PAGE_SIZE;
 use beeline_abi::errno::EINVAL;
 use beeline_abi::link::{LinkRuntime, LinkShared};
-use beeline_abi::process::{PROCESS_MAGIC, ProcessBlock};
+use beeline_abi::process::{ForkPage, PROCESS_MAGIC, ProcessBlock};
+use beeline_helpers::identity;
 use beeline_helpers::sys::{self, nr};
-use beeline_maps::CALL_GATE;
 use core::ptr::null_mut;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU64};
@@ -44,6 +44,9 @@ pub unsafe extern "sysv64" fn init(block: *mut ProcessBlock) -> i64 {
         if page != 0 && sys::call4(nr::MADVISE, page, PAGE_SIZE, MADV_WIPEONFORK, 0) != 0 {
             (*block).fork_page = 0;
         }
+        if let Some(page) = ((*block).fork_page as *const ForkPage).as_ref() {
+            identity::own(page);
+        }
         BLOCK.store(block, Release);
     }
     0
@@ -67,7 +70,7 @@ pub unsafe extern "sysv64" fn missed(links: *const LinkRuntime, count: u64, firs
                 && !(flags & LinkRuntime::SEES_NUMBER != 0 && seccomp::is_harmless(first, second))
             {
                 // Whatever is being installed was not seen.
-                CALL_GATE.close();
+                seccomp::not_seen(block());
             }
             count_miss(link);
         }

@@ -6,11 +6,14 @@
 //! that fails afterwards has narrowed it for nothing, which costs only convenience.
 //!
 //! A filter holds for the thread that installs it, or for all; the gate is one for the process.
+//!
+//! Seen at the same places: that a thread forbids itself the time stamp counter, or has its system calls handed to itself by a signal.
 
 use beeline_abi::calls::{FILTER_LEN_MAX, Instruction};
+use beeline_abi::process::ProcessBlock;
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
-use beeline_helpers::read;
+use beeline_helpers::{read, time};
 use beeline_maps::CALL_GATE;
 
 /// `prctl`, `seccomp` (`arch/x86/entry/syscalls/syscall_64.tbl`).
@@ -61,7 +64,20 @@ pub unsafe extern "sysv64" fn go_syscall(context: *mut u8, run: *mut RunContext)
     0
 }
 
-/// Looks at a system call that is about to be made.
+/// A call that may have forbidden anything was not seen: no call is made any more, and no time stamp counter read.
+///
+/// # Safety
+///
+/// `block` is that of the process, or null.
+#[cold]
+#[inline(never)]
+pub(crate) unsafe fn not_seen(block: *mut ProcessBlock) {
+    CALL_GATE.close();
+    // SAFETY: the caller's contract.
+    unsafe { time::leave_time_stamp_counter(block) }
+}
+
+/// Looks at a system call that is about to be made; `number` and the first argument as the kernel sees them, which are ints.
 ///
 /// # Safety
 ///
@@ -71,8 +87,22 @@ pub(crate) unsafe fn examine(run: *mut RunContext, number: u64, arguments: [u64;
     const MODE_FILTER: u64 = 2;
     const SET_MODE_STRICT: u64 = 0;
     const SET_MODE_FILTER: u64 = 1;
-    match (number, arguments) {
-        (PRCTL, [PR_SET_SECCOMP, MODE_STRICT, _]) | (SECCOMP, [SET_MODE_STRICT, ..]) => CALL_GATE.close(),
+    const PR_SET_TSC: u64 = 26;
+    const PR_SET_SYSCALL_USER_DISPATCH: u64 = 59;
+    let [option, second, third] = arguments;
+    match (u64::from(number as u32), [u64::from(option as u32), second, third]) {
+        // Strict mode forbids the counter, too (`kernel/seccomp.c`: `seccomp_set_mode_strict`). Where calls are dispatched, ours would
+        // come to the process.
+        (PRCTL, [PR_SET_SECCOMP, MODE_STRICT, _])
+        | (SECCOMP, [SET_MODE_STRICT, ..])
+        | (PRCTL, [PR_SET_SYSCALL_USER_DISPATCH, ..]) => {
+            // SAFETY: the caller's run.
+            unsafe { not_seen((*run).process as *mut ProcessBlock) }
+        }
+        (PRCTL, [PR_SET_TSC, ..]) => {
+            // SAFETY: the caller's run.
+            unsafe { time::leave_time_stamp_counter((*run).process as *mut ProcessBlock) }
+        }
         (PRCTL, [PR_SET_SECCOMP, MODE_FILTER, filter]) | (SECCOMP, [SET_MODE_FILTER, _, filter]) => {
             // SAFETY: the caller's run.
             unsafe { narrow(run, filter) }

@@ -14,17 +14,13 @@ use beeline_abi::process::{ForkPage, ProcessBlock};
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
 use beeline_abi::system_call::{
-    CLONES, EnterRecord, ExitRecord, FILTERING, List, NUMBERS, PENDING, REGISTERING, RawArguments, SHARING,
-    SystemCalls,
+    CLONES, EnterRecord, ExitRecord, FILTERING, List, NUMBERS, PENDING, PendingCall, REGISTERING,
+    RawArguments, SHARING, SystemCalls,
 };
 use beeline_abi::thread::ThreadSlot;
 use beeline_helpers::{identity, read};
-use beeline_maps::CALL_GATE;
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU32, AtomicU64};
-
-/// What a stub says of a number that is no constant.
-pub const UNKNOWN: u64 = u32::MAX as u64;
 
 /// Before a call. 0: make it, with the registers as they are in `registers` now; 1: do not, its result is `registers.ax`.
 ///
@@ -38,7 +34,7 @@ pub unsafe extern "sysv64" fn enter(
 ) -> u64 {
     // SAFETY: the caller's contract.
     unsafe {
-        let called = (*registers).orig_ax;
+        let called = as_int((*registers).orig_ax);
         let index = list_index(called);
         let run = &raw mut (*slot).run;
         (*run).flags = 0;
@@ -47,8 +43,7 @@ pub unsafe extern "sysv64" fn enter(
         }
         let list = list(&(*calls).entered, index);
         if list.count != 0 {
-            let id = u64::from(called as u32);
-            let record = EnterRecord { common: 0, id, arguments: arguments(registers) };
+            let record = EnterRecord { common: 0, id: called, arguments: arguments(registers) };
             let raw: RawArguments = [registers as u64, called];
             each(calls, list, run, registers, &raw const record as u64, &raw const raw as u64);
         }
@@ -99,17 +94,20 @@ pub unsafe extern "sysv64" fn exit(
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        let number = if number == UNKNOWN {
-            match recall(slot, (*registers).sp) {
+        let number = if number == PendingCall::UNKNOWN {
+            match recall(slot, registers) {
                 Some(number) => number,
                 None => return,
             }
         } else {
             number
         };
+        let was_noted = number & PendingCall::NOTED != 0;
+        let number = as_int(number);
         let run = &raw mut (*slot).run;
-        if CLONES.contains(&number) {
-            identity::enter_child(run, (*registers).ax as i64);
+        if CLONES.contains(&number) && identity::enter_child(run, (*registers).ax as i64) && was_noted {
+            // The parent will ask for it as well.
+            note(slot, (*registers).sp | PendingCall::IN_CHILD, number);
         }
         let list = list(&(*calls).left, list_index(number));
         if list.count == 0 {
@@ -117,7 +115,7 @@ pub unsafe extern "sysv64" fn exit(
         }
         (*registers).orig_ax = number;
         (*run).flags = 0;
-        let record = ExitRecord { common: 0, id: u64::from(number as u32), result: (*registers).ax as i64 };
+        let record = ExitRecord { common: 0, id: number, result: (*registers).ax as i64 };
         let raw: RawArguments = [registers as u64, (*registers).ax];
         each(calls, list, run, registers, &raw const record as u64, &raw const raw as u64);
         if (*run).flags & RunContext::OVERRIDE != 0 {
@@ -133,12 +131,14 @@ pub unsafe extern "sysv64" fn exit(
 ///
 /// `calls` is the process's.
 pub unsafe extern "sysv64" fn missed(calls: *const SystemCalls, number: u64, is_exit: u64) -> u64 {
-    if number == UNKNOWN {
+    if number == PendingCall::UNKNOWN {
         return 0;
     }
+    let number = as_int(number);
     if is_exit == 0 && FILTERING.contains(&number) {
         // Whatever is being installed was not seen.
-        CALL_GATE.close();
+        // SAFETY: the process's block.
+        unsafe { seccomp::not_seen(process::block()) }
     }
     // SAFETY: the injector wrote the lists, and the links that they name.
     unsafe {
@@ -155,6 +155,11 @@ pub unsafe extern "sysv64" fn missed(calls: *const SystemCalls, number: u64, is_
         }
     }
     0
+}
+
+/// A number as the kernel sees it and records it (`arch/x86/entry/syscall_64.c`: `do_syscall_64`).
+fn as_int(number: u64) -> u64 {
+    i64::from(number as i32) as u64
 }
 
 /// Which list a call with this number has. The kernel looks at the lower half only (`do_syscall_64`).
@@ -264,19 +269,51 @@ unsafe fn call(link: *const LinkRuntime, run: *mut RunContext, context: u64) {
 
 type Program = unsafe extern "sysv64" fn(context: *mut u8, run: *mut RunContext) -> u64;
 
-/// The number of the call that returns with this stack pointer; none when it began before anybody wanted it. Calls of signal
-/// handlers that were left are forgotten with it.
-unsafe fn recall(slot: *mut ThreadSlot, sp: u64) -> Option<u64> {
+/// Notes a call of which only the stub before it knew the number.
+#[cold]
+#[inline(never)]
+unsafe fn note(slot: *mut ThreadSlot, sp: u64, number: u64) {
     // SAFETY: the calling thread's slot.
     unsafe {
+        let top = (*slot).pending_top;
+        if let Some(place) = (*slot).pending.get_mut(top as usize % PENDING) {
+            *place = PendingCall { sp, number };
+        }
+        (*slot).pending_top = top.wrapping_add(1);
+    }
+}
+
+/// The number of the call that returns with these registers, with [`PendingCall::NOTED`] when its note is gone; none when it began before
+/// anybody wanted it. Calls of signal handlers that were left are forgotten with it.
+#[cold]
+#[inline(never)]
+unsafe fn recall(slot: *mut ThreadSlot, registers: *const PtRegs) -> Option<u64> {
+    // SAFETY: the calling thread's slot and registers.
+    unsafe {
+        let (sp, result) = ((*registers).sp, (*registers).ax);
+        let is_guest = identity::guest(&raw const (*slot).run) != 0;
         let top = (*slot).pending_top;
         for back in 1..=PENDING as u64 {
             let at = top.wrapping_sub(back);
             let place = (*slot).pending.get_mut(at as usize % PENDING)?;
+            let number = u64::from(place.number as u32);
+            let in_child = place.sp & PendingCall::IN_CHILD != 0;
             if place.sp == sp {
                 place.sp = 0;
                 (*slot).pending_top = at;
-                return Some(place.number);
+                return Some(number | PendingCall::NOTED);
+            }
+            if in_child && !is_guest {
+                // The parent goes on: behind this call, or somewhere else.
+                let is_end = place.sp == sp | PendingCall::IN_CHILD;
+                place.sp = 0;
+                (*slot).pending_top = at;
+                return is_end.then_some(number);
+            }
+            // A child on its parent's memory, with another stack.
+            if is_guest && !in_child && place.sp != 0 && result == 0 && CLONES.contains(&number) {
+                place.sp |= PendingCall::IN_CHILD;
+                return Some(number);
             }
         }
         None
@@ -286,24 +323,46 @@ unsafe fn recall(slot: *mut ThreadSlot, sp: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use beeline_abi::system_call::PendingCall;
     use std::boxed::Box;
-
-    /// As stubs do.
-    unsafe fn remember(slot: *mut ThreadSlot, sp: u64, number: u64) {
-        // SAFETY: the calling thread's slot.
-        unsafe {
-            let top = (*slot).pending_top;
-            if let Some(place) = (*slot).pending.get_mut(top as usize % PENDING) {
-                *place = PendingCall { sp, number };
-            }
-            (*slot).pending_top = top.wrapping_add(1);
-        }
-    }
 
     fn slot() -> Box<ThreadSlot> {
         // SAFETY: all fields may be zero.
         unsafe { Box::new(core::mem::zeroed()) }
+    }
+
+    /// The number of the call that returns there with this result.
+    unsafe fn returns(slot: *mut ThreadSlot, sp: u64, ax: u64) -> Option<u64> {
+        let registers = PtRegs { sp, ax, ..PtRegs::default() };
+        // SAFETY: the calling thread's slot.
+        unsafe { recall(slot, &registers).map(|number| u64::from(number as u32)) }
+    }
+
+    /// Calls that have returned in a child on the same memory return in the parent as well.
+    #[test]
+    fn numbers_of_calls_that_return_twice() {
+        // SAFETY: all fields may be zero.
+        let (page, mut block): (ForkPage, ProcessBlock) = unsafe { core::mem::zeroed() };
+        block.fork_page = &raw const page as u64;
+        let mut slot = slot();
+        slot.run.process = &raw const block as u64;
+        let slot = &raw mut *slot;
+        let (owner, child) = (std::process::id(), std::process::id() + 1);
+        // SAFETY: a slot of this thread's.
+        unsafe {
+            note(slot, 0x1000, 56);
+            // Somebody else's memory: we are the child.
+            page.tgid.store(child, Relaxed);
+            assert_eq!(returns(slot, 0x2000, 5), None, "no child begins with this result");
+            assert_eq!(returns(slot, 0x2000, 0), Some(56), "on another stack");
+            assert_eq!(returns(slot, 0x2000, 0), None, "a child begins once");
+            note(slot, 0xf00, 59);
+            page.tgid.store(owner, Relaxed);
+            assert_eq!(returns(slot, 0x1000, 77), Some(56), "in the parent");
+            assert_eq!(returns(slot, 0x1000, 77), None);
+            note(slot, 0x1000 | PendingCall::IN_CHILD, 56);
+            assert_eq!(returns(slot, 0x3000, 77), None, "its end was not seen");
+            assert_eq!(returns(slot, 0x1000, 77), None, "and will not come");
+        }
     }
 
     #[test]
@@ -311,21 +370,23 @@ mod tests {
         let mut slot = slot();
         let slot = &raw mut *slot;
         // SAFETY: a slot of this thread's.
+        let recall = |slot, sp| unsafe { returns(slot, sp, 1) };
+        // SAFETY: a slot of this thread's.
         unsafe {
             assert_eq!(recall(slot, 0x1000), None);
-            remember(slot, 0x1000, 7);
+            note(slot, 0x1000, 7);
             // A handler on top, which makes a call and another that it leaves by longjmp.
-            remember(slot, 0x800, 0);
+            note(slot, 0x800, 0);
             assert_eq!(recall(slot, 0x800), Some(0));
-            remember(slot, 0x700, 35);
+            note(slot, 0x700, 35);
             assert_eq!(recall(slot, 0x1000), Some(7));
             assert_eq!(recall(slot, 0x1000), None, "it has returned");
             for sp in 1..=20 {
-                remember(slot, sp, sp);
+                note(slot, 16 * sp, sp);
             }
-            assert_eq!(recall(slot, 20), Some(20));
-            assert_eq!(recall(slot, 3), None, "forgotten");
-            assert_eq!(recall(slot, 15), Some(15));
+            assert_eq!(recall(slot, 320), Some(20));
+            assert_eq!(recall(slot, 48), None, "forgotten");
+            assert_eq!(recall(slot, 240), Some(15));
         }
     }
 
@@ -335,5 +396,7 @@ mod tests {
         assert_eq!(list_index(u64::MAX), NUMBERS);
         assert_eq!(list_index(0x4000_0027), NUMBERS, "another ABI's");
         assert_eq!(list_index(0xffff_ffff_0000_0001), 1);
+        assert_eq!(as_int(0xffff_ffff_0000_0001), 1);
+        assert_eq!(as_int(0xffff_ffff), u64::MAX);
     }
 }

@@ -9,7 +9,9 @@ use crate::output::say;
 use crate::output::table::Table;
 use crate::resolve;
 use anyhow::{Result, bail};
-use beeline_engine::{EngineError, Link as StoredLink, LinkEntry, LinkOutcome, ProcessRecord, RefusedPlace};
+use beeline_engine::{
+    EngineError, Link as StoredLink, LinkEntry, LinkOutcome, ProcessRecord, RefusedPlace, TargetForm,
+};
 use beeline_inject::Attached;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -87,12 +89,18 @@ fn show(context: &mut Context, words: &[String]) -> Result<()> {
             link.prog_id
         ))?;
         out.line(format_args!("\tobject {object}  target {}", place(link.kind, &link.target)))?;
-        let build_id = match link.target.build_id.as_slice() {
-            [] => "none".to_owned(),
-            bytes => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
-        };
-        out.line(format_args!("\tbuild-id {build_id}"))?;
+        if !is_call(link) {
+            let build_id = match link.target.build_id.as_slice() {
+                [] => "none".to_owned(),
+                bytes => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+            };
+            out.line(format_args!("\tbuild-id {build_id}"))?;
+        }
         for place in &link.target.places {
+            if is_call(link) {
+                out.line(format_args!("\tat every such call  cookie {:#x}", place.cookie))?;
+                continue;
+            }
             let semaphore = place.semaphore.map(|at| format!("  semaphore {at:#x}")).unwrap_or_default();
             let (name, at, cookie) = (place_name(place), place.file_offset, place.cookie);
             out.line(format_args!("\tat {name}  file offset {at:#x}  cookie {cookie:#x}{semaphore}"))?;
@@ -263,7 +271,13 @@ impl InProcess<'_> {
                 0 => String::new(),
                 count => format!(" ({count} int3)"),
             };
-            lines.push(format!("process {pid}: {places} place{plural}{breakpoints}{hits}  missed {missed}"));
+            // How many calls are traced, `ps -v` tells: all links have the same.
+            let what = if is_call(link) {
+                "in force".to_owned()
+            } else {
+                format!("{places} place{plural}{breakpoints}")
+            };
+            lines.push(format!("process {pid}: {what}{hits}  missed {missed}"));
         } else if self.refused().is_empty() {
             lines.push(format!("process {pid}: {}", self.state()));
         }
@@ -286,7 +300,7 @@ impl InProcess<'_> {
         json!({
             "pid": self.pid,
             "state": self.state(),
-            "places": self.places,
+            "places": (!is_call(link)).then_some(self.places),
             "breakpoints": self.breakpoints,
             "hits": link.count_hits.then_some(self.hits),
             "missed": self.missed,
@@ -294,6 +308,11 @@ impl InProcess<'_> {
             "refused": self.refused().iter().map(refused).collect::<Vec<_>>(),
         })
     }
+}
+
+/// The link is for system calls: it is in no file.
+fn is_call(link: &StoredLink) -> bool {
+    matches!(link.target.form, TargetForm::SystemCall { .. })
 }
 
 /// The name of a refused place of a link.
@@ -306,6 +325,7 @@ fn to_json(entry: &LinkEntry) -> Value {
     let link = &entry.file.link;
     // The first place by itself too: mostly it is the only one.
     let first = link.target.places.first();
+    let in_file = first.filter(|_| !is_call(link));
     json!({
         "id": link.id,
         "type": kind_name(link.kind, &link.target),
@@ -315,8 +335,8 @@ fn to_json(entry: &LinkEntry) -> Value {
         "prog": entry.program,
         "path": link.target.path,
         "symbol": first.and_then(|place| place.symbol.as_ref()),
-        "offset": first.map(|place| place.offset),
-        "file_offset": first.map(|place| place.file_offset),
+        "offset": in_file.map(|place| place.offset),
+        "file_offset": in_file.map(|place| place.file_offset),
         "cookie": first.map(|place| place.cookie),
         "places": places_json(&link.target),
         "build_id": link.target.build_id.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),

@@ -55,6 +55,9 @@ pub(crate) fn run(context: &mut Context, args: &Load) -> Result<()> {
             if let Some(reason) = &program.unattached {
                 warn(format_args!("{} has no probe: {reason}", program.name));
             }
+            if program.links.iter().any(|(_, _, target)| is_never_seen(target)) {
+                warn(format_args!("{} will never run: rt_sigreturn is not traced", program.name));
+            }
         }
         owned.extend(loaded.ownership.clone());
         // What was loaded is loaded, even if a later file fails.
@@ -74,6 +77,12 @@ pub(crate) fn run(context: &mut Context, args: &Load) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// No place at which the call is made can be traced: the kernel and unwinders know it by its bytes.
+fn is_never_seen(target: &Target) -> bool {
+    const RT_SIGRETURN: u32 = 15;
+    matches!(target.form, TargetForm::SystemCall { number: Some(RT_SIGRETURN), .. })
 }
 
 /// Functions of the targets, as they are registered.

@@ -346,8 +346,8 @@ impl<'a> Prepared<'a> {
         if obstacles::is_installing_filter(&generation.patches, stopped) {
             return Err(Failure::Again);
         }
-        let head = self.final_head(&generation, facts, fresh.as_ref());
-        self.put_in(&generation, &head, fresh.as_ref(), &maps, &filters, stopped)?;
+        let mut head = self.final_head(&generation, facts, fresh.as_ref());
+        self.put_in(&generation, &mut head, fresh.as_ref(), &maps, &filters, stopped)?;
         let result = self.put_in_force(&generation, &planned.restored, &head, stopped);
         if result.is_err() {
             self.take_back(&generation, stopped);
@@ -424,6 +424,7 @@ impl<'a> Prepared<'a> {
             Some(fresh) => BlockHead {
                 pool: fresh.pool,
                 reserve: fresh.reserve,
+                vdso_clock_gettime: if fresh.vdso_clock_gettime == 0 { 0 } else { head.vdso_clock_gettime },
                 region_count: self.region_places(fresh, generation.regions.len()).1,
                 ..head
             },
@@ -435,7 +436,7 @@ impl<'a> Prepared<'a> {
     fn put_in(
         &self,
         generation: &Generation<'_>,
-        head: &BlockHead,
+        head: &mut BlockHead,
         fresh: Option<&BlockHead>,
         maps: &Mappings,
         filters: &Filters,
@@ -502,9 +503,14 @@ impl<'a> Prepared<'a> {
         &self,
         borrowed: &mut Borrowed<'_>,
         generation: &Generation<'_>,
-        head: &BlockHead,
+        head: &mut BlockHead,
         filters: &Filters,
     ) -> Result<(), Failure> {
+        if head.vdso_clock_gettime != 0
+            && !filters.leave_counter(borrowed).map_err(|error| self.failed(error))?
+        {
+            head.vdso_clock_gettime = 0;
+        }
         let mut files: Vec<BorrowedFd<'_>> = vec![generation.memory.descriptor()];
         files.extend(generation.shared.iter().map(|file| file.file));
         let received = match borrowed.receive(&files, |descriptors| generation.mapping_calls(descriptors)) {

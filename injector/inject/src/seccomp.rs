@@ -6,11 +6,15 @@
 //! could object, and the agent's gate of calls is narrowed to what they allow.
 //!
 //! Only `CAP_SYS_ADMIN` may read filters (`PTRACE_SECCOMP_GET_FILTER`).
+//!
+//! A thread that has its system calls handed to itself (`PR_SET_SYSCALL_USER_DISPATCH`) would be handed ours: it counts as a filter that
+//! allows nothing.
 
 use crate::error::TargetRefused;
 use crate::target::remote;
 use beeline_abi::calls::{Call, CallGate, Instruction, allows};
 use beeline_ptrace::{PtraceError, Registers, Stopped, StoppedProcess};
+use beeline_remote::{Borrowed, RemoteError};
 
 /// What a borrowed thread calls, with the arguments that are always the same.
 const BORROWED_CALLS: [Call; 10] = [
@@ -41,6 +45,12 @@ const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 const AF_UNIX: u64 = libc::AF_UNIX as u64;
 const SIG_SETMASK: u64 = libc::SIG_SETMASK as u64;
 
+/// Asks whether the thread may read the time stamp counter.
+const ASKS_FOR_COUNTER: Call = Call::any(157, "prctl").with(0, PR_GET_TSC);
+/// `PR_GET_TSC`; what it says of a thread that may (`include/uapi/linux/prctl.h`).
+const PR_GET_TSC: u64 = 25;
+const PR_TSC_ENABLE: u32 = 1;
+
 /// The kernel makes this call in place of an interrupted one with a timeout.
 const RESTART_CALL: Call = Call::any(libc::SYS_restart_syscall as u32, "restart_syscall");
 /// `-ERESTART_RESTARTBLOCK`, `-ERESTARTNOHAND`: go on by `restart_syscall`; by the same call from its beginning.
@@ -54,6 +64,8 @@ pub(crate) struct Filters {
     known: Vec<Vec<u64>>,
     /// A thread has filters that we may not read.
     unreadable: bool,
+    /// A thread's calls are handed to itself.
+    dispatched: bool,
 }
 
 impl Filters {
@@ -62,6 +74,8 @@ impl Filters {
     pub(crate) fn of(stopped: &StoppedProcess) -> Result<Filters, TargetRefused> {
         let mut filters = Filters::default();
         for thread in stopped.threads() {
+            filters.dispatched |=
+                thread.dispatches_calls().map_err(|error| remote(stopped.pid(), error.into()))?;
             let own = filters_of(thread).map_err(|error| remote(stopped.pid(), error.into()))?;
             if own.is_none()
                 || own.as_ref().is_some_and(|own| !own.iter().all(|one| passes(one, &RESTART_CALL)))
@@ -85,6 +99,9 @@ impl Filters {
         if self.unreadable {
             return Some("only root (CAP_SYS_ADMIN) can find out what its filter allows".to_owned());
         }
+        if self.dispatched {
+            return Some("a thread has its calls handed to itself (PR_SET_SYSCALL_USER_DISPATCH)".to_owned());
+        }
         let refused = |call: &&Call| self.known.iter().any(|filter| !passes(filter, call));
         let call = BORROWED_CALLS.iter().find(refused)?;
         Some(format!("its filter does not allow {}, which placing probes safely needs", call.name))
@@ -97,9 +114,23 @@ impl Filters {
         Some(format!("its seccomp filter does not allow {}", call.name))
     }
 
+    /// The borrowed thread may read the time stamp counter, and so may those that it has made. False where its filters let nobody ask.
+    pub(crate) fn leave_counter(&self, borrowed: &mut Borrowed<'_>) -> Result<bool, RemoteError> {
+        if self.unreadable || !self.known.iter().all(|filter| passes(filter, &ASKS_FOR_COUNTER)) {
+            return Ok(false);
+        }
+        let answer = borrowed.scratch();
+        let asked = borrowed.system_call("prctl", libc::SYS_prctl, [PR_GET_TSC, answer, 0, 0, 0, 0]);
+        match asked {
+            Ok(_) => Ok(borrowed.process().memory().read_u32(answer)? == PR_TSC_ENABLE),
+            Err(RemoteError::SystemCall { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Narrows a gate to what all of them allow.
     pub(crate) fn narrow(&self, gate: &CallGate) {
-        if self.unreadable {
+        if self.unreadable || self.dispatched {
             gate.close();
         }
         for filter in &self.known {
@@ -160,11 +191,11 @@ mod tests {
             word(6, 0, 0, 0x5_0001),
             word(6, 0, 0, 0x7fff_0000),
         ];
-        let filters = Filters { known: vec![filter.clone()], unreadable: false };
+        let filters = Filters { known: vec![filter.clone()], ..Filters::default() };
         assert!(filters.objection().is_some_and(|reason| reason.contains("recvmsg")));
         let mut other = filter;
         other[1] = word(0x15, 0, 1, 310);
-        let filters = Filters { known: vec![other], unreadable: false };
+        let filters = Filters { known: vec![other], ..Filters::default() };
         assert_eq!(filters.objection(), None);
         let gate = CallGate::new();
         filters.narrow(&gate);

@@ -386,12 +386,18 @@ impl CallLinks {
         self.running(is_exit, number).collect()
     }
 
+    /// In the kernel's order: the tracepoints are before the function for the call, and behind it
+    /// (`include/linux/entry-common.h`: `syscall_enter_from_user_mode`, `syscall_exit_to_user_mode`).
     fn running(&self, is_exit: bool, number: Option<u32>) -> impl Iterator<Item = usize> {
         let runs = move |link: &LinkRuntime| {
             let applies = number_of(link).is_none() || number_of(link) == number;
             is_call(link) && applies && (link.flags & LinkRuntime::RETURN != 0) == is_exit
         };
-        self.links.iter().enumerate().filter(move |(_, link)| runs(link)).map(|(index, _)| index)
+        let links = self.links.iter().enumerate().filter(move |(_, link)| runs(link));
+        let (inner, outer): (Vec<_>, Vec<_>) =
+            links.partition(|(_, link)| link.flags & LinkRuntime::REGISTERS != 0);
+        let (first, last) = if is_exit { (inner, outer) } else { (outer, inner) };
+        first.into_iter().chain(last).map(|(index, _)| index)
     }
 
     /// The agent has to know of these calls, whoever traces any: of those that make threads, before and, in the child, too, behind

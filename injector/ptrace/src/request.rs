@@ -18,6 +18,8 @@ const SETSIGMASK: c_uint = 0x420b;
 const SECCOMP_GET_FILTER: c_uint = 0x420c;
 /// `PTRACE_GET_RSEQ_CONFIGURATION`, since Linux 5.13.
 const GET_RSEQ_CONFIGURATION: c_uint = 0x420f;
+/// `PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG`, since Linux 6.4.
+const GET_DISPATCH_CONFIGURATION: c_uint = 0x4211;
 
 /// `struct ptrace_rseq_configuration`.
 #[repr(C)]
@@ -121,6 +123,26 @@ pub(crate) fn rseq(tid: Tid) -> Result<RseqConfiguration, io::Error> {
     let size = size_of::<RseqConfiguration>() as *mut c_void;
     // SAFETY: the request writes at most the announced size through `data`.
     unsafe { ptrace(GET_RSEQ_CONFIGURATION, tid, size, (&raw mut configuration).cast())? };
+    Ok(configuration)
+}
+
+/// `struct ptrace_sud_config` (`include/uapi/linux/ptrace.h`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct DispatchConfiguration {
+    /// `PR_SYS_DISPATCH_ON` or not.
+    pub(crate) mode: u64,
+    selector: u64,
+    offset: u64,
+    len: u64,
+}
+
+/// How the thread's system calls are handed to itself (`PR_SET_SYSCALL_USER_DISPATCH`).
+pub(crate) fn dispatch(tid: Tid) -> Result<DispatchConfiguration, io::Error> {
+    let mut configuration = DispatchConfiguration::default();
+    let size = size_of::<DispatchConfiguration>() as *mut c_void;
+    // SAFETY: the request writes at most the announced size through `data`.
+    unsafe { ptrace(GET_DISPATCH_CONFIGURATION, tid, size, (&raw mut configuration).cast())? };
     Ok(configuration)
 }
 

@@ -418,6 +418,18 @@ impl Stopped {
         }
     }
 
+    /// Its system calls are handed to itself by a signal (`PR_SET_SYSCALL_USER_DISPATCH`). Before Linux 6.4 nobody can tell: false.
+    ///
+    /// # Errors
+    /// When the thread is gone.
+    pub fn dispatches_calls(&self) -> Result<bool, PtraceError> {
+        match request::dispatch(self.tid) {
+            Ok(configuration) => Ok(configuration.mode != 0),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) => Ok(false),
+            Err(error) => Err(PtraceError::new("read the dispatch of system calls", self.tid, error)),
+        }
+    }
+
     /// Its seccomp filter number `index`, the newest first: the instructions (`struct sock_filter`) as little-endian words.
     /// None when it has no such filter.
     ///

@@ -240,6 +240,12 @@ pub enum Refusal {
         /// The last two bytes of the instruction.
         vaddr: u64,
     },
+    /// A call of a thread that has given up its stack.
+    #[error("{vaddr:#x} ends a thread that may have no stack any more")]
+    NoStack {
+        /// The place.
+        vaddr: u64,
+    },
     /// A restartable sequence: the kernel looks whether a thread is inside it by its address.
     #[error("{vaddr:#x} is in a restartable sequence, which the kernel knows by its address")]
     RestartableSequence {

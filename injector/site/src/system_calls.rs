@@ -39,7 +39,11 @@ const OVER_MAX: u64 = 16;
 const RESYNC_MAX: u64 = 1 << 20;
 
 /// Calls that come back only when they fail: no exit is looked for behind them.
-const EXITS: [u32; 2] = [60, 231];
+const EXITS: [u32; 2] = [EXIT, 231];
+/// `exit`.
+const EXIT: u32 = 60;
+/// `munmap`.
+const MUNMAP: u32 = 11;
 
 /// Calls that return in a child, too: they stay in their place where that can be.
 const FORKS: [u32; 4] = [56, 57, 58, 435];
@@ -62,7 +66,7 @@ pub struct SystemCallSite {
 /// The bytes that jumps replace.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Windows {
-    /// The instruction stays: `enter` ends where it begins, `exit` begins where it ends. A call that ends the thread has no exit.
+    /// The instruction stays: `enter` ends where it begins, `exit` begins where it ends. A call that ends the thread, or its stack, has no exit.
     Around {
         /// Before the call.
         enter: SitePlan,
@@ -279,8 +283,12 @@ fn site(binary: &Binary, lead: &Lead) -> Result<SystemCallSite, Refusal> {
     refuse_signal_return(binary, vaddr..vaddr + SYSCALL_LEN)?;
     refuse_cancellable(binary, vaddr)?;
     let number = lead.number(binary.analysis());
-    let over = over(binary, lead);
-    let windows = match around(binary, lead, number) {
+    refuse_without_stack(binary, lead, number)?;
+    let takes_stack = takes_stack(binary, lead, number);
+    // Over the call, code runs behind it.
+    let over = if takes_stack { Err(Refusal::NoStack { vaddr }) } else { over(binary, lead) };
+    let ends = takes_stack || number.is_some_and(|number| EXITS.contains(&number));
+    let windows = match around(binary, lead, ends) {
         // An exit needs a hole that others may have: the call's end would not be seen.
         Some(Windows::Around { exit: Some(exit), .. })
             if is_short(&exit)
@@ -323,15 +331,55 @@ fn flags_dead(code: &[u8]) -> bool {
     false
 }
 
-/// Windows on both sides of the call, which nobody else reaches.
-fn around(binary: &Binary, lead: &Lead, number: Option<u32>) -> Option<Windows> {
+/// The call may unmap the stack of its thread: `exit` follows, and what is between them does without a stack. So does musl's
+/// `__unmapself`, with which a detached thread ends. Nothing of ours may run behind it, which would need a stack, too.
+fn takes_stack(binary: &Binary, lead: &Lead, number: Option<u32>) -> bool {
+    if number.is_some_and(|number| number != MUNMAP) {
+        return false;
+    }
+    let Some(code) = binary.bytes_from(lead.vaddr + SYSCALL_LEN) else { return false };
+    let decoder = Decoder::with_ip(64, code, lead.vaddr + SYSCALL_LEN, DecoderOptions::NONE);
+    for instruction in decoder.into_iter().take(BEHIND_MAX) {
+        if instruction.mnemonic() == Mnemonic::Syscall {
+            let next = Lead::to(binary, instruction.ip());
+            return next.and_then(|next| next.number(binary.analysis())) == Some(EXIT);
+        }
+        if !does_without_stack(&instruction) {
+            return false;
+        }
+    }
+    false
+}
+
+/// An `exit` behind a call that may have unmapped the stack; and each of Go's, whose `runtime.exitThread` gives the stack away
+/// before it.
+fn refuse_without_stack(binary: &Binary, lead: &Lead, number: Option<u32>) -> Result<(), Refusal> {
+    if number != Some(EXIT) {
+        return Ok(());
+    }
+    let before = lead.before.iter().rev().find(|it| !does_without_stack(it));
+    let call = before.filter(|it| it.mnemonic() == Mnemonic::Syscall);
+    let first = call.and_then(|call| Lead::to(binary, call.ip()));
+    let is_gone = first.is_some_and(|it| takes_stack(binary, &it, it.number(binary.analysis())));
+    if is_gone || binary.is_go() { Err(Refusal::NoStack { vaddr: lead.vaddr }) } else { Ok(()) }
+}
+
+/// It goes on to the next instruction, and needs no stack.
+fn does_without_stack(instruction: &Instruction) -> bool {
+    instruction.flow_control() == FlowControl::Next
+        && !instruction.is_invalid()
+        && !instruction.is_stack_instruction()
+        && instruction.memory_base() != Register::RSP
+}
+
+/// Windows on both sides of the call, which nobody else reaches; none behind it when it `ends` the thread or its stack.
+fn around(binary: &Binary, lead: &Lead, ends: bool) -> Option<Windows> {
     let (vaddr, behind) = (lead.vaddr, lead.vaddr + SYSCALL_LEN);
     let analysis = binary.analysis();
     let reached = |at: u64| analysis.first_target_in(at..at + 1).or(analysis.first_start_in(at..at + 1));
     if reached(vaddr).is_some() {
         return None;
     }
-    let ends = number.is_some_and(|number| EXITS.contains(&number));
     let exit = if ends {
         None
     } else if reached(behind).is_some() {

@@ -24,7 +24,10 @@ fn built(directory: &Path, compiler: &str, arguments: &[&str]) -> Option<PathBuf
 
 /// Places at which no jump may be put.
 fn is_left_alone(refusal: &Refusal) -> bool {
-    matches!(refusal, Refusal::SignalReturn { .. } | Refusal::CancellableCall { .. })
+    matches!(
+        refusal,
+        Refusal::SignalReturn { .. } | Refusal::CancellableCall { .. } | Refusal::NoStack { .. }
+    )
 }
 
 fn places(calls: &SystemCalls) -> BTreeSet<u64> {

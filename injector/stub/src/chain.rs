@@ -247,6 +247,9 @@ impl Contexts {
         let first = save.running(Kept::Rax);
         if self.reads_raw {
             asm.mov(rax, first)?;
+            if !self.is_exit {
+                asm.cdqe()?;
+            }
             asm.mov(qword_ptr(rsp + (self.raw + 8)), rax)?;
         }
         if self.is_exit {
@@ -283,7 +286,7 @@ impl Contexts {
         asm.mov(self.at(offset), rax)
     }
 
-    /// The record's number: the lower half of `from`.
+    /// The record's number: `from` as the int that it is for the kernel.
     fn number(&self, asm: &mut CodeAssembler, from: AsmMemoryOperand) -> Result<(), IcedError> {
         if !self.read.reads(NUMBER as u32) {
             return Ok(());
@@ -297,7 +300,7 @@ impl Contexts {
         if !self.read.reads(NUMBER as u32) {
             return Ok(());
         }
-        asm.mov(eax, from)?;
+        asm.movsxd(rax, from)?;
         asm.mov(self.at(NUMBER), rax)
     }
 }

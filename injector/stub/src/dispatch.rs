@@ -26,9 +26,6 @@ use iced_x86::code_asm::{
 };
 use std::mem::offset_of;
 
-/// A number that is no constant, as the gate knows it.
-pub(crate) const UNKNOWN: u32 = u32::MAX;
-
 /// Whom it hands on to. Addresses are the target's.
 #[derive(Clone, Copy)]
 pub(crate) struct Dispatch<'a> {
@@ -124,6 +121,7 @@ impl Dispatch<'_> {
             iced_x86::code_asm::dword_ptr(rcx + rdx + pending_offset(offset_of!(PendingCall, number))),
         )?;
         asm.mov(edx, ecx)?;
+        asm.bts(rcx, PendingCall::NOTED.trailing_zeros())?;
         bounded(asm, edx)?;
         asm.mov(rax, self.calls + offset_of!(SystemCalls, left_at) as u64)?;
         asm.mov(rdx, qword_ptr(rax + rdx * 8))?;
@@ -145,7 +143,7 @@ impl Dispatch<'_> {
         asm.je(back)?;
         asm.mov(rdx, kept(RDX))?;
         asm.lea(rsp, qword_ptr(rsp + FRAME))?;
-        asm.mov(ecx, UNKNOWN)?;
+        asm.mov(rcx, PendingCall::UNKNOWN)?;
         asm.jmp(self.gate)?;
         phase.cold(asm)?;
         // Without a slot there are no notes.

@@ -17,7 +17,7 @@
 //! [`dispatch`](crate::dispatch).
 //!
 //! A call changes rcx and r11 and keeps the flags. So the stub uses these registers, and saves the flags only where somebody behind
-//! the call looks at them.
+//! the call looks at them. Behind the call the two are what the kernel leaves, unless the call was skipped.
 //!
 //! ```text
 //!   │ the caller's stack            │ ◀ its stack pointer
@@ -31,7 +31,7 @@
 use crate::arena::{ALIGNMENT, FILLER};
 use crate::assemble::{assembled, finish_copy};
 use crate::chain::HOOK_BELOW;
-use crate::dispatch::{Dispatch, UNKNOWN};
+use crate::dispatch::Dispatch;
 use crate::displaced::{Around, Moved, displace_around, reaches};
 use crate::gates::Gates;
 use crate::phase::{Shared, call, home_slot, slot_field};
@@ -98,6 +98,8 @@ pub const SYSTEM_CALL_STUB_MAX: u64 = 448;
 /// What the gates of an arena are not longer than.
 pub const SYSTEM_CALL_GATES_MAX: u64 = 2560;
 
+/// From the stack pointer of a hook to the word that it leaves free: on top of it are the red zone, below it the flags.
+const KEPT: i32 = 8;
 /// From the caller's stack pointer to the word with the gate's return address: what the hook keeps, its return address, one word.
 const BELOW: i32 = HOOK_BELOW + 16;
 /// Bytes of the frame.
@@ -173,8 +175,8 @@ fn hooked_exit(asm: &mut CodeAssembler, gate: CodeLabel) -> Result<(), IcedError
     asm.ret()
 }
 
-/// One gate while it is written. It takes rax = number or result, rcx = number or [`UNKNOWN`], r11 = address behind the call; it
-/// gives rcx = 1 when the call is to be skipped.
+/// One gate while it is written. It takes rax = number or result, rcx = number (behind the call with what a [`PendingCall`](beeline_abi::system_call::PendingCall) adds), r11 =
+/// address behind the call; it gives rcx = 1 when the call is to be skipped.
 struct Gate<'a> {
     environment: &'a Environment,
     gates: &'a Gates,
@@ -242,7 +244,7 @@ impl Gate<'_> {
         asm.jmp(restore)
     }
 
-    /// From r8 = number or [`UNKNOWN`]; gives rcx = not 0 when the call is to be skipped all the same.
+    /// From r8 = number, as it came; gives rcx = not 0 when the call is to be skipped all the same.
     fn count_missed(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         asm.mov(rbx, rsp)?;
         asm.and(rsp, -16i32)?;
@@ -419,9 +421,13 @@ impl Windows<'_> {
         if let Some(number) = self.code.number {
             asm.mov(ecx, number)?;
         }
-        asm.mov(r11, self.code.behind())?;
         self.enter_hook(asm)?;
+        // What the kernel leaves in it.
+        asm.mov(qword_ptr(rsp + KEPT), r11)?;
+        asm.mov(r11, self.code.behind())?;
         self.hook(asm, 1)?;
+        asm.mov(rcx, self.code.behind())?;
+        asm.mov(r11, qword_ptr(rsp + KEPT))?;
         self.leave_hook(asm)
     }
 
@@ -541,7 +547,7 @@ pub(crate) fn build_call_stub(
     }
     let offset = |hook: Option<u32>| hook.and_then(|at| u16::try_from(at).ok()).unwrap_or(Hooks::NONE);
     let [enter, exit] = hooks.map(offset);
-    let trailer = Hooks { number: code.number.unwrap_or(UNKNOWN), enter, exit };
+    let trailer = Hooks { number: code.number.unwrap_or(Hooks::NO_NUMBER), enter, exit };
     stub.bytes.extend(trailer.to_bytes());
     let found = windows.behind.filter(|_| code.is_over()).and(stub.pc_in_stub(code.behind()));
     let behind = found.map_or(0, |address| (address - at) as u32);

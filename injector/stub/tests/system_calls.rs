@@ -157,14 +157,14 @@ static SEARCHED: AtomicU64 = AtomicU64::new(0);
 
 /// The agent's part behind a call: counts those whose number has to be searched for.
 extern "sysv64" fn searched(_: *mut PtRegs, _: *mut ThreadSlot, _: *const SystemCalls, number: u64) {
-    SEARCHED.fetch_add(u64::from(number == u64::from(u32::MAX)), Ordering::Relaxed);
+    SEARCHED.fetch_add(u64::from(number == PendingCall::UNKNOWN), Ordering::Relaxed);
 }
 
 /// The last bytes of a stub say where its hooks are.
 fn check_trailer(bytes: &[u8], at: u64, number: Option<u32>, hooked: [Option<u64>; 2]) {
     let trailer = bytes.last_chunk::<{ Hooks::LEN }>().unwrap();
     let hooks = Hooks::from_bytes(*trailer);
-    assert_eq!(hooks.number, number.unwrap_or(u32::MAX));
+    assert_eq!(hooks.number, number.unwrap_or(Hooks::NO_NUMBER));
     let places = [hooks.enter, hooks.exit];
     assert!(number.is_none() || places.iter().any(|&place| place != Hooks::NONE));
     for (place, target) in places.into_iter().zip(hooked).filter(|(place, _)| *place != Hooks::NONE) {

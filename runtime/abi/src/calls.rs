@@ -60,6 +60,8 @@ impl CallGate {
     }
 
     /// Forbids every call.
+    #[cold]
+    #[inline(never)]
     pub fn close(&self) {
         for word in &self.forbidden {
             word.store(u64::MAX, Relaxed);

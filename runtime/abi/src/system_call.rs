@@ -72,7 +72,7 @@ const _: () = assert!(size_of::<SystemCalls>() == WANTED_LEN + 8 + 32 * (NUMBERS
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hooks {
-    /// The number of the call; `u32::MAX` when it is no constant.
+    /// The number of the call; [`Hooks::NO_NUMBER`] when it is no constant.
     pub number: u32,
     /// Offset from the start of the stub of the hook before the call; [`Hooks::NONE`].
     pub enter: u16,
@@ -81,6 +81,8 @@ pub struct Hooks {
 }
 
 impl Hooks {
+    /// In `number`: it is no constant.
+    pub const NO_NUMBER: u32 = u32::MAX;
     /// There is no such hook.
     pub const NONE: u16 = u16::MAX;
     /// Bytes of it.
@@ -109,10 +111,20 @@ impl Hooks {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PendingCall {
-    /// The stack pointer at the call.
+    /// The stack pointer at the call; with [`PendingCall::IN_CHILD`] in a call that has returned in a child on the same memory, and has yet
+    /// to in the parent.
     pub sp: u64,
     /// Its number.
     pub number: u64,
+}
+
+impl PendingCall {
+    /// Bit of `sp`, which is even at a call.
+    pub const IN_CHILD: u64 = 1;
+    /// What stubs add to the number of a call whose end they have found by such a note.
+    pub const NOTED: u64 = 1 << 32;
+    /// What stubs say of a number that is neither a constant nor that of the newest note. No call has it: numbers are ints.
+    pub const UNKNOWN: u64 = 1 << 33;
 }
 
 /// Calls that a thread can have pending: one, and those of signal handlers that interrupted it. The oldest is forgotten.

@@ -414,11 +414,16 @@ fn attachable(def: &ProgramDef) -> Result<(), EngineError> {
     if def.prog_type == prog_type::KPROBE {
         return Ok(());
     }
-    Err(EngineError::CannotAttach {
-        program: def.name.clone(),
-        section: def.section.clone(),
-        reason: format!("attaching {} programs is not supported yet", program_type_name(def.prog_type)),
-    })
+    let kind = program_type_name(def.prog_type);
+    let is_call = def.spec.as_ref().is_some_and(|spec| system_calls::place_of(spec).is_some());
+    let reason = if is_call {
+        format!(
+            "a {kind} program runs at system calls, where its section says; a function has no such context"
+        )
+    } else {
+        format!("attaching {kind} programs is not supported yet")
+    };
+    Err(EngineError::CannotAttach { program: def.name.clone(), section: def.section.clone(), reason })
 }
 
 /// A session's program runs at both ends of a call, others do not (`expected_attach_type` says which it is).

@@ -80,7 +80,7 @@ pub unsafe fn ids(run: *mut RunContext) -> Ids {
     // SAFETY: the caller's contract.
     unsafe {
         let borrowed = (*run).borrowed_by;
-        if borrowed != 0 {
+        if borrowed != 0 && is_borrowed(run) {
             return Ids { tid: borrowed as u32, tgid: (borrowed >> 32) as u32 };
         }
         if !is_known(run) {
@@ -90,25 +90,65 @@ pub unsafe fn ids(run: *mut RunContext) -> Ids {
     }
 }
 
+/// The child still runs on this thread's memory. Not so when the thread itself goes on, and that was not seen.
+#[cold]
+#[inline(never)]
+unsafe fn is_borrowed(run: *mut RunContext) -> bool {
+    let asked = sys::thread_id();
+    // SAFETY: the contract of the caller above.
+    unsafe {
+        let still = asked == 0 || asked == (*run).borrowed_by as u32;
+        if !still {
+            (*run).borrowed_by = 0;
+        }
+        still
+    }
+}
+
+/// The process notes on its empty page that the page is its own, and the memory with it.
+pub fn own(page: &ForkPage) {
+    if page.tgid.load(Relaxed) == 0 {
+        page.tgid.store(sys::process_id(), Relaxed);
+    }
+}
+
+/// The id of the calling process, where it is not the one whose memory this is: a child that has not executed yet shares it. Else 0.
+///
+/// # Safety
+///
+/// `run` is valid.
+#[cold]
+#[inline(never)]
+pub unsafe fn guest(run: *const RunContext) -> u32 {
+    // SAFETY: the caller's contract.
+    let owner = unsafe { fork_page(process(run)) }.map_or(0, |page| page.tgid.load(Relaxed));
+    let tgid = sys::process_id();
+    if owner == 0 || tgid == owner { 0 } else { tgid }
+}
+
 /// A call that may have made a child has returned, in the parent or in the child. A child that shares its parent's memory is known by
-/// its own ids from here on, until the parent goes on.
+/// its own ids from here on, until the parent goes on. True for such a child.
 ///
 /// # Safety
 ///
 /// `run` is valid and used by the calling thread alone.
-pub unsafe fn enter_child(run: *mut RunContext, result: i64) {
+#[inline(never)]
+pub unsafe fn enter_child(run: *mut RunContext, result: i64) -> bool {
     // SAFETY: the caller's contract.
     unsafe {
         (*run).borrowed_by = 0;
-        // In a child with memory of its own the page is empty.
-        let shares = fork_page(process(run)).is_some_and(|page| page.epoch.load(Acquire) != 0);
-        if result != 0 || !shares {
-            return;
+        if result != 0 {
+            return false;
         }
-        let (tid, tgid) = (sys::thread_id(), sys::process_id());
-        if tid != 0 && tgid != 0 && tid != (*run).tid {
+        if let Some(page) = fork_page(process(run)) {
+            // In a child with memory of its own the page is empty.
+            own(page);
+        }
+        let (tgid, tid) = (guest(run), sys::thread_id());
+        if tgid != 0 && tid != 0 {
             (*run).borrowed_by = u64::from(tgid) << 32 | u64::from(tid);
         }
+        (*run).borrowed_by != 0
     }
 }
 
@@ -173,7 +213,10 @@ unsafe fn describe(run: *const RunContext, block: Option<&ProcessBlock>, page: &
         0 => tid,
         tgid => tgid,
     };
-    page.tgid.store(tgid, Relaxed);
+    // A child of `vfork` that comes first finds its parent's.
+    if page.tgid.load(Relaxed) == 0 {
+        page.tgid.store(tgid, Relaxed);
+    }
     // SAFETY: the caller's run; a non-zero `tid_offset` was proven to lie in the thread control block.
     unsafe {
         let offset = block.map_or(0, |block| block.tid_offset);

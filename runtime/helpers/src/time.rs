@@ -1,13 +1,17 @@
 //! Clocks.
 //!
 //! A process's own `__vdso_clock_gettime` is called when the injector found it, else the system call is made. The vDSO
-//! is built without vector instructions, as the kernel is.
+//! is built without vector instructions, as the kernel is. It reads the time stamp counter, which a process can forbid itself: from
+//! then on only the system call is made.
 //!
 //! *Differs*: in a time namespace, monotonic and boot time carry the namespace's offset.
 
 use crate::process;
 use crate::sys::{self, Timespec};
+use beeline_abi::process::ProcessBlock;
 use beeline_abi::run::RunContext;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
 
 /// `CLOCK_MONOTONIC`.
 pub const MONOTONIC: u32 = 1;
@@ -38,6 +42,20 @@ pub unsafe fn now(run: *const RunContext, clock: u32) -> u64 {
         }
     }
     sys::clock_ns(clock)
+}
+
+/// The process is about to forbid a thread the time stamp counter: from here on none of its clocks reads it.
+///
+/// # Safety
+///
+/// `block` is that of the process, in writable memory, or null.
+#[cold]
+#[inline(never)]
+pub unsafe fn leave_time_stamp_counter(block: *mut ProcessBlock) {
+    if !block.is_null() {
+        // SAFETY: the caller's contract.
+        unsafe { AtomicU64::from_ptr(&raw mut (*block).vdso_clock_gettime).store(0, Relaxed) }
+    }
 }
 
 /// Defines the helper that reads one clock.

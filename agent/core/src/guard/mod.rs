@@ -130,7 +130,7 @@ fn behind(guard: &Guard, registers: &mut PtRegs, number: u64) {
     for register in [&mut it.di, &mut it.si, &mut it.dx, &mut it.r10, &mut it.r8, &mut it.r9] {
         masks::give_back(guard, register, sp);
     }
-    let unknown = number == crate::system_calls::UNKNOWN;
+    let unknown = number == beeline_abi::system_call::PendingCall::UNKNOWN;
     if registers.ax == 0 && (unknown || CLONES.contains(&number)) {
         actions::in_child(guard, unknown || number == CLONE3);
     }
