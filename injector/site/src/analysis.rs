@@ -364,13 +364,12 @@ impl Analysis {
         if jumps.is_empty() && (labels.is_empty() || tables.is_empty()) {
             return;
         }
-        parts
-            .extend(self.distances[before.1..].iter().flat_map(|&distance| self.from_offset_table(distance)));
+        parts.extend(self.distances[before.1..].iter().flat_map(|&distance| self.at_distance(distance)));
         self.pieces.push(Piece { range, labels, tables, parts, jumps });
     }
 
     /// Addresses at this distance from the global offset table.
-    fn from_offset_table(&self, distance: u64) -> impl Iterator<Item = u64> + use<'_> {
+    fn at_distance(&self, distance: u64) -> impl Iterator<Item = u64> + use<'_> {
         self.offset_tables.iter().map(move |table| table.wrapping_add(distance))
     }
 
@@ -439,7 +438,7 @@ impl Analysis {
     fn sort_taken(&mut self, binary: &Binary) {
         let mut taken = std::mem::take(&mut self.taken);
         let distances = std::mem::take(&mut self.distances);
-        let code = distances.iter().flat_map(|&distance| self.from_offset_table(distance));
+        let code = distances.iter().flat_map(|&distance| self.at_distance(distance));
         taken.extend(code.filter(|&vaddr| self.targets.covers(vaddr)));
         taken.sort_unstable();
         taken.dedup();
