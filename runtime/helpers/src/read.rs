@@ -33,6 +33,7 @@ unsafe fn is_ours(run: *const RunContext, address: u64, len: u64) -> bool {
 
 /// Copies `len` bytes between `local` and `remote`, either of which may be bad: 0, `-EFAULT` when not all were copied, or
 /// what else the kernel answers.
+#[inline(never)]
 unsafe fn transfer(run: *mut RunContext, call: u64, local: u64, remote: u64, len: u64) -> i64 {
     let local = IoVec { base: local, len };
     let remote = IoVec { base: remote, len };
@@ -54,6 +55,7 @@ unsafe fn transfer(run: *mut RunContext, call: u64, local: u64, remote: u64, len
 /// # Safety
 ///
 /// `run` is the calling thread's; `target` is writable for `len` bytes.
+#[inline(never)]
 pub unsafe fn fetch(run: *mut RunContext, target: *mut u8, len: usize, source: u64) -> i64 {
     // SAFETY: the caller's contract for `target`; `is_ours` for `source`.
     unsafe {
