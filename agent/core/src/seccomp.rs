@@ -5,6 +5,8 @@
 //! calls *before* the filter is in force, by what the filter says; a filter that cannot be read closes it. An installation
 //! that fails afterwards has narrowed it for nothing, which costs only convenience.
 //!
+//! A thread that from now on dispatches its system calls closes the gate as well: it would get the agent's.
+//!
 //! A filter holds for the thread that installs it, or for all; the gate is one for the process.
 
 use beeline_abi::calls::{FILTER_LEN_MAX, Instruction};
@@ -66,11 +68,14 @@ pub unsafe extern "sysv64" fn go_syscall(context: *mut u8, run: *mut RunContext)
 /// `run` is that of the calling thread's slot.
 pub(crate) unsafe fn examine(run: *mut RunContext, number: u64, arguments: [u64; 3]) {
     const PR_SET_SECCOMP: u64 = 22;
+    const PR_SET_SYSCALL_USER_DISPATCH: u64 = 59;
+    const PR_SYS_DISPATCH_OFF: u64 = 0;
     const MODE_STRICT: u64 = 1;
     const MODE_FILTER: u64 = 2;
     const SET_MODE_STRICT: u64 = 0;
     const SET_MODE_FILTER: u64 = 1;
     match (number, arguments) {
+        (PRCTL, [PR_SET_SYSCALL_USER_DISPATCH, mode, _]) if mode != PR_SYS_DISPATCH_OFF => CALL_GATE.close(),
         (PRCTL, [PR_SET_SECCOMP, MODE_STRICT, _]) | (SECCOMP, [SET_MODE_STRICT, ..]) => CALL_GATE.close(),
         (PRCTL, [PR_SET_SECCOMP, MODE_FILTER, filter]) | (SECCOMP, [SET_MODE_FILTER, _, filter]) => {
             // SAFETY: the caller's run.
