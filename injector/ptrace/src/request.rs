@@ -18,6 +18,8 @@ const SETSIGMASK: c_uint = 0x420b;
 const SECCOMP_GET_FILTER: c_uint = 0x420c;
 /// `PTRACE_GET_RSEQ_CONFIGURATION`, since Linux 5.13.
 const GET_RSEQ_CONFIGURATION: c_uint = 0x420f;
+/// `PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG`, since Linux 6.4.
+const GET_SYSCALL_USER_DISPATCH_CONFIG: c_uint = 0x4211;
 
 /// `struct ptrace_rseq_configuration`.
 #[repr(C)]
@@ -28,6 +30,16 @@ pub(crate) struct RseqConfiguration {
     pub(crate) signature: u32,
     pub(crate) flags: u32,
     pub(crate) pad: u32,
+}
+
+/// `struct ptrace_sud_config`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct DispatchConfiguration {
+    pub(crate) mode: u64,
+    pub(crate) selector: u64,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
 }
 
 /// Runs one request.
@@ -121,6 +133,15 @@ pub(crate) fn rseq(tid: Tid) -> Result<RseqConfiguration, io::Error> {
     let size = size_of::<RseqConfiguration>() as *mut c_void;
     // SAFETY: the request writes at most the announced size through `data`.
     unsafe { ptrace(GET_RSEQ_CONFIGURATION, tid, size, (&raw mut configuration).cast())? };
+    Ok(configuration)
+}
+
+/// How the thread's system calls are dispatched.
+pub(crate) fn dispatch(tid: Tid) -> Result<DispatchConfiguration, io::Error> {
+    let mut configuration = DispatchConfiguration::default();
+    let size = size_of::<DispatchConfiguration>() as *mut c_void;
+    // SAFETY: the request writes the announced size through `data`.
+    unsafe { ptrace(GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, (&raw mut configuration).cast())? };
     Ok(configuration)
 }
 

@@ -124,6 +124,19 @@ pub struct Rseq {
     pub signature: u32,
 }
 
+/// How a thread has its system calls dispatched: it gets `SIGSYS` in their place
+/// (`Documentation/admin-guide/syscall-user-dispatch.rst`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Dispatch {
+    /// Address of the byte that lets calls through while it is [`Dispatch::ALLOW`]; 0 = there is none.
+    pub selector: u64,
+}
+
+impl Dispatch {
+    /// `SYSCALL_DISPATCH_FILTER_ALLOW`.
+    pub const ALLOW: u8 = 0;
+}
+
 thread_local! {
     /// Wait statuses of tracees of this OS thread that nobody has asked for yet.
     static EVENTS: RefCell<HashMap<Tid, c_int>> = RefCell::new(HashMap::new());
@@ -412,6 +425,19 @@ impl Stopped {
             }
             Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(None),
             Err(error) => Err(PtraceError::new("find struct rseq", self.tid, error)),
+        }
+    }
+
+    /// How it has its system calls dispatched; none when it has not, and on kernels before 6.4, which do not tell.
+    ///
+    /// # Errors
+    /// [`PtraceError::Gone`] when it was killed meanwhile.
+    pub fn dispatch(&self) -> Result<Option<Dispatch>, PtraceError> {
+        match request::dispatch(self.tid) {
+            Ok(found) if found.mode == 0 => Ok(None),
+            Ok(found) => Ok(Some(Dispatch { selector: found.selector })),
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(None),
+            Err(error) => Err(PtraceError::new("find the dispatch of system calls", self.tid, error)),
         }
     }
 
