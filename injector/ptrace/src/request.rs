@@ -224,12 +224,22 @@ fn is_of_breakpoint(tid: Tid) -> bool {
     if SEES_BREAKPOINTS.with_borrow(|it| it.contains(&tid)) {
         return false;
     }
+    signal_info(tid).is_ok_and(|info| info.si_signo == libc::SIGTRAP && info.si_code == SI_KERNEL)
+}
+
+/// The signal that the tracee is about to receive.
+fn signal_info(tid: Tid) -> Result<libc::siginfo_t, io::Error> {
     // SAFETY: zero is a valid `siginfo_t`; the request writes one through `data`.
     unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
-        let asked = ptrace(libc::PTRACE_GETSIGINFO, tid, std::ptr::null_mut(), (&raw mut info).cast());
-        asked.is_ok() && info.si_signo == libc::SIGTRAP && info.si_code == SI_KERNEL
+        ptrace(libc::PTRACE_GETSIGINFO, tid, std::ptr::null_mut(), (&raw mut info).cast())?;
+        Ok(info)
     }
+}
+
+/// The signal that the tracee is about to receive was sent by somebody (`include/uapi/asm-generic/siginfo.h`: `SI_FROMUSER`).
+pub(crate) fn signal_was_sent(tid: Tid) -> bool {
+    signal_info(tid).is_ok_and(|info| info.si_code <= 0)
 }
 
 /// Short sleeps of this OS thread end in time, not up to 50 microseconds later.

@@ -471,6 +471,11 @@ impl Stopped {
         request::see_breakpoints(self.tid, sees);
     }
 
+    /// The signal that would be delivered when the thread goes on was sent by somebody: no instruction of the thread has raised it.
+    pub fn signal_was_sent(&self) -> bool {
+        request::signal_was_sent(self.tid)
+    }
+
     /// Forgets the signal that would be delivered when the thread goes on; it is returned, to be sent again later.
     pub fn take_signal(&mut self) -> Option<i32> {
         (self.pending != 0).then(|| std::mem::take(&mut self.pending))

@@ -280,7 +280,7 @@ impl<'p> Borrowed<'p> {
                 self.in_system_call = stop == Stop::Syscall;
                 let thread = self.thread.insert(thread);
                 match signal {
-                    Some(signal) if SYNCHRONOUS.contains(&signal) => {
+                    Some(signal) if SYNCHRONOUS.contains(&signal) && !thread.signal_was_sent() => {
                         let registers = thread.registers()?;
                         Err(self.interrupted(&registers, &format!("signal {signal}")))
                     }
