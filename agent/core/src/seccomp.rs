@@ -89,8 +89,10 @@ pub(crate) unsafe fn examine(run: *mut RunContext, number: u64, arguments: [u64;
     const SET_MODE_FILTER: u64 = 1;
     const PR_SET_TSC: u64 = 26;
     const PR_SET_SYSCALL_USER_DISPATCH: u64 = 59;
+    const PR_SYS_DISPATCH_OFF: u64 = 0;
     let [option, second, third] = arguments;
     match (u64::from(number as u32), [u64::from(option as u32), second, third]) {
+        (PRCTL, [PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_OFF, _]) => {}
         // Strict mode forbids the counter, too (`kernel/seccomp.c`: `seccomp_set_mode_strict`). Where calls are dispatched, ours would
         // come to the process.
         (PRCTL, [PR_SET_SECCOMP, MODE_STRICT, _])

@@ -325,6 +325,7 @@ impl<'a> Prepared<'a> {
         if let Some(tids) = thread_pointer::shared(stopped).map_err(|error| self.failed(error))? {
             return Err(TargetRefused::SharedThreadPointer { pid: self.process.pid(), tids }.into());
         }
+        self.check_dispatch(stopped)?;
         // What a later attach needs of them stands in the block.
         let facts = match &self.existing {
             Some(existing) if !existing.is_early() => None,
@@ -353,6 +354,16 @@ impl<'a> Prepared<'a> {
             self.take_back(&generation, stopped);
         }
         result.map_err(Failure::Refused)
+    }
+
+    /// No thread dispatches its system calls: it would get those that the agent makes.
+    fn check_dispatch(&self, stopped: &StoppedProcess) -> Result<(), TargetRefused> {
+        for thread in stopped.threads() {
+            if thread.dispatch().map_err(|error| self.failed(error.into()))?.is_some() {
+                return Err(TargetRefused::Dispatches { pid: self.process.pid(), tid: thread.tid() });
+            }
+        }
+        Ok(())
     }
 
     /// Gives up the breakpoints where one of the threads would not get their signal, or the guard could not work.
@@ -442,14 +453,18 @@ impl<'a> Prepared<'a> {
         filters: &Filters,
         stopped: &mut StoppedProcess,
     ) -> Result<(), Failure> {
-        let guard = self.existing.as_ref().map_or(0, |existing| existing.guard());
-        let Some(index) = guard::borrowable(self.process, guard, stopped) else { return Err(Failure::Again) };
+        let Some(index) = target::borrowable(self.process, stopped) else { return Err(Failure::Again) };
         if let Some(fresh) = fresh {
             self.announce(generation, fresh)?;
         }
         let mut borrowed = match Borrowed::begin(self.process, maps, stopped, index) {
             Ok(borrowed) => borrowed,
-            Err(RemoteError::Busy { .. }) => return Err(Failure::Again),
+            Err(RemoteError::Busy { .. } | RemoteError::NotNow { .. }) => {
+                if let Some(fresh) = fresh {
+                    self.withdraw(generation, fresh)?;
+                }
+                return Err(Failure::Again);
+            }
             Err(error) => return Err(self.failed(error).into()),
         };
         let result = self.fill(&mut borrowed, generation, head, filters);

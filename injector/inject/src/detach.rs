@@ -186,7 +186,10 @@ impl<'a> Round<'a> {
             return Ok(Some(State::Busy(format!("thread {tid} has met a breakpoint"))));
         }
         if guard.is_active() && may_call {
-            let Some(mut borrowed) = self.borrow(maps, 0)? else { return Ok(Some(busy_borrower())) };
+            let mut borrowed = match self.borrow_any(maps)? {
+                Ok(borrowed) => borrowed,
+                Err(busy) => return Ok(Some(busy)),
+            };
             let result = guard.uninstall(&mut borrowed);
             borrowed.end(self.stopped).map_err(|error| remote(self.process.pid(), error))?;
             result.map_err(|error| self.failed(error))?;
@@ -332,7 +335,10 @@ impl<'a> Round<'a> {
             };
             let arguments =
                 [rseq.address, rseq.size.into(), RSEQ_FLAG_UNREGISTER, rseq.signature.into(), 0, 0];
-            let Some(mut borrowed) = self.borrow(maps, index)? else { return Ok(Some(busy_borrower())) };
+            let mut borrowed = match self.borrow(maps, index)? {
+                Ok(borrowed) => borrowed,
+                Err(busy) => return Ok(Some(busy)),
+            };
             let result = borrowed.system_call("rseq (unregister)", libc::SYS_rseq, arguments);
             borrowed.end(self.stopped).map_err(|error| remote(self.process.pid(), error))?;
             result.map_err(|error| self.failed(error))?;
@@ -342,18 +348,33 @@ impl<'a> Round<'a> {
 
     /// Unmaps all that is ours.
     fn unmap(&mut self, maps: &Mappings, existing: Option<&Existing>) -> Result<State, TargetRefused> {
-        let Some(mut borrowed) = self.borrow(maps, 0)? else { return Ok(busy_borrower()) };
+        let mut borrowed = match self.borrow_any(maps)? {
+            Ok(borrowed) => borrowed,
+            Err(busy) => return Ok(busy),
+        };
         let result = unmap_all(&mut borrowed, maps, existing);
         borrowed.end(self.stopped).map_err(|error| remote(self.process.pid(), error))?;
         result.map_err(|error| self.failed(error))?;
         Ok(State::Out)
     }
 
-    /// Borrows a thread; none when one is still busy for a borrower that was killed.
-    fn borrow(&mut self, maps: &Mappings, index: usize) -> Result<Option<Borrowed<'a>>, TargetRefused> {
+    /// Borrows a thread, whichever can be.
+    fn borrow_any(&mut self, maps: &Mappings) -> Result<Result<Borrowed<'a>, State>, TargetRefused> {
+        let index = target::borrowable(self.process, self.stopped);
+        self.borrow(maps, index.unwrap_or(0))
+    }
+
+    /// Borrows a thread; [`State::Busy`] when it has to go on for a moment before, or one that works for a borrower that was killed.
+    fn borrow(
+        &mut self,
+        maps: &Mappings,
+        index: usize,
+    ) -> Result<Result<Borrowed<'a>, State>, TargetRefused> {
         match Borrowed::begin(self.process, maps, self.stopped, index) {
-            Ok(borrowed) => Ok(Some(borrowed)),
-            Err(RemoteError::Busy { .. }) => Ok(None),
+            Ok(borrowed) => Ok(Ok(borrowed)),
+            Err(error @ (RemoteError::Busy { .. } | RemoteError::NotNow { .. })) => {
+                Ok(Err(State::Busy(error.to_string())))
+            }
             Err(error) => Err(remote(self.process.pid(), error)),
         }
     }
@@ -365,10 +386,6 @@ impl<'a> Round<'a> {
     fn failed(&self, error: RemoteError) -> TargetRefused {
         remote(self.process.pid(), error)
     }
-}
-
-fn busy_borrower() -> State {
-    State::Busy("still works for an attempt that was interrupted".to_owned())
 }
 
 /// Unmaps every region that can be told for ours, the one with the block last, then what has our name.

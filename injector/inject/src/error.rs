@@ -36,6 +36,16 @@ pub enum TargetRefused {
         /// Two of them.
         tids: [i32; 2],
     },
+    /// One of its threads takes its system calls itself: it would get those of the agent, too.
+    #[error(
+        "thread {tid} of process {pid} dispatches its system calls itself (PR_SET_SYSCALL_USER_DISPATCH)"
+    )]
+    Dispatches {
+        /// The process.
+        pid: i32,
+        /// The thread.
+        tid: i32,
+    },
     /// It carries the probes of another store.
     #[error("process {pid} carries the probes of another store; detach it first")]
     OtherStore {

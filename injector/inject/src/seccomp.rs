@@ -64,8 +64,6 @@ pub(crate) struct Filters {
     known: Vec<Vec<u64>>,
     /// A thread has filters that we may not read.
     unreadable: bool,
-    /// A thread's calls are handed to itself.
-    dispatched: bool,
 }
 
 impl Filters {
@@ -74,8 +72,6 @@ impl Filters {
     pub(crate) fn of(stopped: &StoppedProcess) -> Result<Filters, TargetRefused> {
         let mut filters = Filters::default();
         for thread in stopped.threads() {
-            filters.dispatched |=
-                thread.dispatches_calls().map_err(|error| remote(stopped.pid(), error.into()))?;
             let own = filters_of(thread).map_err(|error| remote(stopped.pid(), error.into()))?;
             if own.is_none()
                 || own.as_ref().is_some_and(|own| !own.iter().all(|one| passes(one, &RESTART_CALL)))
@@ -98,9 +94,6 @@ impl Filters {
     pub(crate) fn objection(&self) -> Option<String> {
         if self.unreadable {
             return Some("only root (CAP_SYS_ADMIN) can find out what its filter allows".to_owned());
-        }
-        if self.dispatched {
-            return Some("a thread has its calls handed to itself (PR_SET_SYSCALL_USER_DISPATCH)".to_owned());
         }
         let refused = |call: &&Call| self.known.iter().any(|filter| !passes(filter, call));
         let call = BORROWED_CALLS.iter().find(refused)?;
@@ -130,7 +123,7 @@ impl Filters {
 
     /// Narrows a gate to what all of them allow.
     pub(crate) fn narrow(&self, gate: &CallGate) {
-        if self.unreadable || self.dispatched {
+        if self.unreadable {
             gate.close();
         }
         for filter in &self.known {

@@ -15,11 +15,10 @@
 use crate::detach::Slots;
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, find, is_ours};
-use crate::guard::borrowable;
 use crate::request::Request;
 use crate::sequences;
 use crate::stack::Stack;
-use crate::target::remote;
+use crate::target::{self, remote};
 use crate::wire::{Wire, region_offset};
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::Region;
@@ -128,7 +127,7 @@ pub(crate) fn sweep(
     if free.is_empty() {
         return Ok(());
     }
-    let Some(index) = borrowable(process, existing.guard(), stopped) else { return Ok(()) };
+    let Some(index) = target::borrowable(process, stopped) else { return Ok(()) };
     // Out of the list first: whatever comes to these addresses later must not be taken for ours.
     for (index, region) in existing.regions.iter().enumerate() {
         if region.len != 0 && free.iter().any(|unit| unit.regions.contains(region)) {

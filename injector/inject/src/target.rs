@@ -4,7 +4,7 @@ use crate::error::TargetRefused;
 use crate::files::MappedFiles;
 use beeline_abi::process::ProcessBlock;
 use beeline_ptrace::{RunState, StopError, StoppedProcess, read_status};
-use beeline_remote::{Mappings, Process, RemoteError, thread_pointer, vdso};
+use beeline_remote::{Mappings, Process, RemoteError, can_be_borrowed, thread_pointer, vdso};
 use beeline_site::Binary;
 use beeline_stub::ThreadKey;
 use std::io;
@@ -12,6 +12,11 @@ use std::io;
 /// `AT_HWCAP2`, and in it `HWCAP2_FSGSBASE`: user mode may execute `rdfsbase`.
 const AT_HWCAP2: u64 = 26;
 const HWCAP2_FSGSBASE: u64 = 1 << 1;
+
+/// Index of a thread that can be borrowed; none when each of them has to go on for a moment before.
+pub(crate) fn borrowable(process: &Process, stopped: &StoppedProcess) -> Option<usize> {
+    stopped.threads().iter().position(|thread| can_be_borrowed(process, thread).is_ok_and(|can| can))
+}
 
 /// Opens a process that we can work on.
 pub(crate) fn open(pid: i32) -> Result<Process, TargetRefused> {

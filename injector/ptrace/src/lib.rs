@@ -33,7 +33,7 @@ pub use arch::Registers;
 pub use spawn::{Command, SpawnError, spawn};
 pub use status::{RunState, Status, read_status, thread_ids};
 pub use stop::{Denial, StopError, StopOptions, StoppedProcess};
-pub use thread::{Death, PtraceError, Resume, Rseq, Running, Stop, Stopped, Waited, next_event};
+pub use thread::{Death, Dispatch, PtraceError, Resume, Rseq, Running, Stop, Stopped, Waited, next_event};
 pub use wake::{Event, Wakened, Waker};
 
 /// A thread or process id as the kernel knows it.

@@ -19,7 +19,7 @@ const SECCOMP_GET_FILTER: c_uint = 0x420c;
 /// `PTRACE_GET_RSEQ_CONFIGURATION`, since Linux 5.13.
 const GET_RSEQ_CONFIGURATION: c_uint = 0x420f;
 /// `PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG`, since Linux 6.4.
-const GET_DISPATCH_CONFIGURATION: c_uint = 0x4211;
+const GET_SYSCALL_USER_DISPATCH_CONFIG: c_uint = 0x4211;
 
 /// `struct ptrace_rseq_configuration`.
 #[repr(C)]
@@ -30,6 +30,16 @@ pub(crate) struct RseqConfiguration {
     pub(crate) signature: u32,
     pub(crate) flags: u32,
     pub(crate) pad: u32,
+}
+
+/// `struct ptrace_sud_config`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct DispatchConfiguration {
+    pub(crate) mode: u64,
+    pub(crate) selector: u64,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
 }
 
 /// Runs one request.
@@ -126,23 +136,12 @@ pub(crate) fn rseq(tid: Tid) -> Result<RseqConfiguration, io::Error> {
     Ok(configuration)
 }
 
-/// `struct ptrace_sud_config` (`include/uapi/linux/ptrace.h`).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct DispatchConfiguration {
-    /// `PR_SYS_DISPATCH_ON` or not.
-    pub(crate) mode: u64,
-    selector: u64,
-    offset: u64,
-    len: u64,
-}
-
-/// How the thread's system calls are handed to itself (`PR_SET_SYSCALL_USER_DISPATCH`).
+/// How the thread's system calls are dispatched.
 pub(crate) fn dispatch(tid: Tid) -> Result<DispatchConfiguration, io::Error> {
     let mut configuration = DispatchConfiguration::default();
     let size = size_of::<DispatchConfiguration>() as *mut c_void;
-    // SAFETY: the request writes at most the announced size through `data`.
-    unsafe { ptrace(GET_DISPATCH_CONFIGURATION, tid, size, (&raw mut configuration).cast())? };
+    // SAFETY: the request writes the announced size through `data`.
+    unsafe { ptrace(GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, (&raw mut configuration).cast())? };
     Ok(configuration)
 }
 
@@ -225,12 +224,22 @@ fn is_of_breakpoint(tid: Tid) -> bool {
     if SEES_BREAKPOINTS.with_borrow(|it| it.contains(&tid)) {
         return false;
     }
+    signal_info(tid).is_ok_and(|info| info.si_signo == libc::SIGTRAP && info.si_code == SI_KERNEL)
+}
+
+/// The signal that the tracee is about to receive.
+fn signal_info(tid: Tid) -> Result<libc::siginfo_t, io::Error> {
     // SAFETY: zero is a valid `siginfo_t`; the request writes one through `data`.
     unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
-        let asked = ptrace(libc::PTRACE_GETSIGINFO, tid, std::ptr::null_mut(), (&raw mut info).cast());
-        asked.is_ok() && info.si_signo == libc::SIGTRAP && info.si_code == SI_KERNEL
+        ptrace(libc::PTRACE_GETSIGINFO, tid, std::ptr::null_mut(), (&raw mut info).cast())?;
+        Ok(info)
     }
+}
+
+/// The signal that the tracee is about to receive was sent by somebody (`include/uapi/asm-generic/siginfo.h`: `SI_FROMUSER`).
+pub(crate) fn signal_was_sent(tid: Tid) -> bool {
+    signal_info(tid).is_ok_and(|info| info.si_code <= 0)
 }
 
 /// Short sleeps of this OS thread end in time, not up to 50 microseconds later.

@@ -124,6 +124,19 @@ pub struct Rseq {
     pub signature: u32,
 }
 
+/// How a thread has its system calls dispatched: it gets `SIGSYS` in their place
+/// (`Documentation/admin-guide/syscall-user-dispatch.rst`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Dispatch {
+    /// Address of the byte that lets calls through while it is [`Dispatch::ALLOW`]; 0 = there is none.
+    pub selector: u64,
+}
+
+impl Dispatch {
+    /// `SYSCALL_DISPATCH_FILTER_ALLOW`.
+    pub const ALLOW: u8 = 0;
+}
+
 thread_local! {
     /// Wait statuses of tracees of this OS thread that nobody has asked for yet.
     static EVENTS: RefCell<HashMap<Tid, c_int>> = RefCell::new(HashMap::new());
@@ -418,15 +431,16 @@ impl Stopped {
         }
     }
 
-    /// Its system calls are handed to itself by a signal (`PR_SET_SYSCALL_USER_DISPATCH`). Before Linux 6.4 nobody can tell: false.
+    /// How it has its system calls dispatched; none when it has not, and on kernels before 6.4, which do not tell.
     ///
     /// # Errors
-    /// When the thread is gone.
-    pub fn dispatches_calls(&self) -> Result<bool, PtraceError> {
+    /// [`PtraceError::Gone`] when it was killed meanwhile.
+    pub fn dispatch(&self) -> Result<Option<Dispatch>, PtraceError> {
         match request::dispatch(self.tid) {
-            Ok(configuration) => Ok(configuration.mode != 0),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) => Ok(false),
-            Err(error) => Err(PtraceError::new("read the dispatch of system calls", self.tid, error)),
+            Ok(found) if found.mode == 0 => Ok(None),
+            Ok(found) => Ok(Some(Dispatch { selector: found.selector })),
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(None),
+            Err(error) => Err(PtraceError::new("find the dispatch of system calls", self.tid, error)),
         }
     }
 
@@ -458,6 +472,11 @@ impl Stopped {
     /// From now on it is for us to see when the thread meets an `int3`: a breakpoint of ours. Else its signal is the thread's own.
     pub fn see_breakpoints(&self, sees: bool) {
         request::see_breakpoints(self.tid, sees);
+    }
+
+    /// The signal that would be delivered when the thread goes on was sent by somebody: no instruction of the thread has raised it.
+    pub fn signal_was_sent(&self) -> bool {
+        request::signal_was_sent(self.tid)
     }
 
     /// Forgets the signal that would be delivered when the thread goes on; it is returned, to be sent again later.

@@ -14,7 +14,9 @@ use crate::error::RemoteError;
 use crate::maps::{Mapping, Mappings};
 use crate::process::Process;
 use crate::trampoline::{BLOCK_LEN, Block, Halt, Home, scratch_of};
-use beeline_ptrace::{Registers, Resume, Status, Stop, Stopped, StoppedProcess, Tid, Waited, read_status};
+use beeline_ptrace::{
+    Dispatch, Registers, Resume, Status, Stop, Stopped, StoppedProcess, Tid, Waited, read_status,
+};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -57,7 +59,8 @@ impl<'p> Borrowed<'p> {
     ///
     /// # Errors
     /// [`RemoteError::Busy`] when a thread still works for a borrower that was killed: let the process go on for a
-    /// moment and try again. In this and all other cases the thread is back in `stopped`, as it was.
+    /// moment and try again. [`RemoteError::NotNow`] where [`can_be_borrowed`] says no. In these and all other cases the
+    /// thread is back in `stopped`, as it was.
     pub fn begin(
         process: &'p Process,
         maps: &Mappings,
@@ -70,6 +73,9 @@ impl<'p> Borrowed<'p> {
         let home =
             Home { registers: registers_outside_rseq(process, thread)?, signal_mask: thread.signal_mask()? };
         let status = read_status(thread.tid()).ok();
+        if let Some(why) = obstacle(process, thread, status.as_ref())? {
+            return Err(RemoteError::NotNow { tid: thread.tid(), why });
+        }
         let filtered = status.as_ref().is_some_and(|status| status.seccomp != 0);
         let halt = status.as_ref().map_or(Halt::AtCall, |status| halt_of(status, home.signal_mask));
         let left_behind = place.scratch.filter(|range| is_scratch(maps, range));
@@ -274,7 +280,7 @@ impl<'p> Borrowed<'p> {
                 self.in_system_call = stop == Stop::Syscall;
                 let thread = self.thread.insert(thread);
                 match signal {
-                    Some(signal) if SYNCHRONOUS.contains(&signal) => {
+                    Some(signal) if SYNCHRONOUS.contains(&signal) && !thread.signal_was_sent() => {
                         let registers = thread.registers()?;
                         Err(self.interrupted(&registers, &format!("signal {signal}")))
                     }
@@ -361,6 +367,38 @@ impl Place {
         }
         Ok(())
     }
+}
+
+/// The thread can make calls for us as it stands. One that cannot does so when it has gone on for a moment, or another thread does.
+///
+/// # Errors
+/// When it was killed meanwhile.
+pub fn can_be_borrowed(process: &Process, thread: &Stopped) -> Result<bool, RemoteError> {
+    Ok(obstacle(process, thread, read_status(thread.tid()).ok().as_ref())?.is_none())
+}
+
+/// Why a thread cannot make calls for us as it stands.
+///
+/// A signal that an instruction has raised belongs to the place where the thread stands. It would be delivered at ours, and not be raised again
+/// where the thread is put back: a trapped call has been left already, and so has an `int3`. A call that the thread has dispatched ends in
+/// its handler, and is not made.
+fn obstacle(
+    process: &Process,
+    thread: &Stopped,
+    status: Option<&Status>,
+) -> Result<Option<&'static str>, RemoteError> {
+    let due = status.map_or(0, |status| status.pending & !status.blocked);
+    if SYNCHRONOUS.iter().any(|&signal| due & bit(signal) != 0) {
+        return Ok(Some("it is about to receive a signal"));
+    }
+    let allows = |dispatch: Dispatch| {
+        let selector = process.memory().read_array(dispatch.selector);
+        dispatch.selector != 0 && selector.is_ok_and(|selector| selector == [Dispatch::ALLOW])
+    };
+    Ok(match thread.dispatch()? {
+        Some(dispatch) if !allows(dispatch) => Some("it dispatches its system calls"),
+        _ => None,
+    })
 }
 
 /// How a thread can halt that has no filter: by a signal that does nothing to a process which does not handle it, also when

@@ -67,6 +67,14 @@ pub enum RemoteError {
         /// Its id.
         tid: Tid,
     },
+    /// A thread cannot make calls for us before it has gone on for a moment.
+    #[error("thread {tid} cannot be used now: {why}")]
+    NotNow {
+        /// Its id.
+        tid: Tid,
+        /// What stands in the way.
+        why: &'static str,
+    },
     /// No executable mapping has unused bytes for the few instructions with which a call begins.
     #[error("no unused executable bytes for the first call")]
     NoPadding,

@@ -22,7 +22,7 @@ pub mod thread_pointer;
 mod trampoline;
 pub mod vdso;
 
-pub use borrow::{Borrowed, SCRATCH_LEN};
+pub use borrow::{Borrowed, SCRATCH_LEN, can_be_borrowed};
 pub use calls::{Descriptor, FileMapping, SystemCall};
 pub use error::RemoteError;
 pub use files::{FILES_MAX, Received};

@@ -182,6 +182,52 @@ fn group_stop_stays(handles: bool) {
     assert_eq!(target.line(), "1 0 0");
 }
 
+/// Notes which of these signals it has received, until a byte arrives.
+const NOTING: &str = r#"
+#include <signal.h>
+#include <stdio.h>
+#include <unistd.h>
+static volatile int noted;
+static void note(int signal) { noted |= 1 << signal; }
+int main(void) {
+    int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS};
+    for (int i = 0; i < 6; i++) signal(signals[i], note);
+    if (HANDLES) { signal(SIGURG, note); signal(SIGWINCH, note); }
+    puts("ready"); fflush(stdout);
+    char c;
+    if (read(0, &c, 1) != 1) return 1;
+    int missing = 0;
+    for (int i = 0; i < 6; i++) missing += !(noted & 1 << signals[i]);
+    printf("%d missing\n", missing);
+    return 0;
+}
+"#;
+
+/// Those cannot be blocked while a thread is borrowed; whoever sends one is heard afterwards.
+#[test]
+fn signals_of_instructions_that_somebody_sends() {
+    both(|handles| {
+        let source = NOTING.replace("HANDLES", if handles { "1" } else { "0" });
+        let Some(mut target) = Target::start(&format!("noting-{handles}"), &source) else { return };
+        let pid = target.pid();
+        traced(|| {
+            let mut stopped = StoppedProcess::stop(pid, StopOptions::default()).unwrap();
+            let process = Process::open(pid, true).unwrap();
+            let mut borrowed = Borrowed::begin(&process, &process.maps().unwrap(), &mut stopped, 0).unwrap();
+            for signal in ["SEGV", "BUS", "ILL", "FPE", "TRAP", "SYS"] {
+                let sent = Command::new("kill").args(["-s", signal, &pid.to_string()]).status().unwrap();
+                assert!(sent.success());
+                let found = borrowed.system_call("getpid", libc::SYS_getpid, [0; 6]).unwrap();
+                assert_eq!(found, pid as u64, "{signal}");
+            }
+            borrowed.end(&mut stopped).unwrap();
+            stopped.release();
+        });
+        target.child.stdin.take().unwrap().write_all(b"x").unwrap();
+        assert_eq!(target.line(), "0 missing");
+    });
+}
+
 #[test]
 fn files_and_functions() {
     both(files_and_functions_of);

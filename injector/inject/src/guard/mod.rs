@@ -231,12 +231,6 @@ impl<'a> Placed<'a> {
         found.map(|thread| thread.tid())
     }
 
-    /// Index of a thread that can be borrowed: its signal would be delivered elsewhere.
-    pub(crate) fn not_in_flight(&self, stopped: &StoppedProcess) -> Option<usize> {
-        let breakpoints = self.breakpoints();
-        stopped.threads().iter().position(|thread| !has_met(&breakpoints, thread))
-    }
-
     /// The registers of a thread in a call that has an argument of ours, with the process's own in its place; the kernel may make the
     /// call again with them. None when it has none.
     pub(crate) fn without_copies(&self, registers: &Registers) -> Option<Registers> {
@@ -267,11 +261,6 @@ fn has_met(breakpoints: &[Breakpoint], thread: &Stopped) -> bool {
     let at = |pc: u64| breakpoints.binary_search_by_key(&pc.wrapping_sub(1), |it| it.address).is_ok();
     thread.known_registers().is_ok_and(|registers| at(registers.rip))
         && read_status(thread.tid()).is_ok_and(|status| status.pending & bit(SIGTRAP) != 0)
-}
-
-/// Index of a thread that can be borrowed, in a process that may have a guard; none when each of them is on the way from a breakpoint.
-pub(crate) fn borrowable(process: &Process, guard: u64, stopped: &StoppedProcess) -> Option<usize> {
-    Placed::at(process, guard).map_or(Some(0), |placed| placed.not_in_flight(stopped))
 }
 
 fn action_of(actions: &[Action], signal: u64) -> Action {
