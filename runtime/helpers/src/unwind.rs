@@ -51,6 +51,7 @@ pub(crate) const SIGNAL_RIP: u64 = 40 + 16 * 8;
 /// # Safety
 ///
 /// `block` is the process's, as the injector wrote it.
+#[inline(always)]
 pub(crate) unsafe fn text(block: &ProcessBlock, address: u64) -> Option<&UnwindText> {
     if block.texts == 0 {
         return None;
