@@ -342,7 +342,10 @@ impl Placement {
     /// Counts the outcomes of a report.
     pub(crate) fn of(names: &Names, request: &Request, outcomes: &[ProbeOutcome]) -> Placement {
         let mut placement = Placement::default();
-        for (probe, outcome) in request.probes.iter().zip(outcomes) {
+        // Behind those of probes are those of system calls, which have no place.
+        let locations =
+            request.probes.iter().map(|probe| Some(&probe.location)).chain(std::iter::repeat(None));
+        for (location, outcome) in locations.zip(outcomes) {
             match &outcome.state {
                 ProbeState::Placed { .. } => placement.placed += 1,
                 ProbeState::AlreadyInForce => placement.already += 1,
@@ -352,7 +355,7 @@ impl Placement {
                     placement.others.extend(other.then(|| file.clone()));
                 }
                 ProbeState::Refused { reason } => {
-                    let place = names.place(outcome.link_id, &probe.location);
+                    let place = location.and_then(|location| names.place(outcome.link_id, location));
                     let link = names.of(outcome.link_id);
                     placement.refused.push(Refused { link, place, reason: reason.clone() });
                 }

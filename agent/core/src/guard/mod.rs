@@ -22,7 +22,7 @@ use beeline_abi::guard::{
     RT_SIGSUSPEND,
 };
 use beeline_abi::regs::PtRegs;
-use beeline_abi::system_call::{CLONES, SystemCalls};
+use beeline_abi::system_call::{CLONES, PendingCall, SystemCalls};
 use beeline_abi::thread::ThreadSlot;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -130,7 +130,8 @@ fn behind(guard: &Guard, registers: &mut PtRegs, number: u64) {
     for register in [&mut it.di, &mut it.si, &mut it.dx, &mut it.r10, &mut it.r8, &mut it.r9] {
         masks::give_back(guard, register, sp);
     }
-    let unknown = number == beeline_abi::system_call::PendingCall::UNKNOWN;
+    let number = number & !PendingCall::NOTED;
+    let unknown = number == PendingCall::UNKNOWN;
     if registers.ax == 0 && (unknown || CLONES.contains(&number)) {
         actions::in_child(guard, unknown || number == CLONE3);
     }
