@@ -165,8 +165,10 @@ pub(crate) fn place_slot(
     threads: u64,
 ) -> Result<(), RemoteError> {
     /// No thread's: fs bases are aligned.
-    const KEY: u64 = 0x1002;
+    const KEY: u64 = 0x1004;
     const _: () = assert!(home_index(0) == 0 && home_index(KEY) != 0);
+    // Neither being set up nor shared: those are the marks in a key.
+    const _: () = assert!(KEY & (1 | ThreadSlot::SHARED) == 0);
     let claimed = borrowed.call(claim, [KEY, block, 0, 0])?;
     if !is_slot(claimed, threads) {
         // Its calls are counted as missed.
