@@ -277,14 +277,17 @@ fn carries_probes(pid: i32) -> bool {
 /// changes nothing about the probes.
 pub(crate) fn keep(engine: &Engine, pid: i32, request: &Request, outcomes: &[ProbeOutcome]) {
     let mut links: BTreeMap<u32, LinkOutcome> = BTreeMap::new();
-    for (probe, outcome) in request.probes.iter().zip(outcomes) {
+    for (location, outcome) in locations(request).zip(outcomes) {
         let link = entry(&mut links, outcome.link_id);
         match &outcome.state {
             ProbeState::Placed { .. } | ProbeState::AlreadyInForce => link.in_force += 1,
             ProbeState::NotMapped { .. } => link.not_mapped += 1,
             ProbeState::Refused { reason } => {
-                let Location::FileOffset(offset) = probe.location else { continue };
-                link.refused.push(RefusedPlace { file_offset: Some(offset), reason: reason.clone() });
+                let file_offset = match location {
+                    Some(Location::FileOffset(offset)) => Some(*offset),
+                    _ => None,
+                };
+                link.refused.push(RefusedPlace { file_offset, reason: reason.clone() });
             }
         }
     }
@@ -338,14 +341,16 @@ pub(crate) struct Refused {
     pub(crate) reason: String,
 }
 
+/// Where each outcome of a request was to be: behind those of probes come those of system calls, which have no place.
+fn locations(request: &Request) -> impl Iterator<Item = Option<&Location>> {
+    request.probes.iter().map(|probe| Some(&probe.location)).chain(std::iter::repeat(None))
+}
+
 impl Placement {
     /// Counts the outcomes of a report.
     pub(crate) fn of(names: &Names, request: &Request, outcomes: &[ProbeOutcome]) -> Placement {
         let mut placement = Placement::default();
-        // Behind those of probes are those of system calls, which have no place.
-        let locations =
-            request.probes.iter().map(|probe| Some(&probe.location)).chain(std::iter::repeat(None));
-        for (location, outcome) in locations.zip(outcomes) {
+        for (location, outcome) in locations(request).zip(outcomes) {
             match &outcome.state {
                 ProbeState::Placed { .. } => placement.placed += 1,
                 ProbeState::AlreadyInForce => placement.already += 1,
