@@ -22,6 +22,8 @@ fn is_soak() -> bool {
 struct Pauses {
     attach: Vec<u64>,
     detach: Vec<u64>,
+    /// Attempts at which a probe was refused for the moment.
+    again: u64,
 }
 
 impl Pauses {
@@ -29,7 +31,8 @@ impl Pauses {
     fn cycle(&mut self, store: &Store, pids: &[String]) {
         let pids: Vec<&str> = pids.iter().map(String::as_str).collect();
         for (command, pauses) in [("attach", &mut self.attach), ("detach", &mut self.detach)] {
-            let report = store.json(&[&[command], &pids[..]].concat());
+            let (report, again) = report(store, command, &pids);
+            self.again += again;
             let processes = report.as_array().expect("a list");
             assert_eq!(processes.len(), pids.len(), "{report}");
             let stopped = |process: &Value| process["stopped_ns"].as_u64().expect("a number");
@@ -45,6 +48,24 @@ impl Pauses {
     }
 }
 
+/// What the command says, and how often it had to be said again: where a signal handler is about to return into a window, or an old
+/// word on a stack looks like it, the probe is refused for the moment.
+fn report(store: &Store, command: &str, pids: &[&str]) -> (Value, u64) {
+    const AGAIN_MAX: u64 = 50;
+    let arguments = [&["--json", command], pids].concat();
+    let mut again = 0;
+    loop {
+        let output = store.output(&arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        if again < AGAIN_MAX && !output.status.success() && errors.contains("try again") {
+            again += 1;
+            continue;
+        }
+        assert!(output.status.success(), "{arguments:?} ended with {}: {errors}", output.status);
+        return (serde_json::from_slice(&output.stdout).expect("JSON"), again);
+    }
+}
+
 impl std::fmt::Display for Pauses {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (name, pauses) in [("attach", &self.attach), ("detach", &self.detach)] {
@@ -53,6 +74,9 @@ impl std::fmt::Display for Pauses {
             let at = |index: usize| sorted.get(index).copied().unwrap_or(0) as f64 / 1e6;
             let (min, median, max) = (at(0), at(sorted.len() / 2), at(sorted.len().saturating_sub(1)));
             write!(f, ", stopped for {name} {min:.2} / {median:.2} / {max:.2} ms")?;
+        }
+        if self.again > 0 {
+            write!(f, ", {} attempts again", self.again)?;
         }
         Ok(())
     }
