@@ -5,15 +5,67 @@ use beeline_tests::{Store, Target, comes, have, load_counts, object, root};
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Compiles the program into a folder of its own.
-fn program() -> (tempfile::TempDir, PathBuf) {
+/// Compiles a program into a folder of its own.
+fn compiled(source: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("returns");
+    let path = folder.path().join("program");
     let mut build = Command::new("go");
     build.env("GO111MODULE", "off").env("CGO_ENABLED", "0").args(["build", "-o"]).arg(&path);
-    let built = build.arg(root().join("tests/targets/returns.go")).status();
-    assert!(built.is_ok_and(|status| status.success()), "returns.go does not compile");
+    let built = build.arg(root().join("tests/targets").join(source)).status();
+    assert!(built.is_ok_and(|status| status.success()), "{source} does not compile");
     (folder, path)
+}
+
+fn program() -> (tempfile::TempDir, PathBuf) {
+    compiled("returns.go")
+}
+
+/// Offsets of the instructions of a function, at least five bytes apart: each can have a jump.
+fn instructions(program: &str, function: &str) -> Vec<u64> {
+    let listed =
+        Command::new("objdump").args(["-d", "--no-show-raw-insn"]).arg(program).output().expect("objdump");
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let body = text.lines().skip_while(|line| !line.ends_with(&format!("<{function}>:"))).skip(1);
+    // Behind the function is padding.
+    let body = body.take_while(|line| !line.contains("int3"));
+    let address = |line: &str| u64::from_str_radix(line.split_once(':')?.0.trim(), 16).ok();
+    let all: Vec<u64> = body.map_while(address).collect();
+    let mut chosen: Vec<u64> = Vec::new();
+    for at in all.iter().map(|at| at - all[0]) {
+        if chosen.last().is_none_or(|last| at >= last + 5) {
+            chosen.push(at);
+        }
+    }
+    chosen
+}
+
+#[test]
+fn goroutines_stopped_in_a_window_are_waited_for() {
+    if !have(&["go", "objdump"]) {
+        return;
+    }
+    let (_folder, program) = compiled("preempted.go");
+    let path = program.to_string_lossy().into_owned();
+    let offsets = instructions(&path, "main.spin");
+    assert!(offsets.len() > 8, "{offsets:?}");
+    let object = object("tests/programs/counts.bpf.c").to_string_lossy().into_owned();
+    let store = Store::new();
+    let places: Vec<String> = offsets
+        .iter()
+        .flat_map(|at| ["--attach".to_owned(), format!("on_entry=uprobe:{path}:main.spin+{at}")])
+        .collect();
+    let load = [&["load", &object], &places.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat();
+    store.ok(&load);
+    let mut target = Target::spawn(&mut Command::new(&path));
+    assert_eq!(target.line(), "ready");
+    let pid = target.pid();
+    for _ in 0..20 {
+        // A place at which a goroutine stands is refused for the moment; so are those that a branch forbids.
+        let _ = store.output(&["attach", &pid]);
+        let _ = store.output(&["detach", &pid]);
+    }
+    assert_eq!(target.finish().trim(), "done");
+    assert!(store.number("shared", 0) > 0, "probes were hit");
 }
 
 /// Calls of a function and the sum of its results, as the program says.

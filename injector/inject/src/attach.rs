@@ -334,7 +334,8 @@ impl<'a> Prepared<'a> {
         if self.key == ThreadKey::FsSelf && facts.is_some_and(|facts| !facts.self_pointer) {
             return Err(Failure::OtherKey(ThreadKey::FsBase));
         }
-        let unusable = obstacles::unusable_sites(self.process, &maps, &generation.patches, stopped);
+        let unusable =
+            obstacles::unusable_sites(self.process, (&maps, &self.files), &generation.patches, stopped);
         let unusable = unusable.map_err(|error| self.failed(error))?;
         if self.yields && unusable.iter().any(|site| site.passes) {
             return Err(Failure::InTheWay);

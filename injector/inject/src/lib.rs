@@ -30,6 +30,7 @@ mod follow;
 mod gdb;
 mod generation;
 mod gone;
+mod goroutines;
 mod group;
 mod guard;
 mod host;

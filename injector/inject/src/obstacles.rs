@@ -1,5 +1,7 @@
 //! What is in the way of sites of a process that stands still: other bytes than were planned for, and threads in the middle.
 
+use crate::files::MappedFiles;
+use crate::goroutines;
 use crate::patch::{Patch, Write};
 use crate::stack::Stack;
 use beeline_ptrace::StoppedProcess;
@@ -17,7 +19,7 @@ pub(crate) struct Unusable {
 /// Sites at which other bytes stand than were planned for, or into whose windows a signal handler will return.
 pub(crate) fn unusable_sites(
     process: &Process,
-    maps: &Mappings,
+    (maps, files): (&Mappings, &MappedFiles),
     patches: &[Patch],
     stopped: &StoppedProcess,
 ) -> Result<Vec<Unusable>, RemoteError> {
@@ -40,12 +42,37 @@ pub(crate) fn unusable_sites(
         }
         inner.extend(write.inner_addresses().map(|at| (at, address)));
     });
-    for address in saved_inside(process, &inner, maps, stopped)? {
+    let goroutines = goroutines::stopped_inside(process, files, &inner);
+    let saved = match &goroutines {
+        // Handlers run on stacks of their own there, and nothing else keeps places: words that look like one are old.
+        Some(_) => handlers_inside(process, &inner, maps, stopped)?,
+        None => saved_inside(process, &inner, maps, stopped)?,
+    };
+    let stopped_inside =
+        goroutines.unwrap_or_default().into_iter().filter_map(|word| inner.get(&word).copied());
+    for address in saved.into_iter().chain(stopped_inside) {
         let reason =
             format!("a signal handler is about to return into the instructions at {address:#x}; try again");
         unusable.push(Unusable { address, reason, passes: true });
     }
     Ok(unusable)
+}
+
+/// The sites into which a signal handler returns, by the signal frames on the threads' stacks.
+fn handlers_inside(
+    process: &Process,
+    inner: &HashMap<u64, u64>,
+    maps: &Mappings,
+    stopped: &StoppedProcess,
+) -> Result<Vec<u64>, RemoteError> {
+    let mut found = Vec::new();
+    for thread in stopped.threads().iter().filter(|_| !inner.is_empty()) {
+        let stack = Stack::of(process, maps, &thread.known_registers()?);
+        found.extend(stack.handler_returns().filter_map(|(pc, _)| inner.get(&pc)));
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
 }
 
 /// The sites of which an address in `inner` stands on a stack.
