@@ -17,7 +17,8 @@
 //! [`dispatch`](crate::dispatch).
 //!
 //! A call changes rcx and r11 and keeps the flags. So the stub uses these registers, and saves the flags only where somebody behind
-//! the call looks at them. Behind the call the two are what the kernel leaves, unless the call was skipped.
+//! the call looks at them. Behind the call the two are what the kernel leaves, unless the call was skipped;
+//! the status flags in r11 are those of the stub where nobody looks at flags.
 //!
 //! ```text
 //!   │ the caller's stack            │ ◀ its stack pointer
