@@ -24,8 +24,14 @@ pub(crate) fn jumps_to(binary: &Binary, vaddr: u64) -> Option<(String, &'static 
                 },
                 Tail::Own(target) => target,
             };
-            if let Some(found) = kept(binary, target) {
-                return Some(found);
+            match arrival(binary, target) {
+                Arrival::Entry => {
+                    if let Some(found) = kept(binary, target) {
+                        return Some(found);
+                    }
+                }
+                Arrival::Part => {}
+                Arrival::Inside => continue,
             }
             if seen.len() < FOLLOWED_MAX && seen.insert(target) {
                 open.push(target);
@@ -33,6 +39,28 @@ pub(crate) fn jumps_to(binary: &Binary, vaddr: u64) -> Option<(String, &'static 
         }
     }
     None
+}
+
+/// What a jump leads to.
+enum Arrival {
+    /// A function: the stack is as at a call.
+    Entry,
+    /// A part of a function that the compiler has put elsewhere: it has a frame, and its first word is no return address.
+    Part,
+    /// The middle of a function, whither such a part goes back.
+    Inside,
+}
+
+fn arrival(binary: &Binary, target: u64) -> Arrival {
+    if binary.unwind().is_fragment(target)
+        || binary.symbols().names_at(target).any(|name| name.contains(".cold"))
+    {
+        return Arrival::Part;
+    }
+    match binary.unwind().covering(target) {
+        Some(range) if range.start != target => Arrival::Inside,
+        _ => Arrival::Entry,
+    }
 }
 
 /// Where a function goes on by a jump.

@@ -617,3 +617,24 @@ int main(void) { return table[0] != table[1] ? 0 : 1; }
     assert!(!plan(&binary, cold).unwrap().is_entry);
     assert_eq!(plan_return(&binary, cold), Err(Refusal::NotAnEntry { vaddr: cold }));
 }
+
+/// A function's cold part has a frame, and goes back into the middle of it: neither is a tail jump to what reads its return address.
+#[test]
+fn a_jump_to_a_cold_part_and_back_is_no_tail_jump() {
+    const SOURCE: &str = r#"
+__asm__(".text\n.p2align 4\n.globl hot\n.type hot,@function\n"
+    "hot: .cfi_startproc\n push %rbx\n .cfi_def_cfa_offset 16\n sub $16,%rsp\n .cfi_def_cfa_offset 32\n"
+    " mov %rdi,(%rsp)\n test %rdi,%rdi\n js .Lpart\n.Lback: mov (%rsp),%rax\n add $16,%rsp\n .cfi_def_cfa_offset 16\n"
+    " pop %rbx\n .cfi_def_cfa_offset 8\n ret\n .cfi_endproc\n.size hot, .-hot\n"
+    ".p2align 4\n"
+    ".Lpart: .cfi_startproc\n .cfi_def_cfa_offset 32\n mov (%rsp),%rax\n neg %rax\n mov %rax,(%rsp)\n jmp .Lback\n .cfi_endproc\n");
+extern long hot(long);
+int main(void) { return hot(-3) == 3 ? 0 : 1; }
+"#;
+    let directory = scratch();
+    std::fs::write(directory.path().join("a.c"), SOURCE).unwrap();
+    let Some(path) = build(directory.path(), "gcc", &["-no-pie"]) else { return };
+    let binary = Binary::open(&path).unwrap();
+    let hot = resolve(&binary, &symbol("hot", 0)).unwrap();
+    plan_return(&binary, hot.vaddr).unwrap();
+}
