@@ -23,17 +23,25 @@ const HEAD_LEN: usize = 0x48;
 /// Goroutines that are looked at, at most: a tenth of a second.
 const GOROUTINES_MAX: u64 = 1 << 20;
 
-/// Of the addresses in `inner`, those at which such a goroutine goes on. None where the process is no Go program.
+/// What is known of a Go program.
+pub(crate) struct Goroutines {
+    /// Addresses at which one goes on that was stopped there.
+    pub(crate) stopped_inside: Vec<u64>,
+    /// No C code runs beside them: the program has no C library.
+    pub(crate) are_alone: bool,
+}
+
+/// Looks for goroutines at addresses in `inner`. None where the process is no Go program.
 pub(crate) fn stopped_inside(
     process: &Process,
     files: &MappedFiles,
     inner: &HashMap<u64, u64>,
-) -> Option<Vec<u64>> {
+) -> Option<Goroutines> {
     let (file, binary) = files
         .iter()
         .filter_map(|file| Some((file, file.binary(process).ok()?)))
         .find(|(_, binary)| binary.is_go())?;
-    let mut found = Vec::new();
+    let mut found = Goroutines { stopped_inside: Vec::new(), are_alone: binary.interpreter().is_none() };
     let preempted = binary.symbols().named("runtime.asyncPreempt2").pop();
     let (Some(all), Some(preempted)) = (binary.variable("runtime.allgs"), preempted) else {
         return Some(found);
@@ -46,7 +54,7 @@ pub(crate) fn stopped_inside(
         let bytes =
             process.memory().read_vec(range.start, (range.end - range.start) as usize).unwrap_or_default();
         let words = bytes.as_chunks().0.iter().map(|&word| u64::from_le_bytes(word));
-        found.extend(words.filter(|word| inner.contains_key(word)));
+        found.stopped_inside.extend(words.filter(|word| inner.contains_key(word)));
     }
     Some(found)
 }

@@ -43,14 +43,17 @@ pub(crate) fn unusable_sites(
         inner.extend(write.inner_addresses().map(|at| (at, address)));
     });
     let goroutines = goroutines::stopped_inside(process, files, &inner);
-    let saved = match &goroutines {
+    let mut saved = match &goroutines {
         // Handlers run on stacks of their own there, and nothing else keeps places: words that look like one are old.
-        Some(_) => handlers_inside(process, &inner, maps, stopped)?,
-        None => saved_inside(process, &inner, maps, stopped)?,
+        Some(found) if found.are_alone => handlers_inside(process, &inner, maps, stopped)?,
+        _ => saved_inside(process, &inner, maps, stopped)?,
     };
-    let stopped_inside =
-        goroutines.unwrap_or_default().into_iter().filter_map(|word| inner.get(&word).copied());
-    for address in saved.into_iter().chain(stopped_inside) {
+    let stopped_inside = goroutines.iter().flat_map(|found| &found.stopped_inside);
+    saved.extend(stopped_inside.filter_map(|word| inner.get(word)));
+    // A site is given up once.
+    saved.sort_unstable();
+    saved.dedup();
+    for address in saved {
         let reason =
             format!("a signal handler is about to return into the instructions at {address:#x}; try again");
         unusable.push(Unusable { address, reason, passes: true });
@@ -70,8 +73,6 @@ fn handlers_inside(
         let stack = Stack::of(process, maps, &thread.known_registers()?);
         found.extend(stack.handler_returns().filter_map(|(pc, _)| inner.get(&pc)));
     }
-    found.sort_unstable();
-    found.dedup();
     Ok(found)
 }
 
@@ -97,8 +98,6 @@ fn saved_inside(
         let stack = Stack::new(places[index].0, bytes);
         found.extend(stack.words_in(range.clone()).filter_map(|word| inner.get(&word)));
     });
-    found.sort_unstable();
-    found.dedup();
     Ok(found)
 }
 
