@@ -100,7 +100,7 @@ pub const SYSTEM_CALL_STUB_MAX: u64 = 448;
 pub const SYSTEM_CALL_GATES_MAX: u64 = 2560;
 
 /// From the stack pointer of a hook to the word that it leaves free: on top of it are the red zone, below it the flags.
-const KEPT: i32 = 8;
+pub(crate) const KEPT: i32 = 8;
 /// From the caller's stack pointer to the word with the gate's return address: what the hook keeps, its return address, one word.
 const BELOW: i32 = HOOK_BELOW + 16;
 /// Bytes of the frame.
@@ -150,12 +150,16 @@ pub(crate) fn build_call_gates(
     Ok((code, CallGates { hooked, dispatch }))
 }
 
-/// What a hook before a call calls, with r11 = where to go on when it is skipped; the word before that is the address behind the call.
+/// What a hook before a call calls, with r11 = where to go on when it is skipped; the word before that is the address behind the call. Where it
+/// is 0 the hook's free word is the address of that of the call's slot (see [`dispatched`](crate::dispatched)).
 fn hooked_enter(asm: &mut CodeAssembler, gate: CodeLabel) -> Result<(), IcedError> {
-    let mut call = asm.create_label();
+    let (mut call, mut in_slot, mut known) = (asm.create_label(), asm.create_label(), asm.create_label());
     asm.lea(rsp, qword_ptr(rsp - 8))?;
     asm.mov(qword_ptr(rsp), r11)?;
-    asm.mov(r11, qword_ptr(r11 - 8))?;
+    asm.mov(rcx, qword_ptr(r11 - 8))?;
+    asm.jrcxz(in_slot)?;
+    asm.mov(r11, rcx)?;
+    asm.set_label(&mut known)?;
     asm.mov(ecx, eax)?;
     asm.call(gate)?;
     asm.mov(r11, qword_ptr(rsp))?;
@@ -165,7 +169,12 @@ fn hooked_enter(asm: &mut CodeAssembler, gate: CodeLabel) -> Result<(), IcedErro
     asm.lea(rsp, qword_ptr(rsp + 8))?;
     asm.jmp(r11)?;
     asm.set_label(&mut call)?;
-    asm.ret()
+    asm.ret()?;
+    asm.set_label(&mut in_slot)?;
+    // Past the word with r11, and the return address.
+    asm.mov(r11, qword_ptr(rsp + (16 + KEPT)))?;
+    asm.mov(r11, qword_ptr(r11))?;
+    asm.jmp(known)
 }
 
 /// What a hook behind a call calls, with rcx = number, r11 = address behind the call.
