@@ -151,7 +151,7 @@ mod tests {
         let bytes = slot_bytes(0x7000_0000, 0x6000_0040, 0x6000_0008).expect("near");
         let mut formatter = IntelFormatter::new();
         let decoded =
-            Decoder::with_ip(64, &bytes[..15], 0x7000_0000, DecoderOptions::NONE).iter().map(|it| {
+            Decoder::with_ip(64, &bytes[..15], 0x7000_0000, DecoderOptions::NONE).into_iter().map(|it| {
                 let mut text = String::new();
                 formatter.format(&it, &mut text);
                 text
