@@ -77,7 +77,6 @@ static int kinds(char *self) {
   printf("%ld\n", call(SYS_write, fd, (long)"four", 4, 0, 0, 0));
   printf("%ld\n", call(SYS_close, fd, 0, 0, 0, 0, 0));
   printf("%ld\n", call(SYS_close, 12345, 0, 0, 0, 0, 0));
-  printf("%ld\n", call(9999, 1, 2, 3, 4, 5, 6));
   void *memory = (void *)call(SYS_mmap, 0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   memset(memory, 1, 4096);
   printf("%ld\n", call(SYS_munmap, (long)memory, 4096, 0, 0, 0, 0));
