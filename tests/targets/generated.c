@@ -3,6 +3,7 @@
 //
 //   kinds           calls of many kinds, once each
 //   many N          from N places
+//   interrupted     a wait that a handler interrupts which makes a call, too
 //   loop N          N threads, until standard input ends; says how many calls were wrong
 //   wait            says `waiting`, waits half a second in nanosleep by made code, says how that went
 //   signals         has handlers, masks and a filter of its own for SIGSYS
@@ -98,11 +99,15 @@ static int kinds(char *self) {
     printf("child %d\n", WEXITSTATUS(status));
     fflush(stdout);
   }
+  char *arguments[] = {self, "end", 0}, *environment[] = {0};
+  call(SYS_execve, (long)"/proc/self/exe", (long)arguments, (long)environment, 0, 0, 0);
+  return 1;
+}
+
+static int interrupted(void) {
   // Interrupted by a handler that makes such a call itself; the wait goes on to its end.
   struct sigaction action = {.sa_handler = on_alarm, .sa_flags = SA_RESTART};
   sigaction(SIGALRM, &action, 0);
-  int ends[2];
-  if (pipe(ends)) return 1;
   struct timespec soon = {0, 50000000}, left = {0, 0};
   struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM};
   timer_t timer;
@@ -112,10 +117,7 @@ static int kinds(char *self) {
   struct timespec longer = {0, 200000000};
   printf("%ld\n", call(SYS_nanosleep, (long)&longer, (long)&left, 0, 0, 0, 0));
   printf("%d\n", left.tv_nsec > 0);
-  fflush(stdout);
-  char *arguments[] = {self, "end", 0}, *environment[] = {0};
-  call(SYS_execve, (long)"/proc/self/exe", (long)arguments, (long)environment, 0, 0, 0);
-  return 1;
+  return 0;
 }
 
 static int many(int count) {
@@ -274,6 +276,7 @@ int main(int count, char **words) {
   }
   call = make(1);
   if (!strcmp(what, "kinds")) return kinds(words[0]);
+  if (!strcmp(what, "interrupted")) return interrupted();
   if (!strcmp(what, "many")) return many(number);
   if (!strcmp(what, "loop")) return loop(number);
   if (!strcmp(what, "wait")) return waits();

@@ -136,10 +136,18 @@ fn same(ours: &Images, theirs: &Images) -> Result<(), (usize, String)> {
 
 /// As [`same`], but for memory from the kernel: of how much of it python's hash tables make use depends on where things happen to lie.
 fn same_but_memory(ours: &Images, theirs: &Images) -> Result<(), (usize, String)> {
-    const MEMORY: [&str; 5] = ["brk", "madvise", "mmap", "mremap", "munmap"];
+    same_without(&["brk", "madvise", "mmap", "mremap", "munmap"], ours, theirs)
+}
+
+/// As [`same`], but for what threads wait for: it is up to which is faster.
+fn same_but_waiting(ours: &Images, theirs: &Images) -> Result<(), (usize, String)> {
+    same_without(&["futex"], ours, theirs)
+}
+
+fn same_without(names: &[&str], ours: &Images, theirs: &Images) -> Result<(), (usize, String)> {
     let without = |images: &Images| -> Images {
         let others = |image: &Vec<Call>| {
-            image.iter().filter(|it| !MEMORY.contains(&it.name.as_str())).cloned().collect()
+            image.iter().filter(|it| !names.contains(&it.name.as_str())).cloned().collect()
         };
         images.iter().map(others).collect()
     };
