@@ -7,13 +7,13 @@
 //   loop N          N threads, until standard input ends; says how many calls were wrong
 //   wait            says `waiting`, waits half a second in nanosleep by made code, says how that went
 //   signals         has handlers, masks and a filter of its own for SIGSYS
+//   changed         the results of getpgid and getsid by made code
+//   blocked         as loop 1, with every signal blocked
 //   int80           one call by int 0x80
 //   dispatches      one thread has its calls handed to itself, and then not any more
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -166,6 +166,19 @@ static int loop(int count) {
   return 0;
 }
 
+static int blocked(void) {
+  sigset_t all;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, 0);
+  return loop(1);
+}
+
+static int changed(void) {
+  long group = call(SYS_getpgid, 0, 0, 0, 0, 0, 0);
+  printf("%ld %ld\n", group, call(SYS_getsid, 0, 0, 0, 0, 0, 0));
+  return 0;
+}
+
 static int waits(void) {
   struct timespec half = {0, 500000000}, begin, end;
   clock_gettime(CLOCK_MONOTONIC, &begin);
@@ -215,13 +228,18 @@ static int signals(void) {
   sigfillset(&full.sa_mask);
   sigaction(SIGALRM, &full, 0);
   raise(SIGALRM);
-  struct sock_filter filter[] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
-                                 BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 1234567, 0, 1),
-                                 BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
-                                 BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
-  struct sock_fprog program = {4, filter};
+  // ld nr; jeq 1234567; ret trap; ret allow. musl has no headers of the kernel's.
+  struct {
+    unsigned short code;
+    unsigned char yes, no;
+    unsigned k;
+  } filter[] = {{0x20, 0, 0, 0}, {0x15, 0, 1, 1234567}, {6, 0, 0, 0x30000}, {6, 0, 0, 0x7fff0000}};
+  struct {
+    unsigned short len;
+    void *filter;
+  } program = {4, filter};
   prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-  prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+  prctl(PR_SET_SECCOMP, 2, &program);
   printf("%ld\n", call(1234567, 0, 0, 0, 0, 0, 0));
   printf("trapped %d at its place %d\n", trapped, place == (uintptr_t)call + BEHIND);
   printf("%d\n", call(SYS_getppid, 0, 0, 0, 0, 0, 0) == getppid());
@@ -279,6 +297,8 @@ int main(int count, char **words) {
   if (!strcmp(what, "interrupted")) return interrupted();
   if (!strcmp(what, "many")) return many(number);
   if (!strcmp(what, "loop")) return loop(number);
+  if (!strcmp(what, "blocked")) return blocked();
+  if (!strcmp(what, "changed")) return changed();
   if (!strcmp(what, "wait")) return waits();
   if (!strcmp(what, "signals")) return signals();
   if (!strcmp(what, "int80")) return int80();
