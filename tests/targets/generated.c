@@ -7,6 +7,7 @@
 //   loop N          N threads, until standard input ends; says how many calls were wrong
 //   wait            says `waiting`, waits half a second in nanosleep by made code, says how that went
 //   signals         has handlers, masks and a filter of its own for SIGSYS
+//   storm N         children, threads, handlers that are left by a jump, N times each
 //   changed         the results of getpgid and getsid by made code
 //   blocked         as loop 1, with every signal blocked
 //   int80           one call by int 0x80
@@ -16,6 +17,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -166,6 +168,66 @@ static int loop(int count) {
   return 0;
 }
 
+static sigjmp_buf jump;
+static __thread int may_jump;
+
+static void on_user(int signal) {
+  (void)signal;
+  call(SYS_getuid, 0, 0, 0, 0, 0, 0);
+  if (may_jump) siglongjmp(jump, 1);
+}
+
+static void *waits_for_signal(void *unused) {
+  struct timespec some = {0, 30000000};
+  call(SYS_nanosleep, (long)&some, 0, 0, 0, 0, 0);
+  return unused;
+}
+
+static void *ends_itself(void *unused) {
+  (void)unused;
+  call(SYS_getppid, 0, 0, 0, 0, 0, 0);
+  pthread_exit((void *)(call(SYS_gettid, 0, 0, 0, 0, 0, 0) > 0 ? 7l : 8l));
+}
+
+static int storm(int count) {
+  // They are looked at behind a jump.
+  volatile long wrong = 0;
+  signal(SIGUSR1, on_user);
+  for (volatile int i = 0; i < count; i++) {
+    long id = call(SYS_clone, SIGCHLD, 0, 0, 0, 0, 0);
+    if (id == 0) {
+      if (call(SYS_getppid, 0, 0, 0, 0, 0, 0) <= 0) _exit(9);
+      call(SYS_exit_group, 3, 0, 0, 0, 0, 0);
+    }
+    stack[8190] = (uintptr_t)child;
+    long other = call(SYS_clone, CLONE_VM | CLONE_VFORK | SIGCHLD, (long)&stack[8190], 0, 0, 0, 0);
+    int status = 0;
+    wrong += call(SYS_wait4, id, (long)&status, 0, 0, 0, 0) != id || WEXITSTATUS(status) != 3;
+    wrong += call(SYS_wait4, other, (long)&status, 0, 0, 0, 0) != other || WEXITSTATUS(status) != 4;
+    pid_t plain = fork();
+    if (plain == 0) _exit(call(SYS_getpid, 0, 0, 0, 0, 0, 0) == getpid() ? 5 : 6);
+    wrong += waitpid(plain, &status, 0) != plain || WEXITSTATUS(status) != 5;
+    pthread_t threads[4];
+    for (int j = 0; j < 4; j++) pthread_create(&threads[j], 0, j % 2 ? waits_for_signal : ends_itself, 0);
+    pthread_kill(threads[1], SIGUSR1);
+    void *result;
+    for (int j = 0; j < 4; j++) {
+      pthread_join(threads[j], &result);
+      wrong += j % 2 == 0 && result != (void *)7l;
+    }
+    may_jump = 1;
+    if (!sigsetjmp(jump, 1)) {
+      // Out of a handler that interrupts a call of made code: its end never comes.
+      call(SYS_tgkill, getpid(), gettid(), SIGUSR1, 0, 0, 0);
+      wrong++;
+    }
+    may_jump = 0;
+    wrong += call(SYS_getpid, 0, 0, 0, 0, 0, 0) != getpid();
+  }
+  printf("%ld wrong\n", wrong);
+  return 0;
+}
+
 static int blocked(void) {
   sigset_t all;
   sigfillset(&all);
@@ -297,6 +359,7 @@ int main(int count, char **words) {
   if (!strcmp(what, "interrupted")) return interrupted();
   if (!strcmp(what, "many")) return many(number);
   if (!strcmp(what, "loop")) return loop(number);
+  if (!strcmp(what, "storm")) return storm(number);
   if (!strcmp(what, "blocked")) return blocked();
   if (!strcmp(what, "changed")) return changed();
   if (!strcmp(what, "wait")) return waits();

@@ -35,6 +35,7 @@ fn programs_do_what_they_do_without() {
         // More places than there are slots.
         &["many", "2000"],
         &["signals"],
+        &["storm", &rounds(20).to_string()],
         &["int80"],
         &["dispatches"],
     ] {

@@ -595,9 +595,17 @@ fn storm_of_calls() {
     let words = words.each_ref().map(String::as_str);
     let Some(theirs) = strace_counts(&folder, &words) else { return };
     let expected = command(&words).output().expect("it runs");
+    for options in [&[][..], &["--complete"]] {
+        as_many_as(&theirs, &expected, options, &words);
+    }
+    let _ = std::fs::remove_file(program);
+}
+
+/// The command makes as many calls of each kind as `theirs`, and says what is expected.
+fn as_many_as(theirs: &BTreeMap<String, u64>, expected: &Output, options: &[&str], words: &[&str]) {
     let store = Store::new();
     store.ok(&["load", &object("tests/programs/call_counts.bpf.c").to_string_lossy()]);
-    let output = run(&mut store.command(&["start", "--"]), &command(&words));
+    let output = run(&mut store.command(&[&["start"], options, &["--"]].concat()), &command(words));
     assert_eq!((output.status, &output.stdout), (expected.status, &expected.stdout), "{output:?}");
     for link in store.json(&["link", "list"]).as_array().expect("a list") {
         assert_eq!(link["missed"], 0, "{link}");
@@ -620,6 +628,5 @@ fn storm_of_calls() {
             name => assert_eq!(entered, seen, "{name}"),
         }
     }
-    println!("{rounds} rounds, {calls} calls, as many as strace's");
-    let _ = std::fs::remove_file(program);
+    println!("{} {options:?}: {calls} calls, as many as strace's", words.join(" "));
 }
