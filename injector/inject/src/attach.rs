@@ -424,11 +424,10 @@ impl<'a> Prepared<'a> {
         if let Some(reason) = filters.objection_to_guard().or_else(|| filters.objection_to_dispatch()) {
             return Err(self.not_complete(reason).into());
         }
-        let blocking = guard::blocking(self.process, maps, stopped, SIGSYS);
-        match blocking.map_err(|error| self.failed(error))? {
-            None => Ok(()),
-            Some(_) if self.yields => Err(Failure::InTheWay),
-            Some(reason) => Err(self.not_complete(reason).into()),
+        match dispatch::blocking(self.process, maps, stopped).map_err(|error| self.failed(error))? {
+            Ok(_) => Ok(()),
+            Err(_) if self.yields => Err(Failure::InTheWay),
+            Err(reason) => Err(self.not_complete(reason).into()),
         }
     }
 
@@ -450,9 +449,7 @@ impl<'a> Prepared<'a> {
         }
         let reason = match filters.objection_to_guard() {
             Some(reason) => reason,
-            None => match guard::blocking(self.process, maps, stopped, SIGTRAP)
-                .map_err(|error| self.failed(error))?
-            {
+            None => match guard::blocking(self.process, maps, stopped).map_err(|error| self.failed(error))? {
                 None => return Ok(()),
                 Some(_) if self.yields => return Err(Failure::InTheWay),
                 Some(reason) => reason,
