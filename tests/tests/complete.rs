@@ -244,4 +244,10 @@ fn what_cannot_be_complete_is_refused() {
         beeline_tests::target(SOURCE, "musl-shared", "musl-gcc", &[]).to_string_lossy().into_owned();
     let message = store.fails(&["start", "--complete", "--", &program, "kinds"]);
     assert!(message.contains("can block signals and cannot be traced"), "{message}");
+    // What it cannot be of a child it is not; the rest is.
+    let output = store.output(&["start", "--complete", "--", "sh", "-c", &format!("{program} storm 3; :")]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "0 wrong\n");
+    assert!(output.status.success() && errors.contains("are not traced (--complete)"), "{errors}");
+    assert!(!errors.contains("without probes"), "{errors}");
 }
