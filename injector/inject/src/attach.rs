@@ -41,6 +41,7 @@ use beeline_ptrace::{StopOptions, StoppedProcess};
 use beeline_remote::{Borrowed, Mappings, Process, RemoteError, SystemCall, thread_pointer};
 use beeline_site::Binary;
 use beeline_stub::ThreadKey;
+use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -642,10 +643,13 @@ impl<'a> Prepared<'a> {
         generation: &Generation<'_>,
     ) -> Result<(), RemoteError> {
         let mut signals = if guard::has_breakpoints(&generation.patches) { bit(SIGTRAP) } else { 0 };
+        // Whoever cleans up when we are killed finds what he has to take out.
+        let guard = generation.block + offset_of!(ProcessBlock, guard) as u64;
+        self.process.memory().write_u64(guard, generation.head.guard)?;
         if let Some(made) = &generation.dispatch {
             signals |= bit(SIGSYS);
-            made.dispatching.put_code(self.process)?;
             placed.set_dispatch(made.dispatching.block)?;
+            made.dispatching.put_code(self.process)?;
         }
         let before = placed.signals()?;
         let result = placed.install(borrowed, signals & !before, target::inner_pid(self.process));

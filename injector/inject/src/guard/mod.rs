@@ -175,8 +175,9 @@ impl<'a> Placed<'a> {
             self.set_word(at, self.word(at)? | trimmed)?;
             set_action(&mut actions, guarded, self.own_action(guarded, wanted)?);
         }
-        self.make_current(borrowed, &before, &actions)?;
-        self.set_word(offset_of!(Guard, signals), self.signals()? | signals)
+        // Before: if we are killed while the borrowed thread works through its calls, it comes to their end.
+        self.set_word(offset_of!(Guard, signals), self.signals()? | signals)?;
+        self.make_current(borrowed, &before, &actions)
     }
 
     /// The guard's own action for a signal with which the process wants this one.
