@@ -402,7 +402,7 @@ impl<'a> Prepared<'a> {
         }
         let mut head = self.final_head(&generation, facts, fresh.as_ref());
         self.put_in(&generation, &mut head, fresh.as_ref(), &maps, &filters, stopped)?;
-        let result = self.put_in_force(&generation, &planned.restored, &head, stopped);
+        let result = self.put_in_force(&generation, planned, &head, stopped);
         if result.is_err() {
             self.take_back(&generation, stopped);
         }
@@ -431,6 +431,10 @@ impl<'a> Prepared<'a> {
             return Ok(());
         }
         dispatch::check_kernel(self.process.pid(), stopped)?;
+        if !target::has_rdfsbase(self.process) {
+            let reason = "this kernel does not allow rdfsbase, by which threads are told apart".to_owned();
+            return Err(self.not_complete(reason).into());
+        }
         if let Some(reason) = filters.objection_to_guard().or_else(|| filters.objection_to_dispatch()) {
             return Err(self.not_complete(reason).into());
         }
@@ -716,6 +720,9 @@ fn check_existing(
     image: &AgentImage,
 ) -> Result<(), TargetRefused> {
     let pid = process.pid();
+    if let Some(owner) = existing.owner_beside(process) {
+        return Err(foreign(pid, &format!("its memory is that of process {owner}")));
+    }
     if existing.head.store_uuid != request.store_uuid {
         return Err(TargetRefused::OtherStore { pid });
     }
