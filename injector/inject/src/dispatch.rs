@@ -11,6 +11,7 @@
 use crate::error::TargetRefused;
 use crate::existing::{Existing, is_ours};
 use crate::files::{MappedFile, MappedFiles};
+use crate::guard::is_at_guarded_call;
 use crate::stack::Stack;
 use crate::target::remote;
 use crate::wire::Wire;
@@ -326,12 +327,21 @@ impl Dispatching {
         let words: Vec<u64> = words.chunks_exact(u64::LEN).map(u64::get).collect();
         for thread in stopped.threads() {
             let pointer = thread.known_registers()?.fs_base;
-            let wants = |word: &u64| word & !BlockingBits::ALL == pointer && word & BlockingBits::NOW != 0;
+            // One that is about to change its mask does so itself; which side of the call it is on does not matter then.
+            let wants = |word: &u64| {
+                let meant = match word & BlockingBits::PENDING {
+                    0 => BlockingBits::NOW,
+                    _ => BlockingBits::NOW | BlockingBits::BEFORE,
+                };
+                word & !BlockingBits::ALL == pointer && word & meant == meant
+            };
             if pointer != 0 && words.iter().any(wants) {
                 thread.set_signal_mask(thread.signal_mask()? | bit(SIGSYS))?;
             }
         }
-        Ok(())
+        // From now on nobody sees what they do with their masks.
+        self.set_word(process, offset_of!(Dispatch, blocking_top), 0)?;
+        process.memory().write(at, &[0; size_of::<u64>() * BLOCKING])
     }
 
     /// Has the calls of all threads dispatched, and of those that they make.
@@ -489,6 +499,9 @@ pub(crate) fn blocking(
     for thread in stopped.threads() {
         let (tid, registers) = (thread.tid(), thread.known_registers()?);
         let (meanwhile, pending) = read_status(tid).map_or((0, 0), |status| (status.blocked, status.pending));
+        if is_at_guarded_call(process, &registers) {
+            return Ok(Err(format!("thread {tid} is about to block signals; try again")));
+        }
         let stack = Stack::of(process, maps, &registers);
         if stack.handler_masks().any(|mask| mask & bit(SIGSYS) != 0) {
             return Ok(Err(format!("thread {tid} will block SIGSYS behind a signal handler; try again")));

@@ -61,6 +61,8 @@ impl BlockingBits {
     pub const NOW: u64 = 1;
     /// It did before the call of `rt_sigprocmask` that is under way.
     pub const BEFORE: u64 = 2;
+    /// Such a call is under way.
+    pub const PENDING: u64 = 4;
     /// All of them; thread pointers have none.
     pub const ALL: u64 = 7;
 }

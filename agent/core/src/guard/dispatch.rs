@@ -298,7 +298,8 @@ pub(super) fn note_mask(guard: &Guard, registers: &PtRegs) {
         return;
     }
     let word = |is: bool, bit: u64| if is { bit } else { 0 };
-    let word = thread | word(now, BlockingBits::NOW) | word(before, BlockingBits::BEFORE);
+    let word = word(now, BlockingBits::NOW) | word(before, BlockingBits::BEFORE);
+    let word = thread | word | BlockingBits::PENDING;
     match entry {
         Some(entry) => entry.store(word, Relaxed),
         None => add_blocking(dispatch, word),

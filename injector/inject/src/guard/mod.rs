@@ -11,7 +11,7 @@ mod image;
 mod obstacles;
 
 pub(crate) use image::GuardImage;
-pub(crate) use obstacles::blocking;
+pub(crate) use obstacles::{blocking, is_at_guarded_call};
 
 use crate::dispatch::Dispatching;
 use crate::existing::Existing;
