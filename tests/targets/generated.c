@@ -8,6 +8,13 @@
 //   wait            says `waiting`, waits half a second in nanosleep by made code, says how that went
 //   signals         has handlers, masks and a filter of its own for SIGSYS
 //   storm N         children, threads, handlers that are left by a jump, N times each
+//   hidden          blocks every signal by a call inside another instruction, and makes calls
+//   sent            sends itself a SIGSYS that looks like a call; takes its action away in the handler
+//   creators        threads that create others, until standard input ends; says what they block then
+//   covered N       a handler interrupts a call and stays until a line comes: 1 = with much on its stack, 2 = on another stack
+//   beside          a process beside this one on the same memory makes calls
+//   ends N          N threads end in calls from N places; then as loop 2
+//   waiters N       N threads wait in one call
 //   changed         the results of getpgid and getsid by made code
 //   blocked         as loop 1, with every signal blocked
 //   paused          waits in a call that blocks every signal meanwhile
@@ -52,6 +59,7 @@ static Call make(int count) {
 static Call at(Call first, int index) { return (Call)((char *)first + index * STRIDE); }
 
 static Call call;
+static volatile int raised;
 
 static void *in_thread(void *unused) {
   long id = call(SYS_gettid, 0, 0, 0, 0, 0, 0);
@@ -229,6 +237,179 @@ static int storm(int count) {
   return 0;
 }
 
+// mov eax, 0x90c3050f: one byte on it is syscall; ret.
+__asm__(".text\nhidden_at: .byte 0xb8, 0x0f, 0x05, 0xc3, 0x90\nret\n");
+extern char hidden_at[];
+
+static int hidden(void) {
+  sigset_t all;
+  sigfillset(&all);
+  long result = SYS_rt_sigprocmask;
+  register long size __asm__("r10") = 8;
+  __asm__ volatile("call *%[at]" : "+a"(result) : [at] "r"(hidden_at + 1), "D"(0l), "S"(&all), "d"(0l), "r"(size) : "rcx", "r11", "memory");
+  printf("%ld\n", result);
+  printf("%d\n", call(SYS_getppid, 0, 0, 0, 0, 0, 0) == getppid());
+  return 0;
+}
+
+static void takes_action_away(int signal, siginfo_t *info, void *context) {
+  (void)info;
+  (void)context;
+  // struct sigaction as the kernel has it, with nowhere to return to.
+  long none[4] = {0};
+  syscall(SYS_rt_sigaction, signal, none, 0, 8);
+  raised++;
+}
+
+static int sent(void) {
+  struct sigaction action = {.sa_sigaction = takes_action_away, .sa_flags = SA_SIGINFO};
+  sigaction(SIGSYS, &action, 0);
+  siginfo_t info = {.si_signo = SIGSYS, .si_code = 2};
+  long result = syscall(SYS_rt_tgsigqueueinfo, getpid(), gettid(), SIGSYS, &info);
+  printf("%ld raised %d\n", result, raised);
+  printf("%d\n", call(SYS_getppid, 0, 0, 0, 0, 0, 0) == getppid());
+  return 0;
+}
+
+static void *nothing(void *unused) { return unused; }
+
+static void *creates(void *unused) {
+  while (!over) {
+    pthread_t thread;
+    pthread_create(&thread, 0, nothing, 0);
+    pthread_join(thread, 0);
+    call(SYS_getppid, 0, 0, 0, 0, 0, 0);
+  }
+  sigset_t mask;
+  pthread_sigmask(SIG_BLOCK, 0, &mask);
+  bad += sigismember(&mask, SIGSYS) != 0;
+  return unused;
+}
+
+static int creators(void) {
+  pthread_t threads[4];
+  for (int i = 0; i < 4; i++) pthread_create(&threads[i], 0, creates, 0);
+  puts("ready");
+  fflush(stdout);
+  while (getchar() != EOF) {}
+  over = 1;
+  for (int i = 0; i < 4; i++) pthread_join(threads[i], 0);
+  printf("%ld block it\n", bad);
+  return 0;
+}
+
+#ifdef __GLIBC__
+static ucontext_t here, there;
+static int way;
+
+static void until_line(void) {
+  puts("waiting");
+  fflush(stdout);
+  char byte;
+  if (read(0, &byte, 1) != 1) _exit(9);
+}
+
+static void elsewhere(void) {
+  until_line();
+  swapcontext(&there, &here);
+}
+
+static void covers(int signal) {
+  (void)signal;
+  if (way == 1) {
+    volatile char much[2 << 20];
+    much[0] = much[sizeof much - 1] = 1;
+    until_line();
+    much[0] = 2;
+  } else {
+    swapcontext(&here, &there);
+  }
+}
+
+static int covered(int number) {
+  way = number;
+  struct sigaction action = {.sa_handler = covers, .sa_flags = SA_RESTART};
+  sigaction(SIGALRM, &action, 0);
+  getcontext(&there);
+  there.uc_stack.ss_sp = malloc(65536);
+  there.uc_stack.ss_size = 65536;
+  makecontext(&there, elsewhere, 0);
+  struct timespec soon = {0, 50000000}, longer = {0, 300000000};
+  struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM};
+  timer_t timer;
+  timer_create(CLOCK_MONOTONIC, &event, &timer);
+  struct itimerspec once = {.it_value = soon};
+  timer_settime(timer, 0, &once, 0);
+  // The call is interrupted; it returns to here from behind itself.
+  printf("%ld\n", call(SYS_nanosleep, (long)&longer, 0, 0, 0, 0, 0));
+  fflush(stdout);
+  while (getchar() != EOF) {}
+  return 0;
+}
+
+#else
+static int covered(int unused) { return unused; }
+#endif
+
+static char pointer[8192] __attribute__((aligned(64)));
+
+static int beside_it(void *unused) {
+  (void)unused;
+  while (!over) {
+    bad += call(SYS_getpid, 0, 0, 0, 0, 0, 0) <= 0;
+    made++;
+    struct timespec time = {0, 1000000};
+    call(SYS_nanosleep, (long)&time, 0, 0, 0, 0, 0);
+  }
+  call(SYS_exit, 7, 0, 0, 0, 0, 0);
+  return 8;
+}
+
+static int beside(void) {
+  // A thread pointer of its own: the address of itself, twice, as libc has it.
+  *(void **)(pointer + 4096) = *(void **)(pointer + 4112) = pointer + 4096;
+  int id = clone(beside_it, &stack[8190], CLONE_VM | CLONE_SETTLS | SIGCHLD, 0, 0, pointer + 4096, 0);
+  puts("ready");
+  fflush(stdout);
+  while (getchar() != EOF) {}
+  over = 1;
+  int status = 0;
+  waitpid(id, &status, 0);
+  printf("%s, %ld wrong, ended with %d\n", made > 0 ? "made" : "none", bad, WIFEXITED(status) ? WEXITSTATUS(status) : -1);
+  return 0;
+}
+
+static void *ends_in_call(void *given) {
+  ((Call)given)(SYS_exit, 0, 0, 0, 0, 0, 0);
+  return 0;
+}
+
+static int ends(int count) {
+  Call first = make(count);
+  for (int i = 0; i < count; i++) {
+    pthread_t thread;
+    pthread_create(&thread, 0, ends_in_call, at(first, i));
+    pthread_join(thread, 0);
+  }
+  return loop(2);
+}
+
+static void *waiter(void *unused) {
+  struct timespec time = {1, 0};
+  bad += call(SYS_nanosleep, (long)&time, 0, 0, 0, 0, 0) != 0;
+  return unused;
+}
+
+static int waiters(int count) {
+  pthread_t threads[count];
+  for (int i = 0; i < count; i++) pthread_create(&threads[i], 0, waiter, 0);
+  puts("waiting");
+  fflush(stdout);
+  for (int i = 0; i < count; i++) pthread_join(threads[i], 0);
+  printf("%ld short\n", bad);
+  return 0;
+}
+
 static int blocked(void) {
   sigset_t all;
   sigfillset(&all);
@@ -264,7 +445,7 @@ static int waits(void) {
   return getchar() == EOF ? 0 : 1;
 }
 
-static volatile int trapped, raised;
+static volatile int trapped;
 static volatile uintptr_t place;
 
 static void on_sys(int signal, siginfo_t *info, void *context) {
@@ -384,6 +565,13 @@ int main(int count, char **words) {
   if (!strcmp(what, "many")) return many(number);
   if (!strcmp(what, "loop")) return loop(number);
   if (!strcmp(what, "storm")) return storm(number);
+  if (!strcmp(what, "hidden")) return hidden();
+  if (!strcmp(what, "sent")) return sent();
+  if (!strcmp(what, "creators")) return creators();
+  if (!strcmp(what, "covered")) return covered(number);
+  if (!strcmp(what, "beside")) return beside();
+  if (!strcmp(what, "ends")) return ends(number);
+  if (!strcmp(what, "waiters")) return waiters(number);
   if (!strcmp(what, "blocked")) return blocked();
   if (!strcmp(what, "paused")) return paused();
   if (!strcmp(what, "changed")) return changed();

@@ -37,6 +37,8 @@ fn programs_do_what_they_do_without() {
         &["signals"],
         &["storm", &rounds(20).to_string()],
         &["int80"],
+        &["hidden"],
+        &["sent"],
     ] {
         let (text, code, signal) = said(Command::new(&program).args(words));
         assert!(!text.is_empty(), "{words:?}");
@@ -147,6 +149,84 @@ fn threads_that_block_the_signal() {
     store.ok(&["detach", &pid]);
     assert_eq!(mask(), before);
     assert_eq!(target.finish(), "made, 0 wrong\n");
+}
+
+/// Threads that block all signals for a moment, as each that makes another does, block none afterwards.
+#[test]
+fn masks_that_change_while_probes_come_and_go() {
+    let (target, store) = (started(&["creators"]), store());
+    let pid = target.pid();
+    for _ in 0..rounds(15) {
+        store.ok(&["attach", "--complete", &pid]);
+        store.ok(&["detach", &pid]);
+    }
+    assert_eq!(target.finish(), "0 block it\n");
+}
+
+/// A signal handler is to return into a call, from where nobody sees it: up a large stack, or on a stack that no thread is on. What it
+/// returns to stays until it has.
+#[test]
+fn calls_that_are_returned_to_from_out_of_sight() {
+    for way in ["1", "2"] {
+        let store = store();
+        let mut target = Target::spawn(&mut store.command(&[
+            "start",
+            "--no-follow",
+            "--complete",
+            "--",
+            &generated(),
+            "covered",
+            way,
+        ]));
+        assert_eq!(target.line(), "waiting");
+        let pid = store.json(&["ps"])[0]["pid"].to_string();
+        let message = store.fails(&["detach", &pid]);
+        assert!(
+            message.contains("will return to a system call of code made at run time"),
+            "{way}: {message}"
+        );
+        target.send("");
+        assert_eq!(target.line(), "-4", "{way}: interrupted, as by any handler");
+        store.ok(&["detach", &pid]);
+        assert_eq!(our_mappings(&pid), Vec::<String>::new());
+        assert!(target.is_alive());
+    }
+}
+
+/// A child that shares its maker's memory, and is no thread of it, goes on when that is detached.
+#[test]
+fn a_process_beside() {
+    let (target, store) = (started(&["beside"]), store());
+    let pid = target.pid();
+    for _ in 0..3 {
+        store.ok(&["attach", "--complete", &pid]);
+        std::thread::sleep(Duration::from_millis(20));
+        store.ok(&["detach", &pid]);
+    }
+    assert_eq!(target.finish(), "made, 0 wrong, ended with 7\n");
+}
+
+#[test]
+fn threads_that_end_in_their_calls_leave_their_slots() {
+    let store = store();
+    let command = ["start", "--no-follow", "--complete", "--", &generated(), "ends", "400"];
+    let mut target = Target::spawn(&mut store.command(&command));
+    assert_eq!(target.line(), "ready");
+    let pid = store.json(&["ps"])[0]["pid"].to_string();
+    assert!(comes(|| dispatched(&store, &pid) > Some(1400)));
+    assert_eq!(target.finish(), "made, 0 wrong\n");
+}
+
+#[test]
+fn many_threads_wait_in_one_call() {
+    let (mut target, store) = (started(&["waiters", "150"]), store());
+    let pid = target.pid();
+    for _ in 0..2 {
+        store.ok(&["attach", "--complete", &pid]);
+        store.ok(&["detach", &pid]);
+    }
+    store.ok(&["attach", "--complete", &pid]);
+    assert_eq!(target.line(), "0 short");
 }
 
 #[test]

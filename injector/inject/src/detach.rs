@@ -376,7 +376,8 @@ impl<'a> Round<'a> {
             let (tid, its) = &registers[index];
             let stack = Stack::new(places[index].0, bytes.unwrap_or_default());
             let mut handler = false;
-            let mut returns = stack.handler_returns().inspect(|_| handler = true);
+            let restorer = existing.dispatching.map(|dispatching| dispatching.restorer());
+            let mut returns = stack.handler_returns_but(restorer).inspect(|_| handler = true);
             if returns.any(|(pc, sp)| existing.owns(pc) || existing.owns(sp)) {
                 occupied.get_or_insert((*tid, "will return from a signal handler into a probe"));
             }

@@ -457,7 +457,7 @@ impl Dispatching {
 
 /// Bytes of memory that are searched at most.
 const SEARCH_MAX: usize = 1 << 30;
-/// How much at a time, and how much of it again with the next part: a frame.
+/// How much at a time, and how much of the part before with it: a frame, as far as it matters.
 const PART: u64 = 1 << 20;
 const FRAME: u64 = 512;
 
@@ -473,13 +473,16 @@ pub(crate) fn is_returned_to(
         let whole = mapping.start..mapping.end;
         let written = if mapping.shared { Ok(vec![whole.clone()]) } else { process.written(whole.clone()) };
         for range in written.unwrap_or_else(|_| vec![whole]) {
-            for start in range.clone().step_by(PART as usize) {
-                let len = (PART + FRAME).min(range.end - start) as usize;
+            for part in range.clone().step_by(PART as usize) {
+                // With the beginning of a frame whose program counter is in this part.
+                let start = part.saturating_sub(FRAME).max(range.start);
+                let len = ((part + PART).min(range.end) - start) as usize;
                 let Some(rest) = left.checked_sub(len) else { return Ok(None) };
                 left = rest;
                 // What cannot be read is no stack.
                 let bytes = process.memory().read_vec(start, len).unwrap_or_default();
-                if Stack::new(start, &bytes).saved_pcs().any(|pc| dispatching.tail().contains(&pc)) {
+                let stack = Stack::new(start, &bytes);
+                if stack.saved_pcs_but(dispatching.restorer()).any(|pc| dispatching.tail().contains(&pc)) {
                     return Ok(Some(true));
                 }
             }

@@ -33,10 +33,8 @@ const STACK_SIZE_BEFORE: usize = 17;
 
 /// From the address to which the handler returns to `rip`, in words.
 const RETURN_BEFORE: usize = 22;
-/// From `rip` to `si_signo`, in words; `si_code` is in the next.
+/// From `rip` to `si_signo`, in words.
 const SIGNAL_BEHIND: usize = 17;
-/// `SIGSYS` with `SYS_USER_DISPATCH`.
-const DISPATCHED: (u32, u32) = (31, 2);
 
 /// The frame of a signal handler.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,12 +79,16 @@ impl Stack {
     }
 
     /// Program counters to which signal handlers of this thread will return, and the stack pointers then.
-    ///
-    /// Frames of system calls that were handed over are not among them. The handler returns at once: a thread that is on its way there
-    /// is in the handler itself, or another frame says so. What lies on stacks of such frames is old.
     pub(crate) fn handler_returns(&self) -> impl Iterator<Item = (u64, u64)> {
         let frames = (1..self.words.len()).filter(|&at| self.is_saved_pc(at) && !self.is_left(at));
-        let frames = frames.filter(|&at| self.signal(at) != Some(DISPATCHED));
+        frames.map(|at| (self.words[at], self.words[at - 1]))
+    }
+
+    /// The same without those of handlers that return to `restorer`: the guard's, of system calls that were handed over. They return at once: a
+    /// thread that is on its way there is in the handler itself, or another frame says so. What lies on stacks of such frames is old.
+    pub(crate) fn handler_returns_but(&self, restorer: Option<u64>) -> impl Iterator<Item = (u64, u64)> {
+        let frames = (1..self.words.len()).filter(|&at| self.is_saved_pc(at) && !self.is_left(at));
+        let frames = frames.filter(move |&at| !self.is_of(at, restorer));
         frames.map(|at| (self.words[at], self.words[at - 1]))
     }
 
@@ -96,10 +98,16 @@ impl Stack {
         frames.filter_map(|at| self.words.get(at + MASK_BEHIND).copied())
     }
 
-    /// Program counters of all that looks like the frame of a signal handler, but for those of system calls that were handed over.
-    pub(crate) fn saved_pcs(&self) -> impl Iterator<Item = u64> {
+    /// Program counters of all that looks like the frame of a signal handler, but for those that return to `restorer`.
+    pub(crate) fn saved_pcs_but(&self, restorer: u64) -> impl Iterator<Item = u64> {
         let frames = (0..self.words.len()).filter(|&at| self.is_saved_pc(at));
-        frames.filter(|&at| self.signal(at) != Some(DISPATCHED)).map(|at| self.words[at])
+        frames.filter(move |&at| !self.is_of(at, Some(restorer))).map(|at| self.words[at])
+    }
+
+    /// The handler returns to `restorer` whose frame has its program counter there.
+    fn is_of(&self, at: usize, restorer: Option<u64>) -> bool {
+        let returns_to = at.checked_sub(RETURN_BEFORE).and_then(|word| self.words.get(word)).copied();
+        restorer.is_some() && returns_to == restorer
     }
 
     /// The frames of signal handlers, as far as they lie in this part.
@@ -108,16 +116,15 @@ impl Stack {
             (RETURN_BEFORE..self.words.len()).filter(|&at| self.is_saved_pc(at) && !self.is_left(at));
         frames.filter_map(|at| {
             let word = at - RETURN_BEFORE;
-            let (signal, _) = self.signal(at)?;
-            let returns_to = self.words[word];
-            Some(Frame { address: self.start + 8 * word as u64, returns_to, signal: signal.into() })
+            let signal = self.signal(at)?.into();
+            Some(Frame { address: self.start + 8 * word as u64, returns_to: self.words[word], signal })
         })
     }
 
-    /// The number and code of the signal whose frame has its program counter there.
-    fn signal(&self, at: usize) -> Option<(u32, u32)> {
-        let [number, code] = [0, 1].map(|next| self.words.get(at + SIGNAL_BEHIND + next).copied());
-        Some((number? as u32, code? as u32))
+    /// The number of the signal whose frame has its program counter there. The kernel writes it for handlers with `SA_SIGINFO` only; else an old
+    /// one may stand there.
+    fn signal(&self, at: usize) -> Option<u32> {
+        self.words.get(at + SIGNAL_BEHIND).map(|&word| word as u32)
     }
 
     /// Every word within `range`, but for the program counters of signal frames that the thread has left.
@@ -178,11 +185,9 @@ mod tests {
         let frame =
             Frame { address: 0x1000 + 8 * (40 - RETURN_BEFORE as u64), returns_to: 0x9000, signal: 5 };
         assert_eq!(stack.frames().collect::<Vec<_>>(), [frame]);
-        assert_eq!(stack.handler_returns().count(), 1);
-        stack.words[40 + SIGNAL_BEHIND] = 31;
-        assert_eq!(stack.handler_returns().count(), 1, "a filter has trapped a call");
-        stack.words[40 + SIGNAL_BEHIND + 1] = 2;
-        assert_eq!(stack.handler_returns().count(), 0);
+        let returns = |but| stack.handler_returns_but(but).count();
+        assert_eq!((returns(None), returns(Some(0x8000)), returns(Some(0x9000))), (1, 1, 0));
+        assert_eq!((stack.saved_pcs_but(0x8000).count(), stack.saved_pcs_but(0x9000).count()), (1, 0));
     }
 
     #[test]

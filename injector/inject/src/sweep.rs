@@ -222,7 +222,8 @@ impl Threads<'_> {
             reads_texts |= runs.is_some() && !waits;
             let stack = Stack::of(self.process, self.maps, &registers);
             let owns = |address| self.existing.owns(address);
-            if stack.handler_returns().any(|(pc, sp)| owns(pc) || owns(sp)) {
+            let restorer = self.existing.dispatching.map(|dispatching| dispatching.restorer());
+            if stack.handler_returns_but(restorer).any(|(pc, sp)| owns(pc) || owns(sp)) {
                 return Ok(None);
             }
             // In the agent, which may have been called from anywhere, or in a function that a program has called.
