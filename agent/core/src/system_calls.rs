@@ -81,7 +81,8 @@ unsafe fn shares_thread_pointer(run: *mut RunContext, registers: *const PtRegs) 
     }
 }
 
-/// Behind a call, whose result is `registers.ax`: a program may have put another one there.
+/// Behind a call, whose result is `registers.ax`: a program may have put another one there. Its number, where it is known, is in
+/// `registers.orig_ax` afterwards.
 ///
 /// # Safety
 ///
@@ -109,11 +110,11 @@ pub unsafe extern "sysv64" fn exit(
             // The parent will ask for it as well.
             note(slot, (*registers).sp | PendingCall::IN_CHILD, number);
         }
+        (*registers).orig_ax = number;
         let list = list(&(*calls).left, list_index(number));
         if list.count == 0 {
             return;
         }
-        (*registers).orig_ax = number;
         (*run).flags = 0;
         let record = ExitRecord { common: 0, id: number, result: (*registers).ax as i64 };
         let raw: RawArguments = [registers as u64, (*registers).ax];

@@ -72,9 +72,18 @@ pub unsafe fn exit(
 ) {
     // SAFETY: as in `enter`.
     unsafe {
-        behind(&*guard, &mut *registers, number);
         let agent = core::mem::transmute::<u64, Exit>((*guard).exit);
+        give_back(&*guard, &mut *registers);
+        if number != PendingCall::UNKNOWN {
+            ended(&*guard, &mut *registers, Some(number & !PendingCall::NOTED));
+            agent(registers, slot, calls, number);
+            return;
+        }
+        // The agent finds it out, if anybody does.
+        (*registers).orig_ax = u64::MAX;
         agent(registers, slot, calls, number);
+        let found = (*registers).orig_ax;
+        ended(&*guard, &mut *registers, (found != u64::MAX).then_some(found));
     }
 }
 
@@ -95,7 +104,9 @@ pub unsafe fn missed(
         let agent = core::mem::transmute::<u64, Missed>((*guard).missed);
         agent(calls, number, is_exit, registers);
         if is_exit != 0 {
-            behind(&*guard, &mut *registers, number);
+            give_back(&*guard, &mut *registers);
+            let number = Some(number & !PendingCall::NOTED);
+            ended(&*guard, &mut *registers, number.filter(|&number| number != PendingCall::UNKNOWN));
             return 0;
         }
         before(&*guard, &mut *registers)
@@ -134,23 +145,25 @@ fn before(guard: &Guard, registers: &mut PtRegs) -> u64 {
     0
 }
 
-fn behind(guard: &Guard, registers: &mut PtRegs, number: u64) {
+/// The arguments are the process's own again.
+fn give_back(guard: &Guard, registers: &mut PtRegs) {
     let sp = registers.sp;
-    let it = &mut *registers;
+    let it = registers;
     for register in [&mut it.di, &mut it.si, &mut it.dx, &mut it.r10, &mut it.r8, &mut it.r9] {
         masks::give_back(guard, register, sp);
     }
-    let number = number & !PendingCall::NOTED;
+}
+
+/// A call has ended, with this number, where that is known.
+fn ended(guard: &Guard, registers: &mut PtRegs, number: Option<u64>) {
     match number {
-        RT_SIGPROCMASK => dispatch::show_mask(guard, registers),
-        RT_SIGACTION => actions::was_set(guard, guard.signals.load(Relaxed), registers),
+        Some(RT_SIGPROCMASK) => dispatch::show_mask(guard, registers),
+        Some(RT_SIGACTION) => actions::was_set(guard, guard.signals.load(Relaxed), registers),
         _ => {}
     }
-    let unknown = number == PendingCall::UNKNOWN;
-    if registers.ax == 0
-        && (unknown || CLONES.contains(&number))
-        && actions::in_child(guard, unknown || number == CLONE3)
-    {
-        dispatch::in_child(guard, if unknown { None } else { Some(number) }, registers);
+    let may_be_child = number.is_none_or(|number| CLONES.contains(&number));
+    let may_clear = number.is_none_or(|number| number == CLONE3);
+    if registers.ax == 0 && may_be_child && actions::in_child(guard, may_clear) {
+        dispatch::in_child(guard, number, registers);
     }
 }
