@@ -16,7 +16,7 @@
 //! What needs the whole `pt_regs` is no chain's: the gate calls the agent with it.
 
 use crate::assemble::{Marks, finish};
-use crate::frame::{Kept, SaveArea};
+use crate::frame::{Kept, RED_ZONE, SaveArea};
 use crate::phase::{Phase, RUN_FLAGS, RUN_OVERRIDE_VALUE, Shared, changed, need_slot, test_enabled_word};
 use crate::program_use::Registers;
 use crate::site_code::{LinkCode, Stub, StubError};
@@ -78,8 +78,8 @@ pub const fn chain_len_max(links: usize) -> u64 {
     (640 + 512 * links) as u64
 }
 
-/// Bytes that a stub goes below the caller's stack pointer before it calls a chain: the red zone, and the flags.
-pub(crate) const HOOK_BELOW: i32 = 144;
+/// Bytes that a stub goes below the caller's stack pointer before it calls a chain: the red zone, and the flags or another word.
+pub(crate) const HOOK_BELOW: i32 = RED_ZONE + 8;
 
 /// Bytes of the contexts.
 const CONTEXTS: i32 = (size_of::<EnterRecord>() + size_of::<RawArguments>()) as i32;

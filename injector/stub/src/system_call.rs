@@ -13,16 +13,20 @@
 //! - or, where programs want a whole `pt_regs` or the agent has to know of the call, the arena's gate, which makes a `pt_regs` on
 //!   the stack and calls the agent with it. Afterwards registers come from there: programs may change a call's arguments.
 //!
-//! A number that is no constant is looked up at the call, by `jrcxz`, which leaves the flags alone; then see
-//! [`dispatch`](crate::dispatch).
+//! A number that is no constant is looked up at the call; then see [`dispatch`](crate::dispatch). What is not wanted runs straight on.
 //!
 //! A call changes rcx and r11 and keeps the flags. So the stub uses these registers, and saves the flags only where somebody behind
 //! the call looks at them. Behind the call the two are what the kernel leaves, unless the call was skipped;
 //! the status flags in r11 are those of the stub where nobody looks at flags.
 //!
+//! There, and where the number is no constant, the carry flag is set over a call whose end nobody wants: nothing is looked up behind
+//! it. It only ever spares work. That of a call which began before there was a stub says nothing, and a clear one has the note
+//! looked for, which then is not there.
+//!
 //! ```text
 //!   │ the caller's stack            │ ◀ its stack pointer
-//!   │ red zone, and what the hook keeps
+//!   │ red zone; flags, or what the stub keeps
+//!   │ the hook's return address, a word
 //!   │ return address of the gate    │
 //!   ├───────────────────────────────┤
 //!   │ status flags, slot            │
@@ -34,7 +38,9 @@ use crate::assemble::{assembled, finish_copy};
 use crate::chain::HOOK_BELOW;
 use crate::dispatch::Dispatch;
 use crate::displaced::{Around, Moved, displace_around, reaches};
+use crate::frame::RED_ZONE;
 use crate::gates::Gates;
+use crate::near;
 use crate::phase::{Shared, call, home_slot, slot_field};
 use crate::site_code::{Environment, Stub, StubError, ThreadKey};
 use beeline_abi::regs::PtRegs;
@@ -43,8 +49,8 @@ use beeline_abi::system_call::{Hooks, SystemCalls};
 use beeline_abi::thread::ThreadSlot;
 use beeline_site::SitePlan;
 use iced_x86::code_asm::{
-    AsmRegister64, CodeAssembler, CodeLabel, al, ax, byte_ptr, eax, ecx, edx, qword_ptr, r8, r9, r10, r11,
-    r11d, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp,
+    AsmRegister64, CodeAssembler, CodeLabel, al, ax, byte_ptr, cl, dword_ptr, eax, ecx, edx, qword_ptr, r8,
+    r9, r10, r11, r11d, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp,
 };
 use iced_x86::{IcedError, Instruction, Mnemonic};
 use std::mem::offset_of;
@@ -99,8 +105,6 @@ pub const SYSTEM_CALL_STUB_MAX: u64 = 448;
 /// What the gates of an arena are not longer than.
 pub const SYSTEM_CALL_GATES_MAX: u64 = 2560;
 
-/// From the stack pointer of a hook to the word that it leaves free: on top of it are the red zone, below it the flags.
-const KEPT: i32 = 8;
 /// From the caller's stack pointer to the word with the gate's return address: what the hook keeps, its return address, one word.
 const BELOW: i32 = HOOK_BELOW + 16;
 /// Bytes of the frame.
@@ -168,9 +172,16 @@ fn hooked_enter(asm: &mut CodeAssembler, gate: CodeLabel) -> Result<(), IcedErro
     asm.ret()
 }
 
-/// What a hook behind a call calls, with rcx = number, r11 = address behind the call.
+/// What a hook behind a call calls, with rcx = number. The hook is followed by `lea behind(%rip),%rcx`, which tells the address behind the call.
 fn hooked_exit(asm: &mut CodeAssembler, gate: CodeLabel) -> Result<(), IcedError> {
+    /// Bytes of that instruction, and of it before the distance.
+    const REFERENCE: (i32, i32) = (7, 3);
+    asm.mov(r11, qword_ptr(rsp))?;
     asm.lea(rsp, qword_ptr(rsp - 8))?;
+    asm.mov(qword_ptr(rsp), rax)?;
+    asm.movsxd(rax, dword_ptr(r11 + REFERENCE.1))?;
+    asm.lea(r11, qword_ptr(r11 + rax + REFERENCE.0))?;
+    asm.mov(rax, qword_ptr(rsp))?;
     asm.call(gate)?;
     asm.lea(rsp, qword_ptr(rsp + 8))?;
     asm.ret()
@@ -373,20 +384,38 @@ enum Skipped {
     Call,
 }
 
+/// A part of a stub that stands behind the rest: where it begins, and where it goes on.
+type Apart = (CodeLabel, CodeLabel);
+
 /// The windows at a call, while they are written.
 struct Windows<'a> {
     code: &'a SystemCallCode<'a>,
     target: &'a SystemCallTarget,
     gates: CallGates,
+    /// Where the stub will be.
+    at: u64,
     /// Index of what is behind the displaced call.
     behind: Option<usize>,
     /// Indexes of the hooks.
     hooks: [Option<usize>; 2],
     /// Where the hook before the call goes on when that is skipped, and what is there.
     skip: Option<(CodeLabel, Skipped)>,
+    /// Before a call that somebody wants whose number is no constant.
+    wanted: Option<Apart>,
+    /// Behind it.
+    left: Option<Apart>,
 }
 
-impl Windows<'_> {
+impl<'a> Windows<'a> {
+    fn new(code: &'a SystemCallCode<'a>, target: &'a SystemCallTarget, gates: CallGates, at: u64) -> Self {
+        Windows { code, target, gates, at, behind: None, hooks: [None; 2], skip: None, wanted: None, left: None }
+    }
+
+    /// The carry flag is set over the call when nobody wants its end.
+    fn carries(&self) -> bool {
+        self.code.number.is_none() && self.code.flags_dead
+    }
+
     fn go_on(&self, asm: &mut CodeAssembler, skipped: Skipped) -> Result<(), IcedError> {
         match skipped {
             Skipped::Copy(behind) => asm.jmp(behind),
@@ -398,38 +427,66 @@ impl Windows<'_> {
     fn enter(&mut self, asm: &mut CodeAssembler, skipped: Skipped) -> Result<(), IcedError> {
         let (skip, mut plain) = (asm.create_label(), asm.create_label());
         self.skip = Some((skip, skipped));
-        if self.code.number.is_none() {
-            // The lower half of the number is enough to know that nobody wants it.
-            asm.mov(rcx, self.target.calls + offset_of!(SystemCalls, wanted) as u64)?;
-            asm.movzx(r11d, ax)?;
-            asm.movzx(ecx, byte_ptr(rcx + r11))?;
-            asm.jrcxz(plain)?;
-        }
-        asm.lea(r11, qword_ptr(skip))?;
-        self.enter_hook(asm)?;
         if self.code.number.is_some() {
+            asm.lea(r11, qword_ptr(skip))?;
+            self.enter_hook(asm, rcx)?;
             self.hook(asm, 0)?;
-        } else {
-            asm.call(self.gates.dispatch[0])?;
+            return self.leave_hook(asm, rcx);
         }
-        self.leave_hook(asm)?;
+        // The lower half of the number is enough to know that nobody wants it.
+        near::address(asm, self.at, rcx, self.target.calls + offset_of!(SystemCalls, wanted) as u64)?;
+        asm.movzx(r11d, ax)?;
+        asm.movzx(ecx, byte_ptr(rcx + r11))?;
+        if self.carries() {
+            let wanted = asm.create_label();
+            asm.cmp(cl, 1)?;
+            asm.jae(wanted)?;
+            self.wanted = Some((wanted, plain));
+        } else {
+            asm.jrcxz(plain)?;
+            self.dispatch(asm, skip)?;
+        }
         asm.set_label(&mut plain)?;
         asm.zero_bytes()
     }
 
+    /// Before a call whose number is no constant, with rcx = what of it is wanted.
+    fn dispatch(&self, asm: &mut CodeAssembler, skip: CodeLabel) -> Result<(), IcedError> {
+        asm.lea(r11, qword_ptr(skip))?;
+        self.enter_hook(asm, rcx)?;
+        asm.call(self.gates.dispatch[0])?;
+        self.leave_dispatch(asm)
+    }
+
+    fn leave_dispatch(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        self.leave_hook(asm, rcx)?;
+        if self.carries() { asm.cmp(cl, i32::from(SystemCalls::EXIT)) } else { Ok(()) }
+    }
+
     /// Runs the programs of the end.
     fn exit(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        if !self.carries() {
+            return self.ended(asm);
+        }
+        let (left, mut plain) = (asm.create_label(), asm.create_label());
+        asm.jae(left)?;
+        self.left = Some((left, plain));
+        asm.set_label(&mut plain)?;
+        asm.zero_bytes()
+    }
+
+    fn ended(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         if let Some(number) = self.code.number {
             asm.mov(ecx, number)?;
         }
-        self.enter_hook(asm)?;
-        // What the kernel leaves in it.
-        asm.mov(qword_ptr(rsp + KEPT), r11)?;
-        asm.mov(r11, self.code.behind())?;
+        self.enter_hook(asm, r11)?;
         self.hook(asm, 1)?;
-        asm.mov(rcx, self.code.behind())?;
-        asm.mov(r11, qword_ptr(rsp + KEPT))?;
-        self.leave_hook(asm)
+        // What the kernel leaves in both. The gate reads the address here, too.
+        near::reference(asm, rcx, self.code.behind())?;
+        if !self.code.flags_dead {
+            asm.mov(r11, qword_ptr(rsp))?;
+        }
+        self.leave_hook(asm, r11)
     }
 
     /// The hook before the call, or behind it.
@@ -438,30 +495,42 @@ impl Windows<'_> {
         asm.db(&[0x0f, 0x1f, 0x44, 0x00, 0x00])
     }
 
-    /// Below the red zone, with the flags saved where they are looked at.
-    fn enter_hook(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+    /// Below the red zone; with the flags saved where they are looked at, else `kept`.
+    fn enter_hook(&self, asm: &mut CodeAssembler, kept: AsmRegister64) -> Result<(), IcedError> {
         if self.code.flags_dead {
-            return asm.lea(rsp, qword_ptr(rsp - HOOK_BELOW));
+            asm.add(rsp, -RED_ZONE)?;
+            return asm.push(kept);
         }
-        asm.lea(rsp, qword_ptr(rsp - (HOOK_BELOW - 8)))?;
+        asm.lea(rsp, qword_ptr(rsp - RED_ZONE))?;
         asm.pushfq()
     }
 
-    /// Back to the caller's stack pointer and flags.
-    fn leave_hook(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+    /// Back to the caller's stack pointer and flags, or to `kept`.
+    fn leave_hook(&self, asm: &mut CodeAssembler, kept: AsmRegister64) -> Result<(), IcedError> {
         if self.code.flags_dead {
-            return asm.lea(rsp, qword_ptr(rsp + HOOK_BELOW));
+            asm.pop(kept)?;
+            return asm.sub(rsp, -RED_ZONE);
         }
         asm.popfq()?;
-        asm.lea(rsp, qword_ptr(rsp + (HOOK_BELOW - 8)))
+        asm.lea(rsp, qword_ptr(rsp + RED_ZONE))
     }
 
-    /// What runs when a call is skipped.
+    /// What is apart, and what runs when a call is skipped.
     fn cold(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        if let Some((mut left, plain)) = self.left {
+            asm.set_label(&mut left)?;
+            self.ended(asm)?;
+            asm.jmp(plain)?;
+        }
         if let Some((mut skip, skipped)) = self.skip {
+            if let Some((mut wanted, plain)) = self.wanted {
+                asm.set_label(&mut wanted)?;
+                self.dispatch(asm, skip)?;
+                asm.jmp(plain)?;
+            }
             asm.db(&self.code.behind().to_le_bytes())?;
             asm.set_label(&mut skip)?;
-            self.leave_hook(asm)?;
+            self.leave_dispatch(asm)?;
             self.go_on(asm, skipped)?;
         }
         // What assembles to nothing has no offset: this has one, and never runs.
@@ -528,7 +597,7 @@ pub(crate) fn build_call_stub(
         }
     }
     let mut asm = CodeAssembler::new(64).map_err(wrap)?;
-    let mut windows = Windows { code, target, gates, behind: None, hooks: [None; 2], skip: None };
+    let mut windows = Windows::new(code, target, gates, at);
     let mut displaced = displace_around(&mut asm, code.plan, code.address, at, &mut windows)?;
     // Found before the place of the same address that is behind the programs.
     displaced.sort_by_key(|moved| moved.index);

@@ -8,7 +8,7 @@ mod programs;
 use beeline_abi::code::ContextUse;
 use beeline_abi::regs::PtRegs;
 use beeline_abi::run::RunContext;
-use beeline_abi::system_call::{Hooks, PendingCall, SystemCalls};
+use beeline_abi::system_call::{CodeAt, Hooks, PendingCall, SystemCalls};
 use beeline_abi::thread::ThreadSlot;
 use beeline_stub::{CallContext, CallLink, LinkCode, SystemCallCode, SystemCallTarget, ThreadKey, hook};
 use harness::{CODE_VADDR, World};
@@ -145,8 +145,7 @@ impl Function {
         // SAFETY: made by `new`, and no stub runs.
         let calls = unsafe { &mut *(self.target.calls as *mut SystemCalls) };
         let number = GETPID as usize;
-        calls.entered_at[number] = enter.unwrap_or(0);
-        calls.left_at[number] = exit.unwrap_or(0);
+        calls.code[number] = CodeAt { before: enter.unwrap_or(0), behind: exit.unwrap_or(0) };
         calls.wanted[number] =
             (u8::from(enter.is_some()) * SystemCalls::ENTER) | (u8::from(exit.is_some()) * SystemCalls::EXIT);
     }
@@ -155,8 +154,18 @@ impl Function {
 /// Ends for which the agent was asked.
 static SEARCHED: AtomicU64 = AtomicU64::new(0);
 
+/// The instruction pointer that the agent saw last behind a call.
+static BEHIND: AtomicU64 = AtomicU64::new(0);
+
 /// The agent's part behind a call: counts those whose number has to be searched for.
-extern "sysv64" fn searched(_: *mut PtRegs, _: *mut ThreadSlot, _: *const SystemCalls, number: u64) {
+extern "sysv64" fn searched(
+    registers: *mut PtRegs,
+    _: *mut ThreadSlot,
+    _: *const SystemCalls,
+    number: u64,
+) {
+    // SAFETY: the gate's frame.
+    BEHIND.store(unsafe { (*registers).ip }, Ordering::Relaxed);
     SEARCHED.fetch_add(u64::from(number == PendingCall::UNKNOWN), Ordering::Relaxed);
 }
 
@@ -262,28 +271,57 @@ fn calls_that_nobody_wants_leave_no_trace() {
 
 #[test]
 fn notes_of_calls_that_were_left() {
+    for flags_dead in [true, false] {
+        let mut world = World::new();
+        let left = world.data(16);
+        let saw = recorder(&mut world, left, 3);
+        let function = Function::new(&mut world, Form { is_known: false, flags_dead, ..Form::USUAL });
+        let exit = record(world.link(saw, exit_words(), true));
+        function.trace(&mut world, [&[], &[exit]]);
+        world.run();
+        let pid = u64::from(std::process::id());
+        let call = |world: &World| assert_eq!(world.call(function.address, 0, 0), pid);
+        let searches = || SEARCHED.swap(0, Ordering::Relaxed);
+        // That of a handler that did not return, and of calls before it, is below: the one on top is found at once.
+        world.slot().pending_top = 13;
+        world.slot().pending[12 % 8] = PendingCall { sp: 0x1000, number: 1 };
+        call(&world);
+        let seen = words(left, 4);
+        assert_eq!((seen[0], &seen[2..]), (1, &[u64::from(GETPID), pid][..]));
+        assert_eq!((notes(&mut world), searches()), ((13, vec![0x1000]), 0));
+        // Nobody wants the call any more that has a note on top: the agent is asked, unless a flag could tell that.
+        function.enter_in_table([None, None]);
+        call(&world);
+        assert_eq!((words(left, 1)[0], searches()), (1, u64::from(!flags_dead)));
+        if !flags_dead {
+            assert_eq!(BEHIND.load(Ordering::Relaxed), function.address + CALL + 2);
+        }
+        assert_eq!(notes(&mut world), (13, vec![0x1000]));
+    }
+}
+
+/// The flag that tells of a call whether its end is wanted has any value where the beginning was not seen.
+#[test]
+fn ends_of_calls_that_began_before() {
     let mut world = World::new();
     let left = world.data(16);
     let saw = recorder(&mut world, left, 3);
     let function = Function::new(&mut world, Form { is_known: false, ..Form::USUAL });
+    let run = |asm: &mut CodeAssembler, carry: bool| {
+        let behind = function.address + CALL + 2;
+        if carry { asm.stc().unwrap() } else { asm.clc().unwrap() }
+        asm.mov(rax, 77u64).unwrap();
+        asm.mov(rcx, behind).unwrap();
+        asm.jmp(rcx).unwrap();
+    };
+    let ends = [true, false].map(|carry| world.assemble(|asm| run(asm, carry)));
     let exit = record(world.link(saw, exit_words(), true));
     function.trace(&mut world, [&[], &[exit]]);
     world.run();
-    let pid = u64::from(std::process::id());
-    let call = |world: &World| assert_eq!(world.call(function.address, 0, 0), pid);
-    let searches = || SEARCHED.load(Ordering::Relaxed);
-    // That of a handler that did not return, and of calls before it, is below: the one on top is found at once.
-    world.slot().pending_top = 13;
-    world.slot().pending[12 % 8] = PendingCall { sp: 0x1000, number: 1 };
-    call(&world);
-    let seen = words(left, 4);
-    assert_eq!((seen[0], &seen[2..]), (1, &[u64::from(GETPID), pid][..]));
-    assert_eq!((notes(&mut world), searches()), ((13, vec![0x1000]), 0));
-    // Nobody wants the call any more that has a note on top: the agent is asked.
-    function.enter_in_table([None, None]);
-    call(&world);
-    assert_eq!((words(left, 1)[0], searches()), (1, 1));
-    assert_eq!(notes(&mut world), (13, vec![0x1000]));
+    for end in ends {
+        assert_eq!(world.call(end, 0, 0), 77);
+        assert_eq!((words(left, 1)[0], notes(&mut world)), (0, (0, Vec::new())));
+    }
 }
 
 #[test]
