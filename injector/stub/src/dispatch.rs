@@ -12,19 +12,19 @@
 //! The notes of a thread are made and taken without the guard: what a signal handler adds in between it takes away before it returns, and
 //! when it does not return the notes that it interrupted are nobody's any more.
 
-use crate::assemble::assembled;
+use crate::arena::{FILLER, LINE};
 use crate::chain::HOOK_BELOW;
 use crate::frame::SaveArea;
+use crate::near;
 use crate::phase::{Phase, Shared};
 use crate::program_use::Registers;
 use crate::site_code::StubError;
-use crate::near;
 use beeline_abi::system_call::{CodeAt, NUMBERS, PENDING, PendingCall, SystemCalls};
 use beeline_abi::thread::ThreadSlot;
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, AsmRegister32, AsmRegister64, CodeAssembler, cl, dword_ptr, eax, ecx, edx, qword_ptr, r11,
-    rax, rcx, rdx, rsp,
+    AsmMemoryOperand, AsmRegister64, CodeAssembler, cl, dword_ptr, eax, ecx, edx, qword_ptr, r11, rax, rcx,
+    rdx, rsp,
 };
 use std::mem::offset_of;
 
@@ -48,19 +48,21 @@ impl Dispatch<'_> {
     /// Makes both for address `at`; gives the code and where it begins: before the call, behind it.
     pub(crate) fn build(&self, at: u64) -> Result<(Vec<u8>, [u64; 2]), StubError> {
         let wrap = |e: IcedError| StubError::Assembler { at, reason: e.to_string() };
-        let mut asm = CodeAssembler::new(64).map_err(wrap)?;
-        let enter = asm.instructions().len();
-        self.enter(&mut asm, at).map_err(wrap)?;
-        let exit = asm.instructions().len();
-        self.exit(&mut asm, at).map_err(wrap)?;
-        let (code, offsets) = assembled(&mut asm, &[enter, exit], at)?;
-        let address = |index: usize| at + u64::from(offsets.get(index).copied().unwrap_or_default());
-        Ok((code, [address(0), address(1)]))
+        let (mut code, mut starts) = (Vec::new(), [0; 2]);
+        for (start, is_exit) in starts.iter_mut().zip([false, true]) {
+            *start = (at + code.len() as u64).next_multiple_of(LINE);
+            code.resize((*start - at) as usize, FILLER);
+            let mut asm = CodeAssembler::new(64).map_err(wrap)?;
+            if is_exit { self.exit(&mut asm, *start) } else { self.enter(&mut asm, *start) }.map_err(wrap)?;
+            code.extend(asm.assemble(*start).map_err(wrap)?);
+        }
+        Ok((code, starts))
     }
 
     /// With rax = number, rcx = a byte of [`SystemCalls::wanted`], not 0, r11 = where to go on when the call is skipped.
     fn enter(&self, asm: &mut CodeAssembler, at: u64) -> Result<(), IcedError> {
         let (mut noted, mut back) = (asm.create_label(), asm.create_label());
+        let (mut beyond, mut bounded) = (asm.create_label(), asm.create_label());
         asm.push(rdx)?;
         asm.push(rax)?;
         asm.test(cl, i32::from(SystemCalls::EXIT))?;
@@ -77,7 +79,9 @@ impl Dispatch<'_> {
         asm.mov(rax, kept(RAX))?;
         asm.set_label(&mut noted)?;
         asm.mov(ecx, eax)?;
-        bounded(asm, ecx)?;
+        asm.cmp(ecx, NUMBERS as i32)?;
+        asm.jae(beyond)?;
+        asm.set_label(&mut bounded)?;
         self.code_at(asm, at, rdx)?;
         asm.add(ecx, ecx)?;
         asm.mov(rcx, qword_ptr(rdx + rcx * 8 + offset_of!(CodeAt, before) as i32))?;
@@ -87,6 +91,10 @@ impl Dispatch<'_> {
         asm.jmp(rcx)?;
         asm.set_label(&mut back)?;
         asm.ret()?;
+        // Numbers that have no entry of their own share the last one.
+        asm.set_label(&mut beyond)?;
+        asm.mov(ecx, NUMBERS as u32)?;
+        asm.jmp(bounded)?;
         phase.cold(asm)?;
         // Its end will not be known.
         asm.set_label(&mut phase.no_slot)?;
@@ -97,6 +105,7 @@ impl Dispatch<'_> {
     /// With rax = result.
     fn exit(&self, asm: &mut CodeAssembler, at: u64) -> Result<(), IcedError> {
         let (mut other, mut back) = (asm.create_label(), asm.create_label());
+        let (mut beyond, mut bounded) = (asm.create_label(), asm.create_label());
         asm.push(rdx)?;
         asm.push(rax)?;
         let mut phase = self.phase(asm, at);
@@ -107,12 +116,15 @@ impl Dispatch<'_> {
         asm.lea(rax, qword_ptr(rsp + TO_CALLER))?;
         asm.cmp(pending(offset_of!(PendingCall, sp)), rax)?;
         asm.jne(other)?;
-        asm.mov(pending(offset_of!(PendingCall, sp)), 0)?;
+        asm.xor(eax, eax)?;
+        asm.mov(pending(offset_of!(PendingCall, sp)), rax)?;
         asm.dec(qword_ptr(top()))?;
         asm.mov(ecx, dword_ptr(pending(offset_of!(PendingCall, number))))?;
         asm.mov(edx, ecx)?;
         asm.bts(rcx, PendingCall::NOTED.trailing_zeros())?;
-        bounded(asm, edx)?;
+        asm.cmp(edx, NUMBERS as i32)?;
+        asm.jae(beyond)?;
+        asm.set_label(&mut bounded)?;
         self.code_at(asm, at, r11)?;
         asm.add(edx, edx)?;
         asm.mov(r11, qword_ptr(r11 + rdx * 8 + offset_of!(CodeAt, behind) as i32))?;
@@ -132,6 +144,9 @@ impl Dispatch<'_> {
         asm.pop(rdx)?;
         asm.mov(rcx, PendingCall::UNKNOWN)?;
         asm.jmp(self.gate)?;
+        asm.set_label(&mut beyond)?;
+        asm.mov(edx, NUMBERS as u32)?;
+        asm.jmp(bounded)?;
         phase.cold(asm)?;
         // Without a slot there are no notes.
         asm.set_label(&mut phase.no_slot)?;
@@ -181,14 +196,4 @@ fn place(asm: &mut CodeAssembler) -> Result<(), IcedError> {
 /// A field of the note at rdx, of the slot at rcx.
 fn pending(field: usize) -> AsmMemoryOperand {
     qword_ptr(rcx + rdx * 8 + (offset_of!(ThreadSlot, pending) + field) as i32)
-}
-
-/// Numbers that have no entry of their own share the last one.
-fn bounded(asm: &mut CodeAssembler, number: AsmRegister32) -> Result<(), IcedError> {
-    let mut within = asm.create_label();
-    asm.cmp(number, NUMBERS as i32)?;
-    asm.jb(within)?;
-    asm.mov(number, NUMBERS as u32)?;
-    asm.set_label(&mut within)?;
-    asm.zero_bytes()
 }

@@ -35,7 +35,7 @@
 
 use crate::arena::{ALIGNMENT, FILLER};
 use crate::assemble::{assembled, finish_copy};
-use crate::chain::HOOK_BELOW;
+use crate::chain::{CallLink, HOOK_BELOW, bare};
 use crate::dispatch::Dispatch;
 use crate::displaced::{Around, Moved, displace_around, reaches};
 use crate::frame::RED_ZONE;
@@ -404,11 +404,24 @@ struct Windows<'a> {
     wanted: Option<Apart>,
     /// Behind it.
     left: Option<Apart>,
+    /// Indexes of chains that stand in the stub, for its hooks to call.
+    chains: [Option<usize>; 2],
 }
 
 impl<'a> Windows<'a> {
     fn new(code: &'a SystemCallCode<'a>, target: &'a SystemCallTarget, gates: CallGates, at: u64) -> Self {
-        Windows { code, target, gates, at, behind: None, hooks: [None; 2], skip: None, wanted: None, left: None }
+        Windows {
+            code,
+            target,
+            gates,
+            at,
+            behind: None,
+            hooks: [None; 2],
+            skip: None,
+            wanted: None,
+            left: None,
+            chains: [None; 2],
+        }
     }
 
     /// The carry flag is set over the call when nobody wants its end.
@@ -515,19 +528,30 @@ impl<'a> Windows<'a> {
         asm.lea(rsp, qword_ptr(rsp + RED_ZONE))
     }
 
-    /// What is apart, and what runs when a call is skipped.
-    fn cold(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+    /// What is called or wanted less often than the rest, and short.
+    fn apart(&mut self, asm: &mut CodeAssembler, near: &NearChains<'_>) -> Result<(), IcedError> {
         if let Some((mut left, plain)) = self.left {
             asm.set_label(&mut left)?;
             self.ended(asm)?;
             asm.jmp(plain)?;
         }
-        if let Some((mut skip, skipped)) = self.skip {
-            if let Some((mut wanted, plain)) = self.wanted {
-                asm.set_label(&mut wanted)?;
-                self.dispatch(asm, skip)?;
-                asm.jmp(plain)?;
+        if let Some(((mut wanted, plain), (skip, _))) = self.wanted.zip(self.skip) {
+            asm.set_label(&mut wanted)?;
+            self.dispatch(asm, skip)?;
+            asm.jmp(plain)?;
+        }
+        for (index, links) in near.links.into_iter().enumerate() {
+            let start = asm.instructions().len();
+            if self.hooks[index].is_some() && bare(asm, near.shared, links, index == 1, self.at)? {
+                self.chains[index] = Some(start);
             }
+        }
+        Ok(())
+    }
+
+    /// What runs when a call is skipped.
+    fn cold(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        if let Some((mut skip, skipped)) = self.skip {
             asm.db(&self.code.behind().to_le_bytes())?;
             asm.set_label(&mut skip)?;
             self.leave_dispatch(asm)?;
@@ -580,6 +604,13 @@ pub struct CallStub {
     pub behind: u32,
 }
 
+/// The programs of a call whose number is a constant, before it and behind it. Their chains stand in the stub, where they are short enough.
+#[derive(Clone, Copy)]
+pub(crate) struct NearChains<'a> {
+    pub(crate) shared: Shared<'a>,
+    pub(crate) links: [&'a [CallLink]; 2],
+}
+
 /// Makes the code of a window for address `at`.
 ///
 /// # Errors
@@ -588,6 +619,7 @@ pub(crate) fn build_call_stub(
     code: &SystemCallCode<'_>,
     target: &SystemCallTarget,
     gates: CallGates,
+    near: &NearChains<'_>,
     at: u64,
 ) -> Result<CallStub, StubError> {
     let wrap = |e: IcedError| StubError::Assembler { at, reason: e.to_string() };
@@ -601,14 +633,17 @@ pub(crate) fn build_call_stub(
     let mut displaced = displace_around(&mut asm, code.plan, code.address, at, &mut windows)?;
     // Found before the place of the same address that is behind the programs.
     displaced.sort_by_key(|moved| moved.index);
+    windows.apart(&mut asm, near).map_err(wrap)?;
     let cold = asm.instructions().len();
     windows.cold(&mut asm).map_err(wrap)?;
-    let marked = windows.hooks.into_iter().flatten().collect();
+    let marked = [windows.hooks, windows.chains].into_iter().flatten().flatten().collect();
     let (mut stub, marked) = finish_copy(&mut asm, displaced, cold, marked, at)?;
     let mut marked = marked.into_iter();
-    let hooks = windows.hooks.map(|hook| hook.and_then(|_| marked.next()));
-    for (offset, target) in hooks.into_iter().zip(code.hooked) {
-        let Some((offset, target)) = offset.zip(target) else { continue };
+    let mut offset = |mark: Option<usize>| mark.and_then(|_| marked.next());
+    let (hooks, chains) = (windows.hooks.map(&mut offset), windows.chains.map(&mut offset));
+    for index in [0, 1] {
+        let target = chains[index].map(|chain| at + u64::from(chain)).or(code.hooked[index]);
+        let Some((offset, target)) = hooks[index].zip(target) else { continue };
         let at = at + u64::from(offset);
         let bytes = hook(at, Some(target)).ok_or(StubError::OutOfRange { at, target })?;
         if let Some(place) = stub.bytes.get_mut(offset as usize..offset as usize + HOOK_LEN) {

@@ -158,12 +158,7 @@ static SEARCHED: AtomicU64 = AtomicU64::new(0);
 static BEHIND: AtomicU64 = AtomicU64::new(0);
 
 /// The agent's part behind a call: counts those whose number has to be searched for.
-extern "sysv64" fn searched(
-    registers: *mut PtRegs,
-    _: *mut ThreadSlot,
-    _: *const SystemCalls,
-    number: u64,
-) {
+extern "sysv64" fn searched(registers: *mut PtRegs, _: *mut ThreadSlot, _: *const SystemCalls, number: u64) {
     // SAFETY: the gate's frame.
     BEHIND.store(unsafe { (*registers).ip }, Ordering::Relaxed);
     SEARCHED.fetch_add(u64::from(number == PendingCall::UNKNOWN), Ordering::Relaxed);
@@ -309,7 +304,11 @@ fn ends_of_calls_that_began_before() {
     let function = Function::new(&mut world, Form { is_known: false, ..Form::USUAL });
     let run = |asm: &mut CodeAssembler, carry: bool| {
         let behind = function.address + CALL + 2;
-        if carry { asm.stc().unwrap() } else { asm.clc().unwrap() }
+        if carry {
+            asm.stc().unwrap()
+        } else {
+            asm.clc().unwrap()
+        }
         asm.mov(rax, 77u64).unwrap();
         asm.mov(rcx, behind).unwrap();
         asm.jmp(rcx).unwrap();
