@@ -13,7 +13,8 @@
 //! - or, where programs want a whole `pt_regs` or the agent has to know of the call, the arena's gate, which makes a `pt_regs` on
 //!   the stack and calls the agent with it. Afterwards registers come from there: programs may change a call's arguments.
 //!
-//! A number that is no constant is looked up at the call; then see [`dispatch`](crate::dispatch). What is not wanted runs straight on.
+//! A number that is no constant is looked up at the call; then see
+//! [`dispatch`](crate::dispatch).
 //!
 //! A call changes rcx and r11 and keeps the flags. So the stub uses these registers, and saves the flags only where somebody behind
 //! the call looks at them. Behind the call the two are what the kernel leaves, unless the call was skipped;
@@ -384,9 +385,6 @@ enum Skipped {
     Call,
 }
 
-/// A part of a stub that stands behind the rest: where it begins, and where it goes on.
-type Apart = (CodeLabel, CodeLabel);
-
 /// The windows at a call, while they are written.
 struct Windows<'a> {
     code: &'a SystemCallCode<'a>,
@@ -400,28 +398,13 @@ struct Windows<'a> {
     hooks: [Option<usize>; 2],
     /// Where the hook before the call goes on when that is skipped, and what is there.
     skip: Option<(CodeLabel, Skipped)>,
-    /// Before a call that somebody wants whose number is no constant.
-    wanted: Option<Apart>,
-    /// Behind it.
-    left: Option<Apart>,
     /// Indexes of chains that stand in the stub, for its hooks to call.
     chains: [Option<usize>; 2],
 }
 
 impl<'a> Windows<'a> {
     fn new(code: &'a SystemCallCode<'a>, target: &'a SystemCallTarget, gates: CallGates, at: u64) -> Self {
-        Windows {
-            code,
-            target,
-            gates,
-            at,
-            behind: None,
-            hooks: [None; 2],
-            skip: None,
-            wanted: None,
-            left: None,
-            chains: [None; 2],
-        }
+        Windows { code, target, gates, at, behind: None, hooks: [None; 2], skip: None, chains: [None; 2] }
     }
 
     /// The carry flag is set over the call when nobody wants its end.
@@ -451,26 +434,20 @@ impl<'a> Windows<'a> {
         asm.movzx(r11d, ax)?;
         asm.movzx(ecx, byte_ptr(rcx + r11))?;
         if self.carries() {
-            let wanted = asm.create_label();
             asm.cmp(cl, 1)?;
-            asm.jae(wanted)?;
-            self.wanted = Some((wanted, plain));
+            asm.jb(plain)?;
         } else {
             asm.jrcxz(plain)?;
-            self.dispatch(asm, skip)?;
         }
+        asm.lea(r11, qword_ptr(skip))?;
+        self.enter_hook(asm, rcx)?;
+        asm.call(self.gates.dispatch[0])?;
+        self.leave_dispatch(asm)?;
         asm.set_label(&mut plain)?;
         asm.zero_bytes()
     }
 
-    /// Before a call whose number is no constant, with rcx = what of it is wanted.
-    fn dispatch(&self, asm: &mut CodeAssembler, skip: CodeLabel) -> Result<(), IcedError> {
-        asm.lea(r11, qword_ptr(skip))?;
-        self.enter_hook(asm, rcx)?;
-        asm.call(self.gates.dispatch[0])?;
-        self.leave_dispatch(asm)
-    }
-
+    /// With what of the call is wanted in the word that the hook keeps.
     fn leave_dispatch(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         self.leave_hook(asm, rcx)?;
         if self.carries() { asm.cmp(cl, i32::from(SystemCalls::EXIT)) } else { Ok(()) }
@@ -478,19 +455,11 @@ impl<'a> Windows<'a> {
 
     /// Runs the programs of the end.
     fn exit(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
-        if !self.carries() {
-            return self.ended(asm);
-        }
-        let (left, mut plain) = (asm.create_label(), asm.create_label());
-        asm.jae(left)?;
-        self.left = Some((left, plain));
-        asm.set_label(&mut plain)?;
-        asm.zero_bytes()
-    }
-
-    fn ended(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        let mut plain = asm.create_label();
         if let Some(number) = self.code.number {
             asm.mov(ecx, number)?;
+        } else if self.carries() {
+            asm.jb(plain)?;
         }
         self.enter_hook(asm, r11)?;
         self.hook(asm, 1)?;
@@ -499,7 +468,9 @@ impl<'a> Windows<'a> {
         if !self.code.flags_dead {
             asm.mov(r11, qword_ptr(rsp))?;
         }
-        self.leave_hook(asm, r11)
+        self.leave_hook(asm, r11)?;
+        asm.set_label(&mut plain)?;
+        asm.zero_bytes()
     }
 
     /// The hook before the call, or behind it.
@@ -528,18 +499,8 @@ impl<'a> Windows<'a> {
         asm.lea(rsp, qword_ptr(rsp + RED_ZONE))
     }
 
-    /// What is called or wanted less often than the rest, and short.
-    fn apart(&mut self, asm: &mut CodeAssembler, near: &NearChains<'_>) -> Result<(), IcedError> {
-        if let Some((mut left, plain)) = self.left {
-            asm.set_label(&mut left)?;
-            self.ended(asm)?;
-            asm.jmp(plain)?;
-        }
-        if let Some(((mut wanted, plain), (skip, _))) = self.wanted.zip(self.skip) {
-            asm.set_label(&mut wanted)?;
-            self.dispatch(asm, skip)?;
-            asm.jmp(plain)?;
-        }
+    /// The chains that stand in the stub.
+    fn chains(&mut self, asm: &mut CodeAssembler, near: &NearChains<'_>) -> Result<(), IcedError> {
         for (index, links) in near.links.into_iter().enumerate() {
             let start = asm.instructions().len();
             if self.hooks[index].is_some() && bare(asm, near.shared, links, index == 1, self.at)? {
@@ -633,7 +594,7 @@ pub(crate) fn build_call_stub(
     let mut displaced = displace_around(&mut asm, code.plan, code.address, at, &mut windows)?;
     // Found before the place of the same address that is behind the programs.
     displaced.sort_by_key(|moved| moved.index);
-    windows.apart(&mut asm, near).map_err(wrap)?;
+    windows.chains(&mut asm, near).map_err(wrap)?;
     let cold = asm.instructions().len();
     windows.cold(&mut asm).map_err(wrap)?;
     let marked = [windows.hooks, windows.chains].into_iter().flatten().flatten().collect();
