@@ -76,9 +76,8 @@ impl Dispatch<'_> {
         asm.mov(pending(offset_of!(PendingCall, number)), rax)?;
         asm.lea(rax, qword_ptr(rsp + TO_CALLER))?;
         asm.mov(pending(offset_of!(PendingCall, sp)), rax)?;
-        asm.mov(rax, kept(RAX))?;
         asm.set_label(&mut noted)?;
-        asm.mov(ecx, eax)?;
+        asm.mov(ecx, dword_ptr(kept(RAX)))?;
         asm.cmp(ecx, NUMBERS as i32)?;
         asm.jae(beyond)?;
         asm.set_label(&mut bounded)?;
@@ -91,15 +90,15 @@ impl Dispatch<'_> {
         asm.jmp(rcx)?;
         asm.set_label(&mut back)?;
         asm.ret()?;
-        // Numbers that have no entry of their own share the last one.
-        asm.set_label(&mut beyond)?;
-        asm.mov(ecx, NUMBERS as u32)?;
-        asm.jmp(bounded)?;
+        // Near enough for short jumps.
         phase.cold(asm)?;
         // Its end will not be known.
         asm.set_label(&mut phase.no_slot)?;
-        asm.mov(rax, kept(RAX))?;
-        asm.jmp(noted)
+        asm.jmp(noted)?;
+        // Numbers that have no entry of their own share the last one.
+        asm.set_label(&mut beyond)?;
+        asm.mov(ecx, NUMBERS as u32)?;
+        asm.jmp(bounded)
     }
 
     /// With rax = result.
@@ -120,13 +119,12 @@ impl Dispatch<'_> {
         asm.mov(pending(offset_of!(PendingCall, sp)), rax)?;
         asm.dec(qword_ptr(top()))?;
         asm.mov(ecx, dword_ptr(pending(offset_of!(PendingCall, number))))?;
-        asm.mov(edx, ecx)?;
-        asm.bts(rcx, PendingCall::NOTED.trailing_zeros())?;
-        asm.cmp(edx, NUMBERS as i32)?;
+        asm.cmp(ecx, NUMBERS as i32)?;
         asm.jae(beyond)?;
+        asm.lea(edx, dword_ptr(rcx + rcx))?;
         asm.set_label(&mut bounded)?;
+        asm.bts(rcx, PendingCall::NOTED.trailing_zeros())?;
         self.code_at(asm, at, r11)?;
-        asm.add(edx, edx)?;
         asm.mov(r11, qword_ptr(r11 + rdx * 8 + offset_of!(CodeAt, behind) as i32))?;
         asm.test(r11, r11)?;
         asm.je(back)?;
@@ -137,6 +135,11 @@ impl Dispatch<'_> {
         asm.pop(rax)?;
         asm.pop(rdx)?;
         asm.ret()?;
+        // Near enough for short jumps.
+        phase.cold(asm)?;
+        // Without a slot there are no notes.
+        asm.set_label(&mut phase.no_slot)?;
+        asm.jmp(back)?;
         asm.set_label(&mut other)?;
         asm.cmp(pending(offset_of!(PendingCall, sp)), 0)?;
         asm.je(back)?;
@@ -145,12 +148,8 @@ impl Dispatch<'_> {
         asm.mov(rcx, PendingCall::UNKNOWN)?;
         asm.jmp(self.gate)?;
         asm.set_label(&mut beyond)?;
-        asm.mov(edx, NUMBERS as u32)?;
-        asm.jmp(bounded)?;
-        phase.cold(asm)?;
-        // Without a slot there are no notes.
-        asm.set_label(&mut phase.no_slot)?;
-        asm.jmp(back)
+        asm.mov(edx, 2 * NUMBERS as u32)?;
+        asm.jmp(bounded)
     }
 
     /// `register` = the address of the code for all numbers.
