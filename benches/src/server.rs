@@ -33,7 +33,7 @@ pub(crate) fn run(beeline_path: &Path, rounds: u32) -> Result<()> {
     // Somebody else may take the port that was free.
     let server = Nginx::start(&nginx).or_else(|_| Nginx::start(&nginx))?;
     let store = Store::new();
-    let variants = Variants { beeline_path, object: &object, kernel: &kernel };
+    let variants = Variants { beeline_path, object: &object, kernel: &kernel, options: &[] };
     let seconds = SECONDS.min(rounds);
     // The first run finds caches and logs empty.
     requests_a_second(&wrk, server.port, seconds)?;

@@ -65,9 +65,25 @@ pub(crate) fn run(beeline_path: &Path, rounds: u32) -> Result<()> {
                 let title = format!("{}, {by}, {}", call.numbers.join(" + "), tracing.name);
                 let case = Case { function: format!("{prefix}{}", call.name), title, repeat: call.repeat };
                 let mut process = Process::spawn_pinned(&mut Command::new(&target))?;
-                let variants = Variants { beeline_path, object: &object, kernel: &kernel };
+                let variants = Variants { beeline_path, object: &object, kernel: &kernel, options: &[] };
                 case.measure(&mut process, &variants, rounds).with_context(|| case.title.clone())?;
             }
+        }
+    }
+    complete(beeline_path, &target, &kernel, rounds)
+}
+
+/// What `--complete` costs: calls of code that is made at run time, and those of libc.
+fn complete(beeline_path: &Path, target: &Path, kernel: &Path, rounds: u32) -> Result<()> {
+    let [call, ..] = CALLS else { return Ok(()) };
+    for tracing in TRACINGS.iter().filter(|tracing| tracing.exits) {
+        let object = object(call, tracing)?;
+        for (prefix, by) in [("made_", "made code"), ("", "libc's function")] {
+            let title = format!("{}, {by}, --complete, {}", call.name, tracing.name);
+            let case = Case { function: format!("{prefix}{}", call.name), title, repeat: call.repeat / 10 };
+            let mut process = Process::spawn_pinned(&mut Command::new(target))?;
+            let variants = Variants { beeline_path, object: &object, kernel, options: &["--complete"] };
+            case.measure(&mut process, &variants, rounds).with_context(|| case.title.clone())?;
         }
     }
     Ok(())
@@ -96,6 +112,8 @@ pub(crate) struct Variants<'a> {
     pub(crate) object: &'a Path,
     /// `targets/kernel_tracepoints.c`.
     pub(crate) kernel: &'a Path,
+    /// Of `attach`.
+    pub(crate) options: &'a [&'a str],
 }
 
 /// The figures of one case.
@@ -123,7 +141,7 @@ impl Variants<'_> {
         let mut figures = Figures::default();
         for _ in 0..rounds {
             figures.base.push(sample()?);
-            beeline(self.beeline_path, store, &["attach", pid])?;
+            beeline(self.beeline_path, store, &[&["attach"], self.options, &[pid]].concat())?;
             figures.ours.push(sample()?);
             beeline(self.beeline_path, store, &["detach", pid])?;
             if let Ok(kernel) = &mut kernel {
@@ -176,7 +194,7 @@ impl Case {
         }
         // Where the cost is none at all the differences are noise, and their ratio means nothing.
         let ratio =
-            if net >= RATIO_NS_MIN { format!("{:8.0}", kernels / net) } else { format!("{:>8}", "-") };
+            if net >= RATIO_NS_MIN { format!("{:8.1}", kernels / net) } else { format!("{:>8}", "-") };
         println!("{:60} {:>8}  {}  {net:9.2}  {ratio}", "", "beeline", ours.spread());
     }
 }

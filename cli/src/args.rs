@@ -2,7 +2,7 @@
 //!
 //! What a text *means* (which map, which process) is decided in `resolve`.
 
-use beeline_inject::BreakpointUse;
+use beeline_inject::{BreakpointUse, Request};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -175,14 +175,23 @@ pub(crate) struct Unload {
 }
 
 /// What `start` and `attach` do only when they are asked to.
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Clone, Copy, Debug, Default)]
 pub(crate) struct Optional {
     /// Put an int3 where no jump fits (about 2 µs a hit); the process then cannot block SIGTRAP
     #[arg(long)]
     pub(crate) breakpoints: bool,
+    /// Trace the system calls of code made at run time, too (about 1.5 µs a call, and some ns for each other call); the process then
+    /// cannot block SIGSYS. Needs Linux 6.4
+    #[arg(long)]
+    pub(crate) complete: bool,
 }
 
 impl Optional {
+    /// What a request asks for.
+    pub(crate) fn of(request: &Request) -> Optional {
+        Optional { breakpoints: request.breakpoints != BreakpointUse::Never, complete: request.complete }
+    }
+
     /// Where processes get breakpoints.
     pub(crate) fn breakpoint_use(self) -> BreakpointUse {
         if self.breakpoints { BreakpointUse::WhereNoJumpFits } else { BreakpointUse::Never }

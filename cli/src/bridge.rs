@@ -1,5 +1,6 @@
 //! The engine's plans as the injector's requests. The two do not know each other; this is all that stands between them.
 
+use crate::args::Optional;
 use crate::commands::load::place_name;
 use crate::context::Context;
 use crate::output::warn;
@@ -9,8 +10,8 @@ use beeline_engine::{
     PlannedProgram, ProbeKind, RefusedPlace, Target, TargetForm,
 };
 use beeline_inject::{
-    Attached, BreakpointUse, FileIdentity, HostFunctionRequest, Location, MapRequest, ProbeOutcome,
-    ProbeRequest, ProbeState, ProgramRequest, Request, SystemCallRequest, TargetRefused,
+    Attached, FileIdentity, HostFunctionRequest, Location, MapRequest, ProbeOutcome, ProbeRequest,
+    ProbeState, ProgramRequest, Request, SystemCallRequest, TargetRefused,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -61,7 +62,7 @@ impl Bridged {
         context: &Context,
         engine: &Engine,
         filter: &PlanFilter,
-        breakpoints: BreakpointUse,
+        optional: Optional,
     ) -> Result<Bridged> {
         let plan = engine.attach_plan(filter)?;
         for left_out in &plan.left_out {
@@ -76,23 +77,19 @@ impl Bridged {
             }
             bail!("no loaded program has a place to go to; see `beeline load --attach`");
         }
-        Ok(Bridged::of(plan, breakpoints))
+        Ok(Bridged::of(plan, optional))
     }
 
     /// The plan for a program that is to run, also when nothing has a place to go to.
-    pub(crate) fn plan_to_start(
-        context: &Context,
-        engine: &Engine,
-        breakpoints: BreakpointUse,
-    ) -> Result<Bridged> {
+    pub(crate) fn plan_to_start(context: &Context, engine: &Engine, optional: Optional) -> Result<Bridged> {
         let plan = engine.attach_plan(&PlanFilter::default())?;
         if !plan.probes.is_empty() || engine.store().object_names()?.is_empty() {
-            return Bridged::plan(context, engine, &PlanFilter::default(), breakpoints);
+            return Bridged::plan(context, engine, &PlanFilter::default(), optional);
         }
         warn(
             "no loaded program has a place to go to (see `beeline link list`); the command runs without probes",
         );
-        Ok(Bridged::of(plan, breakpoints))
+        Ok(Bridged::of(plan, optional))
     }
 
     /// The plan for a process that is followed, from what the store holds now.
@@ -100,10 +97,10 @@ impl Bridged {
         engine: &Engine,
         pid: i32,
         objects: &[String],
-        breakpoints: BreakpointUse,
+        optional: Optional,
     ) -> Result<Bridged> {
         let filter = PlanFilter { pid: u32::try_from(pid).ok(), objects: objects.to_vec(), links: None };
-        Ok(Bridged::of(engine.attach_plan(&filter)?, breakpoints))
+        Ok(Bridged::of(engine.attach_plan(&filter)?, optional))
     }
 
     /// What brings a process to what its links are now: those that have ended are taken out, those with another program
@@ -114,10 +111,10 @@ impl Bridged {
             objects: Vec::new(),
             links: Some(attached.links()),
         };
-        Ok(Bridged::of(engine.attach_plan(&filter)?, BreakpointUse::Never).request)
+        Ok(Bridged::of(engine.attach_plan(&filter)?, Optional::default()).request)
     }
 
-    fn of(plan: AttachPlan, breakpoints: BreakpointUse) -> Bridged {
+    fn of(plan: AttachPlan, optional: Optional) -> Bridged {
         let names = Names::of_probes(&plan.probes);
         let (calls, placed): (Vec<_>, Vec<_>) = plan
             .probes
@@ -134,7 +131,8 @@ impl Bridged {
             programs: plan.programs.into_iter().map(program).collect(),
             probes: placed.into_iter().flat_map(probes).collect(),
             system_calls,
-            breakpoints,
+            breakpoints: optional.breakpoint_use(),
+            complete: optional.complete,
             alive: plan.alive.map(|alive| alive.into_iter().collect()),
         };
         Bridged { request: Arc::new(request), names }

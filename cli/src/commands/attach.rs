@@ -36,7 +36,7 @@ pub(crate) fn run(context: &mut Context, args: &Attach) -> Result<()> {
 fn follow(context: &mut Context, engine: &Engine, args: &Attach) -> Vec<Error> {
     let plan = |pid: u32| {
         let filter = PlanFilter { pid: Some(pid), objects: args.object.clone(), ..PlanFilter::default() };
-        let bridged = Bridged::plan(context, engine, &filter, args.optional.breakpoint_use())?;
+        let bridged = Bridged::plan(context, engine, &filter, args.optional)?;
         Ok((i32::try_from(pid)?, bridged))
     };
     let pids = args.pids.iter().chain(&args.pid_option).copied();
@@ -95,8 +95,7 @@ fn attach(
         return by_follower(context, pid, &renewed, reports);
     }
     let filter = PlanFilter { pid: Some(pid), objects: args.object.clone(), links: None };
-    let breakpoints = args.optional.breakpoint_use();
-    let bridged = Bridged::plan(context, engine, &filter, breakpoints).map_err(cannot)?;
+    let bridged = Bridged::plan(context, engine, &filter, args.optional).map_err(cannot)?;
     let progress = Progress::begin(format!("looking at the files of process {pid}"));
     let result = beeline_inject::attach(target, &bridged.request);
     drop(progress);

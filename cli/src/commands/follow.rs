@@ -1,10 +1,11 @@
 //! What is said of processes that are followed: little, because they share our output.
 
 use super::attach::nothing_placed;
+use crate::args::Optional;
 use crate::bridge::{Bridged, Names, Placement, Refused, keep, keep_refusal};
 use crate::output::{say, warn};
 use beeline_engine::Engine;
-use beeline_inject::{AttachReport, BreakpointUse, Followed, Request};
+use beeline_inject::{AttachReport, Followed, Request};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,7 +16,7 @@ pub(crate) struct Told<'a> {
     /// Name of the first of them.
     name: &'a str,
     verbose: u8,
-    breakpoints: BreakpointUse,
+    optional: Optional,
     said: Mutex<HashSet<String>>,
     first: Mutex<bool>,
 }
@@ -24,13 +25,13 @@ impl<'a> Told<'a> {
     /// For a program that is started, or a process.
     pub(crate) fn new(engine: &'a Engine, bridged: &Bridged, name: &'a str, verbose: u8) -> Told<'a> {
         let names = Mutex::new(bridged.names.clone());
-        let breakpoints = bridged.request.breakpoints;
-        Told { engine, names, name, verbose, breakpoints, said: Mutex::default(), first: Mutex::new(true) }
+        let optional = Optional::of(&bridged.request);
+        Told { engine, names, name, verbose, optional, said: Mutex::default(), first: Mutex::new(true) }
     }
 
     /// The request of a process from what the store holds now: somebody has asked for it.
     pub(crate) fn renew(&self, pid: i32, objects: &[String]) -> Result<Arc<Request>, String> {
-        let Bridged { request, names } = Bridged::plan_again(self.engine, pid, objects, self.breakpoints)
+        let Bridged { request, names } = Bridged::plan_again(self.engine, pid, objects, self.optional)
             .map_err(|error| format!("{error:#}"))?;
         self.names.lock().unwrap_or_else(PoisonError::into_inner).add(names);
         Ok(request)

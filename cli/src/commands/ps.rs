@@ -69,13 +69,18 @@ fn coverage(verbose: u8, it: &Attached) -> Option<CallCoverage> {
 }
 
 fn show_calls(context: &mut Context, pid: i32, coverage: &CallCoverage) -> Result<()> {
-    let CallCoverage { found, patched, unwanted, refused, unread } = coverage;
+    let CallCoverage { found, patched, unwanted, refused, unread, dispatched } = coverage;
     let out = &mut context.out;
     let unwanted = if *unwanted > 0 { format!(", {unwanted} wanted by nobody") } else { String::new() };
     out.line(format_args!(
         "process {pid}: {found} system calls found, {patched} traced, {} refused{unwanted}",
         refused.len()
     ))?;
+    if let Some((calls, missed)) = dispatched {
+        out.line(format_args!(
+            "process {pid}: calls of code made at run time are traced: {calls} so far, {missed} missed; SIGSYS is kept deliverable"
+        ))?;
+    }
     for (address, reason) in refused {
         out.line(format_args!("  {address:#x}  {reason}"))?;
     }
@@ -86,7 +91,7 @@ fn show_calls(context: &mut Context, pid: i32, coverage: &CallCoverage) -> Resul
 }
 
 fn calls_json(coverage: &CallCoverage) -> Value {
-    let CallCoverage { found, patched, unwanted, refused, unread } = coverage;
+    let CallCoverage { found, patched, unwanted, refused, unread, dispatched } = coverage;
     json!({
         "found": found,
         "patched": patched,
@@ -96,6 +101,7 @@ fn calls_json(coverage: &CallCoverage) -> Value {
             "reason": reason,
         })).collect::<Vec<_>>(),
         "unread": unread.iter().map(|(file, reason)| json!({"file": file, "reason": reason})).collect::<Vec<_>>(),
+        "dispatched": dispatched.map(|(calls, missed)| json!({"calls": calls, "missed": missed})),
     })
 }
 

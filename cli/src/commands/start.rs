@@ -13,7 +13,7 @@ use std::process::ExitCode;
 /// Runs the command, and ends as it does: its output is the only output.
 pub(crate) fn run(context: &mut Context, args: &Start) -> Result<ExitCode> {
     let engine = context.existing()?.ok_or_else(|| context.nothing_loaded())?;
-    let bridged = Bridged::plan_to_start(context, &engine, args.optional.breakpoint_use())?;
+    let bridged = Bridged::plan_to_start(context, &engine, args.optional)?;
     let (program, arguments) = args.command.split_first().ok_or_else(|| anyhow!("there is no command"))?;
     let command = StartCommand { program: program.into(), arguments: arguments.to_vec(), environment: None };
     let name = program.to_string_lossy();

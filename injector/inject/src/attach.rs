@@ -15,6 +15,7 @@ mod in_force;
 use crate::agent::AgentImage;
 use crate::bell::FollowerBell;
 use crate::detach;
+use crate::dispatch::{self, LetThrough};
 use crate::early;
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, find, is_ours};
@@ -33,6 +34,8 @@ use crate::target::{self, Facts, Surroundings, remote};
 use crate::tracer;
 use crate::wire::{BlockHead, HEAD_LEN, Wire, region_offset};
 use beeline_abi::calls::CallGate;
+use beeline_abi::dispatch::SIGSYS;
+use beeline_abi::guard::{SIGTRAP, bit};
 use beeline_abi::process::{ProcessBlock, Region};
 use beeline_ptrace::{StopOptions, StoppedProcess};
 use beeline_remote::{Borrowed, Mappings, Process, RemoteError, SystemCall, thread_pointer};
@@ -72,7 +75,7 @@ pub(crate) fn attach_with(
             let process = clean(pid)?;
             let prepared = Prepared::new(&process, request, key)?.followed_by(bell);
             let prepared = prepared.yielding(yields < YIELDS_MAX);
-            let mut planned = prepared.plan();
+            let mut planned = prepared.plan()?;
             if prepared.is_empty(&planned) {
                 return Ok(prepared.report(&planned, 0, Duration::ZERO));
             }
@@ -254,30 +257,68 @@ impl<'a> Prepared<'a> {
         }
     }
 
-    /// Decides where each probe goes. Where some are to be breakpoints the process gets a guard, or has one; without a guard that sees
-    /// every call that it has to there are no breakpoints.
-    pub(crate) fn plan(&self) -> PlannedSites {
-        let guarded = self.existing.as_ref().is_some_and(|existing| existing.guard() != 0);
-        let wanted = match self.request.breakpoints {
-            BreakpointUse::Never => Breakpoints::NotWanted,
-            BreakpointUse::WhereNoJumpFits => Breakpoints::Wanted,
-            BreakpointUse::Everywhere => Breakpoints::Everywhere,
-        };
-        let planned = self.plan_with(&wanted, guarded);
-        if guarded || planned.breakpoints().next().is_none() {
-            return planned;
-        }
-        let planned = self.plan_with(&wanted, true);
+    /// Decides where each probe goes.
+    pub(crate) fn plan(&self) -> Result<PlannedSites, TargetRefused> {
+        let Some(let_through) = self.let_through()? else { return Ok(self.plan_breakpoints()) };
+        let dispatches = self.existing.as_ref().is_some_and(|existing| existing.dispatching.is_some());
+        let planned = self.plan_with(&self.wanted_breakpoints(), true, Some(&let_through));
         match planned.calls.unguarded.clone() {
-            None => planned,
-            Some(why) => self.plan_with(&Breakpoints::Impossible(why), false),
+            Some(reason) if !dispatches => Err(self.not_complete(reason)),
+            _ => Ok(planned),
         }
     }
 
-    fn plan_with(&self, breakpoints: &Breakpoints, guarded: bool) -> PlannedSites {
+    /// From where calls are let through when all others are to be dispatched, or are.
+    fn let_through(&self) -> Result<Option<LetThrough>, TargetRefused> {
+        let calls = self.existing.as_ref().map_or(&[][..], |existing| existing.call_links());
+        let has_calls = !self.request.system_calls.is_empty() || !calls.is_empty();
+        match self.existing.as_ref().and_then(|existing| existing.dispatching) {
+            Some(dispatching) => Ok(Some(LetThrough::of(&dispatching))),
+            // What there is before the first instruction is not all; who made the request comes again.
+            None if !self.request.complete || self.early || !has_calls => Ok(None),
+            None => {
+                LetThrough::find(self.process, &self.files).map(Some).map_err(|why| self.not_complete(why))
+            }
+        }
+    }
+
+    fn not_complete(&self, reason: String) -> TargetRefused {
+        TargetRefused::NotComplete { pid: self.process.pid(), reason }
+    }
+
+    fn wanted_breakpoints(&self) -> Breakpoints {
+        match self.request.breakpoints {
+            BreakpointUse::Never => Breakpoints::NotWanted,
+            BreakpointUse::WhereNoJumpFits => Breakpoints::Wanted,
+            BreakpointUse::Everywhere => Breakpoints::Everywhere,
+        }
+    }
+
+    /// Where some are to be breakpoints the process gets a guard, or has one; without a guard that sees
+    /// every call that it has to there are no breakpoints.
+    fn plan_breakpoints(&self) -> PlannedSites {
+        let guarded = self.existing.as_ref().is_some_and(|existing| existing.guard() != 0);
+        let wanted = self.wanted_breakpoints();
+        let planned = self.plan_with(&wanted, guarded, None);
+        if guarded || planned.breakpoints().next().is_none() {
+            return planned;
+        }
+        let planned = self.plan_with(&wanted, true, None);
+        match planned.calls.unguarded.clone() {
+            None => planned,
+            Some(why) => self.plan_with(&Breakpoints::Impossible(why), false, None),
+        }
+    }
+
+    fn plan_with(
+        &self,
+        breakpoints: &Breakpoints,
+        guarded: bool,
+        let_through: Option<&LetThrough>,
+    ) -> PlannedSites {
         let given = self.ingredients();
         let (process, files, request) = (self.process, &self.files, self.request);
-        let wanted = (breakpoints, guarded);
+        let wanted = (breakpoints, guarded, let_through);
         PlannedSites::plan(process, files, request, given.existing, self.bell, wanted, |id| {
             given.unusable(id)
         })
@@ -326,6 +367,7 @@ impl<'a> Prepared<'a> {
             return Err(TargetRefused::SharedThreadPointer { pid: self.process.pid(), tids }.into());
         }
         self.check_dispatch(stopped)?;
+        self.check_complete(&generation, (&maps, &filters), stopped)?;
         // What a later attach needs of them stands in the block.
         let facts = match &self.existing {
             Some(existing) if !existing.is_early() => None,
@@ -360,11 +402,34 @@ impl<'a> Prepared<'a> {
     /// No thread dispatches its system calls: it would get those that the agent makes.
     fn check_dispatch(&self, stopped: &StoppedProcess) -> Result<(), TargetRefused> {
         for thread in stopped.threads() {
-            if thread.dispatch().map_err(|error| self.failed(error.into()))?.is_some() {
+            let found = thread.dispatch().map_err(|error| self.failed(error.into()))?;
+            if found.is_some() && found != self.process.own_dispatch() {
                 return Err(TargetRefused::Dispatches { pid: self.process.pid(), tid: thread.tid() });
             }
         }
         Ok(())
+    }
+
+    /// Every thread gets the signal of dispatched calls, and the guard can work, where calls are to be dispatched that are not yet.
+    fn check_complete(
+        &self,
+        generation: &Generation<'_>,
+        (maps, filters): (&Mappings, &Filters),
+        stopped: &StoppedProcess,
+    ) -> Result<(), Failure> {
+        if !generation.dispatch.as_ref().is_some_and(|made| made.is_new) {
+            return Ok(());
+        }
+        dispatch::check_kernel(self.process.pid(), stopped)?;
+        if let Some(reason) = filters.objection_to_guard().or_else(|| filters.objection_to_dispatch()) {
+            return Err(self.not_complete(reason).into());
+        }
+        let blocking = guard::blocking(self.process, maps, stopped, SIGSYS);
+        match blocking.map_err(|error| self.failed(error))? {
+            None => Ok(()),
+            Some(_) if self.yields => Err(Failure::InTheWay),
+            Some(reason) => Err(self.not_complete(reason).into()),
+        }
     }
 
     /// Gives up the breakpoints where one of the threads would not get their signal, or the guard could not work.
@@ -380,12 +445,14 @@ impl<'a> Prepared<'a> {
             return Ok(());
         }
         let placed = self.existing.as_ref().and_then(|it| guard::Placed::at(self.process, it.guard()));
-        if placed.is_some_and(|placed| placed.is_active()) {
+        if placed.is_some_and(|placed| placed.keeps(SIGTRAP)) {
             return Ok(());
         }
         let reason = match filters.objection_to_guard() {
             Some(reason) => reason,
-            None => match guard::blocking(self.process, maps, stopped).map_err(|error| self.failed(error))? {
+            None => match guard::blocking(self.process, maps, stopped, SIGTRAP)
+                .map_err(|error| self.failed(error))?
+            {
                 None => return Ok(()),
                 Some(_) if self.yields => return Err(Failure::InTheWay),
                 Some(reason) => reason,
@@ -546,16 +613,10 @@ impl<'a> Prepared<'a> {
             .call(generation.init, [generation.block, 0, 0, 0])
             .map_err(|error| self.failed(error))?;
         if result == 0
-            && guard::has_breakpoints(&generation.patches)
             && let Some(placed) = guard::Placed::at(self.process, head.guard)
-            && !placed.is_active()
+            && let Err(error) = self.install(borrowed, &placed, generation)
         {
-            let id = target::inner_pid(self.process);
-            if let Err(error) = placed.install(borrowed, id) {
-                // What is mapped goes again: nothing may lead there. The first error is the one that counts.
-                let _ = placed.uninstall(borrowed);
-                return Err(self.failed(error).into());
-            }
+            return Err(self.failed(error).into());
         }
         match result as i64 {
             0 if self.early => {
@@ -565,6 +626,32 @@ impl<'a> Prepared<'a> {
             0 => Ok(()),
             errno => Err(TargetRefused::AgentFailed { pid: self.process.pid(), errno: -errno }.into()),
         }
+    }
+
+    /// Puts the handler of what is needed now in force. When that fails nothing of ours is led to any more.
+    fn install(
+        &self,
+        borrowed: &mut Borrowed<'_>,
+        placed: &guard::Placed<'_>,
+        generation: &Generation<'_>,
+    ) -> Result<(), RemoteError> {
+        let mut signals = if guard::has_breakpoints(&generation.patches) { bit(SIGTRAP) } else { 0 };
+        if let Some(made) = &generation.dispatch {
+            signals |= bit(SIGSYS);
+            made.dispatching.put_code(self.process)?;
+            placed.set_dispatch(made.dispatching.block)?;
+        }
+        let before = placed.signals()?;
+        let result = placed.install(borrowed, signals & !before, target::inner_pid(self.process));
+        if result.is_err() {
+            // What is mapped goes again: nothing may lead there. The first error is the one that counts.
+            let _ = placed.uninstall(borrowed, !before);
+            if let Some(made) = generation.dispatch.as_ref().filter(|made| made.is_new) {
+                let _ = placed.set_dispatch(0);
+                let _ = made.dispatching.take_code(self.process);
+            }
+        }
+        result
     }
 
     /// Forbids the agent the calls that the process's filters do not allow.

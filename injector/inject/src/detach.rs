@@ -13,7 +13,7 @@
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, carries_probes, find, is_ours, leftovers};
 use crate::gone::Standing;
-use crate::guard::{Placed, is_breakpoint};
+use crate::guard::{Placed, Restorer, is_breakpoint};
 use crate::report::DetachReport;
 use crate::seccomp::Filters;
 use crate::stack::Stack;
@@ -163,6 +163,9 @@ impl<'a> Round<'a> {
         if let Some(state) = self.leave_rseq(&existing, &slots, &maps)? {
             return Ok(state);
         }
+        if let Some(dispatching) = existing.dispatching {
+            dispatching.take_code(self.process).map_err(|error| self.failed(error))?;
+        }
         self.unmap(&maps, Some(&existing))
     }
 
@@ -182,6 +185,15 @@ impl<'a> Round<'a> {
         may_call: bool,
     ) -> Result<Option<State>, TargetRefused> {
         let Some(guard) = Placed::at(self.process, existing.guard()) else { return Ok(None) };
+        if let Some(dispatching) = existing.dispatching {
+            let gate = guard.call_gate().map_err(|error| self.failed(error))?;
+            let ended = dispatching
+                .serve_agent(self.process, gate, false)
+                .and_then(|()| dispatching.end(self.process, self.stopped));
+            if let Some(tid) = ended.map_err(|error| self.failed(error))? {
+                return Ok(Some(State::Busy(format!("thread {tid} has a system call handed to it"))));
+            }
+        }
         if let Some(tid) = guard.in_flight(self.stopped) {
             return Ok(Some(State::Busy(format!("thread {tid} has met a breakpoint"))));
         }
@@ -190,7 +202,7 @@ impl<'a> Round<'a> {
                 Ok(borrowed) => borrowed,
                 Err(busy) => return Ok(Some(busy)),
             };
-            let result = guard.uninstall(&mut borrowed);
+            let result = guard.uninstall(&mut borrowed, u64::MAX);
             borrowed.end(self.stopped).map_err(|error| remote(self.process.pid(), error))?;
             result.map_err(|error| self.failed(error))?;
         }
@@ -200,7 +212,25 @@ impl<'a> Round<'a> {
                 thread.set_registers(&own).map_err(|error| self.failed(error.into()))?;
             }
         }
+        self.leave_handlers(&guard, maps)?;
         Ok(None)
+    }
+
+    /// Handlers of the process in which the guard went on return by the process's own code.
+    fn leave_handlers(&self, guard: &Placed<'_>, maps: &Mappings) -> Result<(), TargetRefused> {
+        let restorers = guard.restorers().map_err(|error| self.failed(error))?;
+        for thread in self.stopped.threads() {
+            let registers = thread.known_registers().map_err(|error| self.failed(error.into()))?;
+            for frame in Stack::of(self.process, maps, &registers).frames() {
+                let is_it = |it: &&Restorer| it.signal == frame.signal && it.ours == frame.returns_to;
+                // Where the process has none the frame is the guard's own: the thread is in our code, or has left it.
+                if let Some(restorer) = restorers.iter().find(is_it).filter(|it| it.theirs != 0) {
+                    let written = self.process.memory().write_u64(frame.address, restorer.theirs);
+                    written.map_err(|error| self.failed(error))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Puts original bytes back where a jump of ours stands, at the sites that are meant.

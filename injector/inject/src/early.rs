@@ -80,7 +80,7 @@ fn attempt(
     let mut key = None;
     for _ in 0..ATTEMPTS_MAX {
         let prepared = Prepared::new(&process, request, key)?.before_first_instruction(entry);
-        let mut planned = prepared.plan();
+        let mut planned = prepared.plan()?;
         if planned.sites.is_empty() {
             return Ok(None);
         }

@@ -46,6 +46,14 @@ pub enum TargetRefused {
         /// The thread.
         tid: i32,
     },
+    /// Not every call of its code can be traced, as was asked for.
+    #[error("not all system calls of process {pid} can be traced (--complete): {reason}")]
+    NotComplete {
+        /// The process.
+        pid: i32,
+        /// What stands in the way.
+        reason: String,
+    },
     /// It carries the probes of another store.
     #[error("process {pid} carries the probes of another store; detach it first")]
     OtherStore {

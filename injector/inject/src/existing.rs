@@ -1,5 +1,6 @@
 //! What a process carries of ours already. It is that process's word: everything is checked before use.
 
+use crate::dispatch::Dispatching;
 use crate::error::TargetRefused;
 use crate::wire::{BlockHead, HEAD_LEN, NoBlock, Wire, region_offset};
 use beeline_abi::link::{LINK_MAGIC, LinkRuntime};
@@ -72,6 +73,8 @@ pub(crate) struct Existing {
     pub(crate) programs: Vec<ProgramRuntime>,
     pub(crate) maps: Vec<MapHandle>,
     pub(crate) texts: Vec<UnwindText>,
+    /// How its calls are dispatched, where they are.
+    pub(crate) dispatching: Option<Dispatching>,
 }
 
 /// What is found in a process.
@@ -134,7 +137,9 @@ impl Existing {
         let programs = table(process, head.programs, head.program_count, "its list of programs")?;
         let maps = table(process, head.maps, head.map_count, "its list of maps")?;
         let texts = table(process, head.texts, head.text_count, "its tables for walking stacks")?;
-        Ok(Existing { block, head, regions, sites, links, programs, maps, texts })
+        let dispatching = if head.guard == 0 { None } else { Dispatching::read(process, head.guard) };
+        process.set_own_dispatch(dispatching.map(|it| it.configuration()));
+        Ok(Existing { block, head, regions, sites, links, programs, maps, texts, dispatching })
     }
 
     /// The entry of the function that is left at the `ret` of a site; none when the site is no such place.
@@ -184,7 +189,7 @@ impl Existing {
         found
     }
 
-    /// Where the hooks of the stubs at system calls go, and calls whose number is no constant.
+    /// Where the hooks of the stubs at system calls go, calls whose number is no constant, and those that are dispatched.
     pub(crate) fn hooked(&self, process: &Process) -> Vec<u64> {
         let target = |hook: &PlacedHook| {
             let [opcode, distance @ ..] = process.memory().read_array::<HOOK_LEN>(hook.at).ok()?;
@@ -198,6 +203,7 @@ impl Existing {
         let tables = (self.head.system_calls != 0).then(|| process.memory().read_vec(at, len));
         let words = tables.and_then(Result::ok).unwrap_or_default();
         found.extend(words.chunks_exact(u64::LEN).map(u64::get));
+        found.extend(self.dispatching.iter().flat_map(|dispatching| dispatching.referred(process)));
         found
     }
 
@@ -213,10 +219,11 @@ impl Existing {
         self.regions.iter().enumerate().filter(|(_, region)| region.len == 0).map(|(index, _)| index)
     }
 
-    /// The address lies in a region of ours, or is that of a long jump in a hole.
+    /// The address lies in a region of ours, or behind libc's code, or is that of a long jump in a hole.
     pub(crate) fn owns(&self, address: u64) -> bool {
         self.regions.iter().any(|region| address.wrapping_sub(region.start) < region.len)
             || self.holes().any(|hole| hole_jump(hole) == address)
+            || self.is_in_tail(address)
     }
 
     /// Places of the long jumps of short sites.

@@ -5,9 +5,10 @@
 //! table area (later attach):   tables
 //! arena area, for each group of sites within reach:   programs | stubs | jump slots
 //! guard area (with the first breakpoint):   the guard's image | its block
+//! dispatch area (with --complete):   the block of dispatched calls
 //! shared area:   guard page | CPU slots, trace (first attach) | maps | links
 //!
-//! tables:   map handles | programs | sites | links | breakpoints
+//! tables:   map handles | programs | sites | links | breakpoints | known code
 //! ```
 //!
 //! The tables of a later attach hold everything, old and new, and replace the earlier ones by one write of the block's
@@ -17,6 +18,7 @@ mod code;
 mod mapping;
 
 use crate::agent::{AgentImage, LinkedAgent, Own};
+use crate::dispatch::{self, DISPATCH_LEN, Dispatching, LetThrough};
 use crate::error::TargetRefused;
 use crate::existing::{Existing, PlacedHook};
 use crate::group::{Group, groups};
@@ -40,8 +42,8 @@ use beeline_abi::thread::{THREAD_SLOTS, ThreadSlot};
 use beeline_remote::{Mapping, Mappings, reach};
 use beeline_site::SitePlan;
 use beeline_stub::{
-    ARENA_OVERHEAD, Arena, Environment, ProgramUse, SYSTEM_CALL_GATES_MAX, SYSTEM_CALL_STUB_MAX, ThreadKey,
-    stub_len_max,
+    ARENA_OVERHEAD, Arena, DISPATCHED_MAX, DispatchedCode, Environment, ProgramUse, SYSTEM_CALL_GATES_MAX,
+    SYSTEM_CALL_STUB_MAX, ThreadKey, stub_len_max,
 };
 use std::collections::HashMap;
 use std::ops::Range;
@@ -107,6 +109,19 @@ pub(crate) struct Generation<'a> {
     pub(crate) breakpoints: u64,
     /// What is to be written of the programs at system calls, when it has changed.
     pub(crate) call_tables: Option<CallTables>,
+    /// How calls are dispatched, where they are to be.
+    pub(crate) dispatch: Option<MadeDispatch>,
+    /// Address of the table of code whose calls have jumps around them.
+    pub(crate) known_code: u64,
+}
+
+/// How calls are dispatched, and where they go on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MadeDispatch {
+    pub(crate) dispatching: Dispatching,
+    pub(crate) code: DispatchedCode,
+    /// This attach brings it.
+    pub(crate) is_new: bool,
 }
 
 /// Addresses in the tables.
@@ -119,6 +134,7 @@ struct Tables {
     /// Addresses of the links of system calls, in lists.
     call_lists: u64,
     breakpoints: u64,
+    known_code: u64,
     len: u64,
 }
 
@@ -131,10 +147,14 @@ struct Counts {
     links: usize,
     listed: usize,
     breakpoints: usize,
+    known_code: usize,
 }
 
 impl Tables {
-    fn at(start: u64, Counts { maps, programs, sites, links, listed, breakpoints }: Counts) -> Tables {
+    fn at(
+        start: u64,
+        Counts { maps, programs, sites, links, listed, breakpoints, known_code }: Counts,
+    ) -> Tables {
         let mut end = start;
         let mut take = |count: usize, len: usize| {
             let at = end.next_multiple_of(64);
@@ -148,6 +168,7 @@ impl Tables {
             links: take(links, LinkRuntime::LEN),
             call_lists: take(listed, u64::LEN),
             breakpoints: take(1, guard::table_len(breakpoints)),
+            known_code: take(1, dispatch::known_len(known_code)),
             len: 0,
         };
         tables.len = end - start;
@@ -215,6 +236,9 @@ struct Builder<'a> {
     call_links: (u64, u32),
     /// Address of the guard's block, 0 = the process has none.
     guard: u64,
+    dispatching: Option<Dispatching>,
+    /// Where calls that are dispatched go on.
+    dispatched: Option<DispatchedCode>,
     breakpoints: Vec<Breakpoint>,
     texts: Texts,
     /// Address of the follower's bell, where there is a new one.
@@ -241,7 +265,8 @@ impl<'a> Builder<'a> {
         }
         let calls = CallLinks::of(given.request, given.existing, &planned.calls);
         let hooks = given.existing.map_or_else(Vec::new, |existing| existing.hooks(given.process));
-        let chains_len = if calls.is_empty() { 0 } else { calls.chains_len() + SYSTEM_CALL_GATES_MAX };
+        let chains_len =
+            if calls.is_empty() { 0 } else { calls.chains_len() + SYSTEM_CALL_GATES_MAX + DISPATCHED_MAX };
         let mut waiting = if calls.is_empty() { Vec::new() } else { hooks.clone() };
         let mut index = 0;
         while let Some(group) = groups.get_mut(index) {
@@ -278,6 +303,8 @@ impl<'a> Builder<'a> {
             links: link_count,
             listed: calls.listed(),
             breakpoints: given.breakpoint_count(planned),
+            // Each can be a range of its own; and our areas.
+            known_code: given.maps.iter().count() + REGIONS_MAX,
         };
         let tables_len = Tables::at(0, counts).len;
         let mut builder = Builder {
@@ -307,6 +334,8 @@ impl<'a> Builder<'a> {
             system_calls: given.existing.map_or(0, |existing| existing.head.system_calls),
             call_links: (0, 0),
             guard: given.existing.map_or(0, Existing::guard),
+            dispatching: given.existing.and_then(|existing| existing.dispatching),
+            dispatched: None,
             breakpoints: given.breakpoints(),
             texts: Texts::default(),
             bell: 0,
@@ -319,6 +348,11 @@ impl<'a> Builder<'a> {
         builder.tables = Tables::at(start, counts);
         if builder.guard == 0 && planned.calls.guarded {
             builder.place_guard(&mut space, start)?;
+        }
+        if builder.dispatching.is_none()
+            && let Some(let_through) = &planned.calls.let_through
+        {
+            builder.place_dispatch(&mut space, let_through)?;
         }
         if builder.system_calls == 0 && !builder.calls.links.is_empty() {
             builder.place_system_calls(&mut space, start)?;
@@ -428,6 +462,25 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    /// The block of dispatched calls, in reach of the slots.
+    fn place_dispatch(
+        &mut self,
+        space: &mut Space<'_>,
+        let_through: &LetThrough,
+    ) -> Result<(), TargetRefused> {
+        let near = reach::around(let_through.range.end, 1 << 30);
+        let region = space.take(DISPATCH_LEN, near, "dispatched calls")?;
+        let offset = self.memory.add(region.len)?;
+        let dispatching = let_through.head(region.start).ok_or_else(|| TargetRefused::NoRoom {
+            pid: self.given.process.pid(),
+            what: "dispatched calls".to_owned(),
+        })?;
+        self.memory.write(offset, &dispatching.to_bytes())?;
+        self.areas.push(whole(region, offset, libc::PROT_READ | libc::PROT_WRITE));
+        self.dispatching = Some(dispatching);
+        Ok(())
+    }
+
     /// Files of the store.
     fn place_shared(
         &mut self,
@@ -530,6 +583,7 @@ impl<'a> Builder<'a> {
             let mut chains = HashMap::new();
             if index == 0 && !self.calls.is_empty() {
                 self.link_numbers(&mut arena, &mut entries, &mut chains)?;
+                self.link_dispatched(&mut arena)?;
             }
             self.link_hooks(&mut arena, &mut entries, &mut chains)?;
             for site in &planned.sites[self.groups[index].sites.clone()] {
@@ -587,6 +641,13 @@ impl<'a> Builder<'a> {
         self.memory.write(offset(tables.sites), &bytes_of(&self.sites))?;
         self.memory.write(offset(tables.links), &self.link_bytes)?;
         self.memory.write(offset(tables.breakpoints), &guard::table(&self.breakpoints))?;
+        if self.dispatching.is_some() {
+            let (process, maps, files) = (self.given.process, self.given.maps, self.given.files);
+            let ours = self.areas.iter().map(|area| area.region);
+            let ours = ours.map(|region| region.start..region.start + region.len);
+            let known = dispatch::known_code(process, maps, files, ours);
+            self.memory.write(offset(tables.known_code), &dispatch::known_ranges(&known))?;
+        }
         let (hooks, code) = (std::mem::take(&mut self.hook_writes), std::mem::take(&mut self.call_code));
         let lists = self.calls.lists(self.call_links.0);
         self.memory.write(offset(tables.call_lists), &bytes_of(&lists.addresses))?;
@@ -603,6 +664,12 @@ impl<'a> Builder<'a> {
         if self.given.existing.is_none() {
             self.write_block(&head, &regions)?;
         }
+        let existing = self.given.existing.and_then(|existing| existing.dispatching);
+        let dispatch = self.dispatching.zip(self.dispatched).map(|(dispatching, code)| MadeDispatch {
+            dispatching,
+            code,
+            is_new: existing.is_none(),
+        });
         Ok(Generation {
             memory: self.memory,
             areas: self.areas,
@@ -618,6 +685,8 @@ impl<'a> Builder<'a> {
             patches,
             call_tables,
             breakpoints: self.tables.breakpoints,
+            dispatch,
+            known_code: self.tables.known_code,
         })
     }
 

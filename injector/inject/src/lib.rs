@@ -20,6 +20,7 @@ mod agent;
 mod attach;
 mod bell;
 mod detach;
+mod dispatch;
 mod early;
 mod errands;
 mod error;

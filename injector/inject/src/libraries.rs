@@ -103,7 +103,7 @@ pub(crate) fn put_into(
 ) -> Result<Looked, TargetRefused> {
     for _ in 0..ATTEMPTS_MAX {
         let prepared = Prepared::new(process, request, None)?.followed_by(Some(bell));
-        let mut planned = prepared.plan();
+        let mut planned = prepared.plan()?;
         if prepared.is_empty(&planned) {
             return Ok(Looked::Nothing(prepared.report(&planned, 0, Duration::ZERO)));
         }

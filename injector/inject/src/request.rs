@@ -33,6 +33,9 @@ pub struct Request {
     pub system_calls: Vec<SystemCallRequest>,
     /// Where there may be breakpoints.
     pub breakpoints: BreakpointUse,
+    /// The system calls of code that is in no file are traced as well: the kernel hands them to the process, which keeps `SIGSYS`
+    /// deliverable (`PR_SET_SYSCALL_USER_DISPATCH`).
+    pub complete: bool,
     /// Ids of all links that there are: what the process carries of others is taken out. `None` leaves it.
     pub alive: Option<BTreeSet<u32>>,
 }
@@ -108,6 +111,7 @@ impl Request {
             probes: Vec::new(),
             system_calls: self.system_calls.clone(),
             breakpoints: BreakpointUse::Never,
+            complete: false,
             alive: None,
             ..*self
         })

@@ -12,7 +12,7 @@
 
 use crate::error::TargetRefused;
 use crate::target::remote;
-use beeline_abi::calls::{Call, CallGate, Instruction, allows};
+use beeline_abi::calls::{Call, CallGate, Instruction, SET_DISPATCH, allows};
 use beeline_ptrace::{PtraceError, Registers, Stopped, StoppedProcess};
 use beeline_remote::{Borrowed, RemoteError};
 
@@ -105,6 +105,12 @@ impl Filters {
         let refused = |call: &&Call| self.known.iter().any(|filter| !passes(filter, call));
         let call = GUARD_CALLS.iter().find(refused)?;
         Some(format!("its seccomp filter does not allow {}", call.name))
+    }
+
+    /// Why the calls of this process cannot be dispatched.
+    pub(crate) fn objection_to_dispatch(&self) -> Option<String> {
+        let refused = self.known.iter().any(|filter| !passes(filter, &SET_DISPATCH));
+        refused.then(|| "its seccomp filter does not allow prctl(PR_SET_SYSCALL_USER_DISPATCH)".to_owned())
     }
 
     /// The borrowed thread may read the time stamp counter, and so may those that it has made. False where its filters let nobody ask.

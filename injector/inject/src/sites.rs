@@ -2,6 +2,7 @@
 
 use crate::agent::Own;
 use crate::bell::FollowerBell;
+use crate::dispatch::LetThrough;
 use crate::existing::{Existing, is_call_site};
 use crate::files::{MappedFile, MappedFiles, opened};
 use crate::fit::fit;
@@ -120,7 +121,7 @@ impl PlannedSites {
         request: &Request,
         existing: Option<&Existing>,
         bell: Option<&FollowerBell>,
-        (breakpoints, guarded): (&Breakpoints, bool),
+        (breakpoints, guarded, let_through): (&Breakpoints, bool, Option<&LetThrough>),
         unusable: impl Fn(u32) -> Option<String>,
     ) -> PlannedSites {
         let in_force: HashSet<(u32, u64, u32)> =
@@ -170,7 +171,7 @@ impl PlannedSites {
             Some(format!("program {} calls host functions: it cannot run at system calls", program.name))
         };
         let not_at_calls = |id| at_calls(id).or_else(|| unusable(id));
-        let given = CallsGiven { request, existing, guarded };
+        let given = CallsGiven { request, existing, guarded, let_through };
         let calls = PlannedCalls::plan(&mut sites, process, files, given, &not_at_calls);
         let mut planned = PlannedSites { sites: sites.into_values().collect(), restored, calls, states };
         planned.find_existing(existing);

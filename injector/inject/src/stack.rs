@@ -31,6 +31,22 @@ const MASK_BEHIND: usize = 16;
 const STACK_START_BEFORE: usize = 19;
 const STACK_SIZE_BEFORE: usize = 17;
 
+/// From the address to which the handler returns to `rip`, in words.
+const RETURN_BEFORE: usize = 22;
+/// From `rip` to `si_signo`, in words; `si_code` is in the next.
+const SIGNAL_BEHIND: usize = 17;
+/// `SIGSYS` with `SYS_USER_DISPATCH`.
+const DISPATCHED: (u32, u32) = (31, 2);
+
+/// The frame of a signal handler.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Frame {
+    /// Address of the word that says where the handler returns to.
+    pub(crate) address: u64,
+    pub(crate) returns_to: u64,
+    pub(crate) signal: u64,
+}
+
 /// A part of a stack.
 #[derive(Debug)]
 pub(crate) struct Stack {
@@ -65,8 +81,12 @@ impl Stack {
     }
 
     /// Program counters to which signal handlers of this thread will return, and the stack pointers then.
+    ///
+    /// Frames of system calls that were handed over are not among them. The handler returns at once: a thread that is on its way there
+    /// is in the handler itself, or another frame says so. What lies on stacks of such frames is old.
     pub(crate) fn handler_returns(&self) -> impl Iterator<Item = (u64, u64)> {
         let frames = (1..self.words.len()).filter(|&at| self.is_saved_pc(at) && !self.is_left(at));
+        let frames = frames.filter(|&at| self.signal(at) != Some(DISPATCHED));
         frames.map(|at| (self.words[at], self.words[at - 1]))
     }
 
@@ -74,6 +94,24 @@ impl Stack {
     pub(crate) fn handler_masks(&self) -> impl Iterator<Item = u64> {
         let frames = (1..self.words.len()).filter(|&at| self.is_saved_pc(at) && !self.is_left(at));
         frames.filter_map(|at| self.words.get(at + MASK_BEHIND).copied())
+    }
+
+    /// The frames of signal handlers, as far as they lie in this part.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = Frame> {
+        let frames =
+            (RETURN_BEFORE..self.words.len()).filter(|&at| self.is_saved_pc(at) && !self.is_left(at));
+        frames.filter_map(|at| {
+            let word = at - RETURN_BEFORE;
+            let (signal, _) = self.signal(at)?;
+            let returns_to = self.words[word];
+            Some(Frame { address: self.start + 8 * word as u64, returns_to, signal: signal.into() })
+        })
+    }
+
+    /// The number and code of the signal whose frame has its program counter there.
+    fn signal(&self, at: usize) -> Option<(u32, u32)> {
+        let [number, code] = [0, 1].map(|next| self.words.get(at + SIGNAL_BEHIND + next).copied());
+        Some((number? as u32, code? as u32))
     }
 
     /// Every word within `range`, but for the program counters of signal frames that the thread has left.
@@ -124,6 +162,21 @@ mod tests {
         let mut stack = stack((0, 0));
         stack.words[40 + MASK_BEHIND] = 0x10;
         assert_eq!(stack.handler_masks().collect::<Vec<_>>(), [0x10]);
+    }
+
+    #[test]
+    fn where_handlers_return_to() {
+        let mut stack = stack((0, 0));
+        stack.words[40 - RETURN_BEFORE] = 0x9000;
+        stack.words[40 + SIGNAL_BEHIND] = 5;
+        let frame =
+            Frame { address: 0x1000 + 8 * (40 - RETURN_BEFORE as u64), returns_to: 0x9000, signal: 5 };
+        assert_eq!(stack.frames().collect::<Vec<_>>(), [frame]);
+        assert_eq!(stack.handler_returns().count(), 1);
+        stack.words[40 + SIGNAL_BEHIND] = 31;
+        assert_eq!(stack.handler_returns().count(), 1, "a filter has trapped a call");
+        stack.words[40 + SIGNAL_BEHIND + 1] = 2;
+        assert_eq!(stack.handler_returns().count(), 0);
     }
 
     #[test]

@@ -233,7 +233,7 @@ fn put_in(
     let mut key = None;
     for _ in 0..ATTEMPTS_MAX {
         let prepared = Prepared::new(&process, request, key)?.followed_by(bell);
-        let mut planned = prepared.plan();
+        let mut planned = prepared.plan()?;
         let threads = stopped.threads().len();
         if prepared.is_empty(&planned) {
             return Ok((prepared.report(&planned, threads, Duration::ZERO), stopped));

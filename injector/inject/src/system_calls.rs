@@ -9,6 +9,7 @@
 //! All sites of a process have the same links; what of them concerns a number, the hooks of its sites call. A site whose number is a constant that nobody wants is left alone until somebody
 //! does.
 
+use crate::dispatch::LetThrough;
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, find, is_call_site, is_ours};
 use crate::files::{MappedFile, MappedFiles};
@@ -30,6 +31,7 @@ use beeline_site::{Refusal, SitePlan, SystemCallSite, Windows};
 use beeline_stub::chain_len_max;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::offset_of;
+use std::ops::Range;
 
 /// Why a call is not wholly traced of which one jump stands.
 const END_UNSEEN: &str = "its begin is traced, and not its end: there is no room for a jump behind it";
@@ -60,6 +62,9 @@ pub struct CallCoverage {
     pub refused: Vec<(u64, String)>,
     /// Files that could not be looked at: name, and why.
     pub unread: Vec<(String, String)>,
+    /// Where calls of code in no file are traced as well: those at which programs could run, and those that were made without, because too
+    /// many were under way.
+    pub dispatched: Option<(u64, u64)>,
 }
 
 /// What is planned for system calls.
@@ -75,6 +80,8 @@ pub(crate) struct PlannedCalls {
     pub(crate) guarded: bool,
     /// Why a guard does not see all calls that it has to.
     pub(crate) unguarded: Option<String>,
+    /// Calls from elsewhere are to be dispatched.
+    pub(crate) let_through: Option<LetThrough>,
     states: Vec<ProbeState>,
 }
 
@@ -85,6 +92,8 @@ pub(crate) struct CallsGiven<'a> {
     pub(crate) existing: Option<&'a Existing>,
     /// The process is to have a guard, or has one.
     pub(crate) guarded: bool,
+    /// Calls from elsewhere are to be dispatched, or are.
+    pub(crate) let_through: Option<&'a LetThrough>,
 }
 
 impl PlannedCalls {
@@ -93,12 +102,15 @@ impl PlannedCalls {
         sites: &mut BTreeMap<u64, PlannedSite>,
         process: &Process,
         files: &MappedFiles,
-        CallsGiven { request, existing, guarded }: CallsGiven<'_>,
+        CallsGiven { request, existing, guarded, let_through }: CallsGiven<'_>,
         unusable: &impl Fn(u32) -> Option<String>,
     ) -> PlannedCalls {
         let in_force = existing.map_or(&[][..], Existing::call_links);
-        let changed = guarded && existing.is_none_or(|existing| existing.guard() == 0);
-        let mut planned = PlannedCalls { guarded, changed, ..PlannedCalls::default() };
+        let dispatches = existing.is_some_and(|existing| existing.dispatching.is_some());
+        let changed = guarded && existing.is_none_or(|existing| existing.guard() == 0)
+            || let_through.is_some() && !dispatches;
+        let let_through = let_through.cloned();
+        let mut planned = PlannedCalls { guarded, changed, let_through, ..PlannedCalls::default() };
         for (index, call) in request.system_calls.iter().enumerate() {
             let known = in_force.iter().find(|link| link.link_id == call.link_id);
             planned.states.push(match (known, unusable(call.program_id)) {
@@ -118,6 +130,7 @@ impl PlannedCalls {
         if !links.is_empty() {
             let before = sites.len();
             let mut search = Search::new(sites, existing);
+            search.seen_elsewhere = planned.let_through.as_ref().map(|it| it.range.clone());
             for file in files.iter() {
                 search.file(process, file, |number| links.wants(number));
             }
@@ -179,17 +192,21 @@ struct Search<'a> {
     coverage: CallCoverage,
     /// Why a guard would not see all calls that it has to.
     unguarded: Option<String>,
+    /// Calls that are made from outside of this are seen in any case: they are dispatched.
+    seen_elsewhere: Option<Range<u64>>,
 }
 
 impl<'a> Search<'a> {
     fn new(sites: &'a mut BTreeMap<u64, PlannedSite>, existing: Option<&'a Existing>) -> Search<'a> {
         let coverage = CallCoverage::default();
-        Search { sites, taken: Taken::of(existing), existing, coverage, unguarded: None }
+        let taken = Taken::of(existing);
+        Search { sites, taken, existing, coverage, unguarded: None, seen_elsewhere: None }
     }
 
     /// A call is refused; with a number that blocks signals, or one that is not known, a guard does not see it.
     fn refuse(&mut self, address: u64, number: Option<u32>, reason: String) {
-        if number.is_none_or(|number| is_guarded(number, false)) {
+        let is_dispatched = self.seen_elsewhere.as_ref().is_some_and(|range| !range.contains(&address));
+        if !is_dispatched && number.is_none_or(|number| is_guarded(number, false)) {
             let why = || {
                 format!("the system call at {address:#x} can block signals and cannot be traced: {reason}")
             };
@@ -206,7 +223,9 @@ impl<'a> Search<'a> {
             Ok(binary) => binary,
             Err(reason) => {
                 let name = file.mappings[0].name.clone();
-                self.unguarded.get_or_insert_with(|| format!("{name} cannot be read: {reason}"));
+                if self.seen_elsewhere.is_none() {
+                    self.unguarded.get_or_insert_with(|| format!("{name} cannot be read: {reason}"));
+                }
                 self.coverage.unread.push((name, reason.to_owned()));
                 return;
             }
@@ -557,7 +576,8 @@ pub fn call_coverage(pid: i32) -> Result<CallCoverage, TargetRefused> {
     for file in files.iter() {
         search.file(&process, file, |number| links.wants(number));
     }
-    let coverage = Some(search.coverage);
+    let dispatched = existing.and_then(|existing| existing.dispatching?.counts(&process));
+    let coverage = Some(CallCoverage { dispatched, ..search.coverage });
     let calls = PlannedCalls { coverage, ..PlannedCalls::default() };
     // Those that are not there: why they would be refused again.
     let mut planned = PlannedSites::of_calls(sites, calls);

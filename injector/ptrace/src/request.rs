@@ -18,6 +18,8 @@ const SETSIGMASK: c_uint = 0x420b;
 const SECCOMP_GET_FILTER: c_uint = 0x420c;
 /// `PTRACE_GET_RSEQ_CONFIGURATION`, since Linux 5.13.
 const GET_RSEQ_CONFIGURATION: c_uint = 0x420f;
+/// `PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG`, since Linux 6.4.
+const SET_SYSCALL_USER_DISPATCH_CONFIG: c_uint = 0x4210;
 /// `PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG`, since Linux 6.4.
 const GET_SYSCALL_USER_DISPATCH_CONFIG: c_uint = 0x4211;
 
@@ -145,6 +147,13 @@ pub(crate) fn dispatch(tid: Tid) -> Result<DispatchConfiguration, io::Error> {
     Ok(configuration)
 }
 
+/// Sets how the thread's system calls are dispatched.
+pub(crate) fn set_dispatch(tid: Tid, mut configuration: DispatchConfiguration) -> Result<(), io::Error> {
+    let size = size_of::<DispatchConfiguration>() as *mut c_void;
+    // SAFETY: the request reads the announced size through `data`.
+    unsafe { ptrace(SET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, (&raw mut configuration).cast()) }.map(drop)
+}
+
 /// One event of any child or tracee of this OS thread: its id and wait status; `None` when nothing has happened.
 pub(crate) fn wait_any() -> Result<Option<(Tid, c_int)>, io::Error> {
     take(libc::P_ALL, 0, libc::WNOHANG)
@@ -164,9 +173,10 @@ pub(crate) fn wait_for_any() -> Result<(Tid, c_int), io::Error> {
     }
 }
 
-/// Takes an event, but for that of a thread which is about to receive the signal of an `int3`: that is delivered without its event being
-/// taken. Whoever takes the event of a signal and is killed before the thread goes on has lost the signal (`wait_task_stopped` clears
-/// what `ptrace_stop` returns), and a thread that has met a breakpoint would go on in the middle of an instruction.
+/// Takes an event, but for that of a thread which is about to receive the signal of an `int3`, or of a call that it dispatches: that is
+/// delivered without its event being taken. Whoever takes the event of a signal and is killed before the thread goes on has lost the signal (`wait_task_stopped` clears
+/// what `ptrace_stop` returns), and a thread that has met a breakpoint would go on in the middle of an instruction, one that makes a call
+/// behind it without having made it.
 fn take(kind: libc::idtype_t, id: Tid, flags: c_int) -> Result<Option<(Tid, c_int)>, io::Error> {
     const COMMON: c_int = libc::__WALL | libc::__WNOTHREAD;
     loop {
@@ -184,14 +194,17 @@ fn take(kind: libc::idtype_t, id: Tid, flags: c_int) -> Result<Option<(Tid, c_in
         if tid == 0 {
             return Ok(None);
         }
-        if seen.si_code == libc::CLD_TRAPPED && what == libc::SIGTRAP && is_of_breakpoint(tid) {
+        let has_its_signal = seen.si_code == libc::CLD_TRAPPED
+            && matches!(what, libc::SIGTRAP | libc::SIGSYS)
+            && is_of_breakpoint_or_call(tid);
+        if has_its_signal {
             let how = if TO_SYSCALL.with_borrow(|it| it.contains(&tid)) {
                 libc::PTRACE_SYSCALL
             } else {
                 libc::PTRACE_CONT
             };
             // One that was killed meanwhile has another event.
-            let _ = go_on(how, tid, libc::SIGTRAP);
+            let _ = go_on(how, tid, what);
             continue;
         }
         let mut status = 0;
@@ -217,14 +230,18 @@ pub(crate) fn see_breakpoints(tid: Tid, sees: bool) {
     SEES_BREAKPOINTS.with_borrow_mut(|it| if sees { it.insert(tid) } else { it.remove(&tid) });
 }
 
-/// The signal that the tracee is about to receive is that of an `int3`, and not for us.
-fn is_of_breakpoint(tid: Tid) -> bool {
+/// The signal that the tracee is about to receive is that of an `int3`, and not for us, or of a call that it dispatches.
+fn is_of_breakpoint_or_call(tid: Tid) -> bool {
     /// `SI_KERNEL` (`arch/x86/kernel/traps.c`: `do_int3_user`).
     const SI_KERNEL: c_int = 0x80;
-    if SEES_BREAKPOINTS.with_borrow(|it| it.contains(&tid)) {
-        return false;
-    }
-    signal_info(tid).is_ok_and(|info| info.si_signo == libc::SIGTRAP && info.si_code == SI_KERNEL)
+    /// `SYS_USER_DISPATCH` (`include/uapi/asm-generic/siginfo.h`).
+    const SYS_USER_DISPATCH: c_int = 2;
+    let sees_breakpoints = || SEES_BREAKPOINTS.with_borrow(|it| it.contains(&tid));
+    signal_info(tid).is_ok_and(|info| match info.si_signo {
+        libc::SIGTRAP => info.si_code == SI_KERNEL && !sees_breakpoints(),
+        libc::SIGSYS => info.si_code == SYS_USER_DISPATCH,
+        _ => false,
+    })
 }
 
 /// The signal that the tracee is about to receive.

@@ -128,6 +128,10 @@ pub struct Rseq {
 /// (`Documentation/admin-guide/syscall-user-dispatch.rst`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Dispatch {
+    /// First address from which calls are made as always.
+    pub start: u64,
+    /// Bytes from which they are.
+    pub len: u64,
     /// Address of the byte that lets calls through while it is [`Dispatch::ALLOW`]; 0 = there is none.
     pub selector: u64,
 }
@@ -438,10 +442,23 @@ impl Stopped {
     pub fn dispatch(&self) -> Result<Option<Dispatch>, PtraceError> {
         match request::dispatch(self.tid) {
             Ok(found) if found.mode == 0 => Ok(None),
-            Ok(found) => Ok(Some(Dispatch { selector: found.selector })),
+            Ok(found) => Ok(Some(Dispatch { start: found.offset, len: found.len, selector: found.selector })),
             Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(None),
             Err(error) => Err(PtraceError::new("find the dispatch of system calls", self.tid, error)),
         }
+    }
+
+    /// Has its system calls dispatched like this, or not at all.
+    ///
+    /// # Errors
+    /// [`PtraceError::Request`] with `EIO` on kernels before 6.4; [`PtraceError::Gone`] when it was killed meanwhile.
+    pub fn set_dispatch(&self, how: Option<Dispatch>) -> Result<(), PtraceError> {
+        let configuration = how.map_or_else(request::DispatchConfiguration::default, |how| {
+            let Dispatch { start, len, selector } = how;
+            request::DispatchConfiguration { mode: 1, selector, offset: start, len }
+        });
+        let set = request::set_dispatch(self.tid, configuration);
+        set.map_err(|error| PtraceError::new("set the dispatch of system calls", self.tid, error))
     }
 
     /// Its seccomp filter number `index`, the newest first: the instructions (`struct sock_filter`) as little-endian words.

@@ -52,6 +52,8 @@ pub struct Borrowed<'p> {
     halt: Halt,
     /// Signals that arrived and could not be blocked, to be sent again.
     signals: Vec<i32>,
+    /// How its calls are dispatched when it is not borrowed.
+    dispatch: Option<Dispatch>,
 }
 
 impl<'p> Borrowed<'p> {
@@ -76,6 +78,8 @@ impl<'p> Borrowed<'p> {
         if let Some(why) = obstacle(process, thread, status.as_ref())? {
             return Err(RemoteError::NotNow { tid: thread.tid(), why });
         }
+        // Whom we borrow is let through, or dispatched by us.
+        let dispatch = thread.dispatch()?.filter(|how| Some(*how) == process.own_dispatch());
         let filtered = status.as_ref().is_some_and(|status| status.seccomp != 0);
         let halt = status.as_ref().map_or(Halt::AtCall, |status| halt_of(status, home.signal_mask));
         let left_behind = place.scratch.filter(|range| is_scratch(maps, range));
@@ -101,6 +105,7 @@ impl<'p> Borrowed<'p> {
             scratch_mapped,
             halt,
             signals: Vec::new(),
+            dispatch,
         };
         match borrowed.move_in(filtered) {
             Ok(()) => Ok(borrowed),
@@ -113,6 +118,10 @@ impl<'p> Borrowed<'p> {
     }
 
     fn move_in(&mut self, filtered: bool) -> Result<(), RemoteError> {
+        if self.dispatch.is_some() {
+            // If we are killed it stays so: nothing depends on it.
+            self.thread()?.set_dispatch(None)?;
+        }
         let home = self.registers_at(self.block.home());
         self.thread()?.set_registers(&home)?;
         let mut unblocked = SYNCHRONOUS.to_vec();
@@ -237,6 +246,9 @@ impl<'p> Borrowed<'p> {
         self.leave_system_call()?;
         self.thread()?.set_signal_mask(self.home.signal_mask)?;
         self.thread()?.set_registers(&self.home.registers)?;
+        if self.dispatch.is_some() {
+            self.thread()?.set_dispatch(self.dispatch)?;
+        }
         self.process.memory().write(self.block.address, &[0; BLOCK_LEN])?;
         for signal in std::mem::take(&mut self.signals) {
             send(self.process.pid(), self.tid, signal);
@@ -396,7 +408,9 @@ fn obstacle(
         dispatch.selector != 0 && selector.is_ok_and(|selector| selector == [Dispatch::ALLOW])
     };
     Ok(match thread.dispatch()? {
-        Some(dispatch) if !allows(dispatch) => Some("it dispatches its system calls"),
+        Some(dispatch) if Some(dispatch) != process.own_dispatch() && !allows(dispatch) => {
+            Some("it dispatches its system calls")
+        }
         _ => None,
     })
 }

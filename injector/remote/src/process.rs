@@ -3,7 +3,8 @@
 use crate::error::RemoteError;
 use crate::maps::{Mapping, Mappings};
 use crate::memory::Memory;
-use beeline_ptrace::{Tid, read_status, thread_ids};
+use beeline_ptrace::{Dispatch, Tid, read_status, thread_ids};
+use std::cell::Cell;
 use std::fs;
 use std::fs::File;
 use std::io;
@@ -23,6 +24,8 @@ pub struct Process {
     /// A thread that is alive: `/proc/PID` of a leader that has exited shows no memory.
     tid: Tid,
     memory: Memory,
+    /// How its threads' calls are dispatched by who looks at it.
+    own_dispatch: Cell<Option<Dispatch>>,
 }
 
 /// Addresses above the program break that are left for the heap.
@@ -35,12 +38,22 @@ impl Process {
     /// When it does not exist or may not be looked at.
     pub fn open(pid: Tid, write: bool) -> Result<Process, RemoteError> {
         let tid = living_thread(pid);
-        Ok(Process { pid, tid, memory: Memory::open(tid, write)? })
+        Ok(Process { pid, tid, memory: Memory::open(tid, write)?, own_dispatch: Cell::new(None) })
     }
 
     /// Its id.
     pub fn pid(&self) -> Tid {
         self.pid
+    }
+
+    /// Says that threads whose system calls are dispatched like this can be borrowed all the same: for the time they are not.
+    pub fn set_own_dispatch(&self, how: Option<Dispatch>) {
+        self.own_dispatch.set(how);
+    }
+
+    /// What [`set_own_dispatch`](Process::set_own_dispatch) said.
+    pub fn own_dispatch(&self) -> Option<Dispatch> {
+        self.own_dispatch.get()
     }
 
     /// Its memory.

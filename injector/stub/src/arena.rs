@@ -9,6 +9,7 @@
 
 use crate::assemble::{build_copy, build_stub};
 use crate::chain::{CallLink, build_chain, is_chain};
+use crate::dispatched::{DispatchedCode, build_dispatched};
 use crate::gates::{Gates, build_gates};
 use crate::host_call::{HostCall, build_host_call};
 use crate::link::{LinkError, link_code};
@@ -235,6 +236,22 @@ impl Arena {
         target: &SystemCallTarget,
     ) -> Result<u64, ArenaError> {
         Ok(self.call_gates(environment, target)?.dispatch[1])
+    }
+
+    /// The code at calls that the kernel hands to the process.
+    ///
+    /// # Errors
+    /// [`ArenaError`]; the arena is as before, but for the gates.
+    pub fn add_dispatched(
+        &mut self,
+        environment: &Environment,
+        target: &SystemCallTarget,
+    ) -> Result<DispatchedCode, ArenaError> {
+        let call_gates = self.call_gates(environment, target)?;
+        let (code, made) = build_dispatched(target, call_gates, self.base + self.used)?;
+        self.check_room(code.len() as u64)?;
+        self.put(&code);
+        Ok(made)
     }
 
     /// The gates for system calls, which the first of them brings.

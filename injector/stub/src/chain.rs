@@ -10,7 +10,7 @@
 //! ```
 //!
 //! It takes rax = number or result, rcx = number (behind the call), r11 = where to go on when the call is skipped (before it). A
-//! call changes rcx and r11, so they are free. The stub sees to the flags. All else is as in the stubs of probes: slot, guard, and
+//! call changes rcx and r11, so they are free before it; behind it r11 is what the kernel has left there. The stub sees to the flags. All else is as in the stubs of probes: slot, guard, and
 //! no more saved than the programs change. Only words of a record that a program reads are there.
 //!
 //! Where programs need no slot and look at nothing, and change no more than a call does, there is no frame: rax waits in a register that
@@ -19,7 +19,7 @@
 //! What needs the whole `pt_regs` is no chain's: the gate calls the agent with it.
 
 use crate::assemble::{Marks, finish};
-use crate::frame::{Kept, RED_ZONE, SaveArea};
+use crate::frame::{Kept, SaveArea};
 use crate::phase::{Phase, RUN_FLAGS, RUN_OVERRIDE_VALUE, Shared, changed, need_slot, test_enabled_word};
 use crate::program_use::Registers;
 use crate::site_code::{LinkCode, Stub, StubError};
@@ -81,8 +81,8 @@ pub const fn chain_len_max(links: usize) -> u64 {
     (640 + 512 * links) as u64
 }
 
-/// Bytes that a stub goes below the caller's stack pointer before it calls a chain: the red zone, and the flags or another word.
-pub(crate) const HOOK_BELOW: i32 = RED_ZONE + 8;
+/// Bytes that a stub goes below the caller's stack pointer before it calls a chain: the red zone, a word, and the flags.
+pub(crate) const HOOK_BELOW: i32 = 144;
 
 /// Bytes of the contexts.
 const CONTEXTS: i32 = (size_of::<EnterRecord>() + size_of::<RawArguments>()) as i32;
@@ -104,12 +104,12 @@ pub(crate) fn build_chain(
     finish(&mut asm, &Marks { return_point: None, displaced: Vec::new(), cold, sequences }, at)
 }
 
-/// Registers that nobody needs afterwards: a call changes both. The slot's finding changes rcx before a record gets it.
+/// Registers that nobody needs afterwards. The slot's finding changes rcx before a record gets it.
 fn free(links: &[CallLink], is_exit: bool) -> Registers {
     let reads_number = |link: &CallLink| link.code.needs.context.reads(NUMBER as u32);
     let rcx_is_free = !is_exit || !links.iter().any(reads_number);
-    // Where a call that is skipped goes on.
-    let r11_is_free = is_exit || !links.iter().any(|link| link.code.overrides);
+    // What the kernel leaves in it; where a call that is skipped goes on.
+    let r11_is_free = !is_exit && !links.iter().any(|link| link.code.overrides);
     let free = if rcx_is_free { Registers::NONE.with(rcx) } else { Registers::NONE };
     if r11_is_free { free.with(r11) } else { free }
 }

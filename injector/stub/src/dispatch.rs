@@ -23,8 +23,8 @@ use beeline_abi::system_call::{CodeAt, NUMBERS, PENDING, PendingCall, SystemCall
 use beeline_abi::thread::ThreadSlot;
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, AsmRegister64, CodeAssembler, cl, dword_ptr, eax, ecx, edx, qword_ptr, r11, rax, rcx,
-    rdx, rsp,
+    AsmMemoryOperand, AsmRegister64, CodeAssembler, cl, dword_ptr, eax, ecx, edx, qword_ptr, rax, rcx, rdx,
+    rsp,
 };
 use std::mem::offset_of;
 
@@ -41,6 +41,7 @@ pub(crate) struct Dispatch<'a> {
 /// Bytes of a frame here: rax, rdx.
 const FRAME: i32 = 16;
 const RAX: i32 = 0;
+const RDX: i32 = 8;
 /// From the frame to the caller's stack pointer.
 const TO_CALLER: i32 = FRAME + 8 + HOOK_BELOW;
 
@@ -101,7 +102,7 @@ impl Dispatch<'_> {
         asm.jmp(bounded)
     }
 
-    /// With rax = result.
+    /// With rax = result; r11 stays.
     fn exit(&self, asm: &mut CodeAssembler, at: u64) -> Result<(), IcedError> {
         let (mut other, mut back) = (asm.create_label(), asm.create_label());
         let (mut beyond, mut bounded) = (asm.create_label(), asm.create_label());
@@ -124,13 +125,16 @@ impl Dispatch<'_> {
         asm.lea(edx, dword_ptr(rcx + rcx))?;
         asm.set_label(&mut bounded)?;
         asm.bts(rcx, PendingCall::NOTED.trailing_zeros())?;
-        self.code_at(asm, at, r11)?;
-        asm.mov(r11, qword_ptr(r11 + rdx * 8 + offset_of!(CodeAt, behind) as i32))?;
-        asm.test(r11, r11)?;
+        self.code_at(asm, at, rax)?;
+        asm.mov(rdx, qword_ptr(rax + rdx * 8 + offset_of!(CodeAt, behind) as i32))?;
+        asm.test(rdx, rdx)?;
         asm.je(back)?;
-        asm.pop(rax)?;
-        asm.pop(rdx)?;
-        asm.jmp(r11)?;
+        asm.mov(rax, kept(RAX))?;
+        asm.mov(kept(RAX), rdx)?;
+        asm.mov(rdx, kept(RDX))?;
+        asm.lea(rsp, qword_ptr(rsp + FRAME))?;
+        // Signal handlers leave the red zone alone.
+        asm.jmp(qword_ptr(rsp - (FRAME - RAX)))?;
         asm.set_label(&mut back)?;
         asm.pop(rax)?;
         asm.pop(rdx)?;

@@ -26,7 +26,7 @@
 //!
 //! ```text
 //!   │ the caller's stack            │ ◀ its stack pointer
-//!   │ red zone; flags, or what the stub keeps
+//!   │ red zone, a word; flags, or what the stub keeps
 //!   │ the hook's return address, a word
 //!   │ return address of the gate    │
 //!   ├───────────────────────────────┤
@@ -39,7 +39,6 @@ use crate::assemble::{assembled, finish_copy};
 use crate::chain::{CallLink, HOOK_BELOW, bare};
 use crate::dispatch::Dispatch;
 use crate::displaced::{Around, Moved, displace_around, reaches};
-use crate::frame::RED_ZONE;
 use crate::gates::Gates;
 use crate::near;
 use crate::phase::{Shared, call, home_slot, slot_field};
@@ -51,7 +50,7 @@ use beeline_abi::thread::ThreadSlot;
 use beeline_site::SitePlan;
 use iced_x86::code_asm::{
     AsmRegister64, CodeAssembler, CodeLabel, al, ax, byte_ptr, cl, dword_ptr, eax, ecx, edx, qword_ptr, r8,
-    r9, r10, r11, r11d, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp,
+    r9, r10, r11, r11d, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp, word_ptr,
 };
 use iced_x86::{IcedError, Instruction, Mnemonic};
 use std::mem::offset_of;
@@ -106,6 +105,8 @@ pub const SYSTEM_CALL_STUB_MAX: u64 = 448;
 /// What the gates of an arena are not longer than.
 pub const SYSTEM_CALL_GATES_MAX: u64 = 2560;
 
+/// From the stack pointer of a hook to the word that hooks leave free: on top of it are the red zone, below it the flags, or what the stub keeps.
+pub(crate) const KEPT: i32 = 8;
 /// From the caller's stack pointer to the word with the gate's return address: what the hook keeps, its return address, one word.
 const BELOW: i32 = HOOK_BELOW + 16;
 /// Bytes of the frame.
@@ -155,12 +156,16 @@ pub(crate) fn build_call_gates(
     Ok((code, CallGates { hooked, dispatch }))
 }
 
-/// What a hook before a call calls, with r11 = where to go on when it is skipped; the word before that is the address behind the call.
+/// What a hook before a call calls, with r11 = where to go on when it is skipped; the word before that is the address behind the call. Where it
+/// is 0 the hook's free word is the address of that of the call's slot (see [`dispatched`](crate::dispatched)).
 fn hooked_enter(asm: &mut CodeAssembler, gate: CodeLabel) -> Result<(), IcedError> {
-    let mut call = asm.create_label();
+    let (mut call, mut in_slot, mut known) = (asm.create_label(), asm.create_label(), asm.create_label());
     asm.lea(rsp, qword_ptr(rsp - 8))?;
     asm.mov(qword_ptr(rsp), r11)?;
-    asm.mov(r11, qword_ptr(r11 - 8))?;
+    asm.mov(rcx, qword_ptr(r11 - 8))?;
+    asm.jrcxz(in_slot)?;
+    asm.mov(r11, rcx)?;
+    asm.set_label(&mut known)?;
     asm.mov(ecx, eax)?;
     asm.call(gate)?;
     asm.mov(r11, qword_ptr(rsp))?;
@@ -170,22 +175,40 @@ fn hooked_enter(asm: &mut CodeAssembler, gate: CodeLabel) -> Result<(), IcedErro
     asm.lea(rsp, qword_ptr(rsp + 8))?;
     asm.jmp(r11)?;
     asm.set_label(&mut call)?;
-    asm.ret()
+    asm.ret()?;
+    asm.set_label(&mut in_slot)?;
+    // Past the word with r11, and the return address.
+    asm.mov(r11, qword_ptr(rsp + (16 + KEPT)))?;
+    asm.mov(r11, qword_ptr(r11))?;
+    asm.jmp(known)
 }
 
 /// What a hook behind a call calls, with rcx = number. The hook is followed by `lea behind(%rip),%rcx`, which tells the address behind the call.
+/// Where it is not, the hook's free word is the address of that of the call's slot (see [`dispatched`](crate::dispatched)).
 fn hooked_exit(asm: &mut CodeAssembler, gate: CodeLabel) -> Result<(), IcedError> {
-    /// Bytes of that instruction, and of it before the distance.
+    /// Bytes of that instruction, of it before the distance, and two of these.
     const REFERENCE: (i32, i32) = (7, 3);
-    asm.mov(r11, qword_ptr(rsp))?;
+    const OPCODE: u32 = 0x0d8d;
+    let (mut in_slot, mut known) = (asm.create_label(), asm.create_label());
     asm.lea(rsp, qword_ptr(rsp - 8))?;
-    asm.mov(qword_ptr(rsp), rax)?;
+    asm.mov(qword_ptr(rsp), r11)?;
+    asm.mov(r11, qword_ptr(rsp + 8))?;
+    asm.cmp(word_ptr(r11 + 1), OPCODE)?;
+    asm.jne(in_slot)?;
+    asm.push(rax)?;
     asm.movsxd(rax, dword_ptr(r11 + REFERENCE.1))?;
     asm.lea(r11, qword_ptr(r11 + rax + REFERENCE.0))?;
-    asm.mov(rax, qword_ptr(rsp))?;
+    asm.pop(rax)?;
+    asm.set_label(&mut known)?;
     asm.call(gate)?;
+    asm.mov(r11, qword_ptr(rsp))?;
     asm.lea(rsp, qword_ptr(rsp + 8))?;
-    asm.ret()
+    asm.ret()?;
+    asm.set_label(&mut in_slot)?;
+    // Past the word with r11, and the return address.
+    asm.mov(r11, qword_ptr(rsp + (16 + KEPT)))?;
+    asm.mov(r11, qword_ptr(r11))?;
+    asm.jmp(known)
 }
 
 /// One gate while it is written. It takes rax = number or result, rcx = number (behind the call with what a [`PendingCall`](beeline_abi::system_call::PendingCall) adds), r11 =
@@ -425,9 +448,9 @@ impl<'a> Windows<'a> {
         self.skip = Some((skip, skipped));
         if self.code.number.is_some() {
             asm.lea(r11, qword_ptr(skip))?;
-            self.enter_hook(asm, rcx)?;
+            self.enter_hook(asm)?;
             self.hook(asm, 0)?;
-            return self.leave_hook(asm, rcx);
+            return self.leave_hook(asm);
         }
         // The lower half of the number is enough to know that nobody wants it.
         near::address(asm, self.at, rcx, self.target.calls + offset_of!(SystemCalls, wanted) as u64)?;
@@ -440,17 +463,23 @@ impl<'a> Windows<'a> {
             asm.jrcxz(plain)?;
         }
         asm.lea(r11, qword_ptr(skip))?;
-        self.enter_hook(asm, rcx)?;
+        self.enter_hook(asm)?;
+        if self.carries() {
+            asm.mov(dword_ptr(rsp), ecx)?;
+        }
         asm.call(self.gates.dispatch[0])?;
-        self.leave_dispatch(asm)?;
+        self.leave_enter(asm)?;
         asm.set_label(&mut plain)?;
         asm.zero_bytes()
     }
 
-    /// With what of the call is wanted in the word that the hook keeps.
-    fn leave_dispatch(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
-        self.leave_hook(asm, rcx)?;
-        if self.carries() { asm.cmp(cl, i32::from(SystemCalls::EXIT)) } else { Ok(()) }
+    /// Behind the hook before a call: what of the call is wanted stands where flags are kept otherwise.
+    fn leave_enter(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        if !self.carries() {
+            return self.leave_hook(asm);
+        }
+        asm.cmp(byte_ptr(rsp), i32::from(SystemCalls::EXIT))?;
+        asm.lea(rsp, qword_ptr(rsp + HOOK_BELOW))
     }
 
     /// Runs the programs of the end.
@@ -461,14 +490,11 @@ impl<'a> Windows<'a> {
         } else if self.carries() {
             asm.jb(plain)?;
         }
-        self.enter_hook(asm, r11)?;
+        self.enter_hook(asm)?;
         self.hook(asm, 1)?;
-        // What the kernel leaves in both. The gate reads the address here, too.
+        // What the kernel leaves in it. The gate reads the address here, too.
         near::reference(asm, rcx, self.code.behind())?;
-        if !self.code.flags_dead {
-            asm.mov(r11, qword_ptr(rsp))?;
-        }
-        self.leave_hook(asm, r11)?;
+        self.leave_hook(asm)?;
         asm.set_label(&mut plain)?;
         asm.zero_bytes()
     }
@@ -479,24 +505,22 @@ impl<'a> Windows<'a> {
         asm.db(&[0x0f, 0x1f, 0x44, 0x00, 0x00])
     }
 
-    /// Below the red zone; with the flags saved where they are looked at, else `kept`.
-    fn enter_hook(&self, asm: &mut CodeAssembler, kept: AsmRegister64) -> Result<(), IcedError> {
+    /// Below the red zone; with the flags saved where they are looked at.
+    fn enter_hook(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         if self.code.flags_dead {
-            asm.add(rsp, -RED_ZONE)?;
-            return asm.push(kept);
+            return asm.sub(rsp, HOOK_BELOW);
         }
-        asm.lea(rsp, qword_ptr(rsp - RED_ZONE))?;
+        asm.lea(rsp, qword_ptr(rsp - (HOOK_BELOW - 8)))?;
         asm.pushfq()
     }
 
-    /// Back to the caller's stack pointer and flags, or to `kept`.
-    fn leave_hook(&self, asm: &mut CodeAssembler, kept: AsmRegister64) -> Result<(), IcedError> {
+    /// Back to the caller's stack pointer and flags.
+    fn leave_hook(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         if self.code.flags_dead {
-            asm.pop(kept)?;
-            return asm.sub(rsp, -RED_ZONE);
+            return asm.add(rsp, HOOK_BELOW);
         }
         asm.popfq()?;
-        asm.lea(rsp, qword_ptr(rsp + RED_ZONE))
+        asm.lea(rsp, qword_ptr(rsp + (HOOK_BELOW - 8)))
     }
 
     /// The chains that stand in the stub.
@@ -515,7 +539,7 @@ impl<'a> Windows<'a> {
         if let Some((mut skip, skipped)) = self.skip {
             asm.db(&self.code.behind().to_le_bytes())?;
             asm.set_label(&mut skip)?;
-            self.leave_dispatch(asm)?;
+            self.leave_enter(asm)?;
             self.go_on(asm, skipped)?;
         }
         // What assembles to nothing has no offset: this has one, and never runs.

@@ -26,9 +26,12 @@ pub struct CallGate {
     forbidden: [AtomicU64; NUMBERS / 64],
     /// Calls that were not made.
     not_made: AtomicU64,
+    /// Address of `syscall`, `ret` by which calls are made; 0 = the caller's own. Only from there the kernel lets calls through when it
+    /// dispatches others.
+    instruction: AtomicU64,
 }
 
-const _: () = assert!(size_of::<CallGate>() == 72);
+const _: () = assert!(size_of::<CallGate>() == 80);
 
 impl Default for CallGate {
     fn default() -> CallGate {
@@ -39,7 +42,17 @@ impl Default for CallGate {
 impl CallGate {
     /// An open gate.
     pub const fn new() -> CallGate {
-        CallGate { forbidden: [const { AtomicU64::new(0) }; NUMBERS / 64], not_made: AtomicU64::new(0) }
+        let forbidden = [const { AtomicU64::new(0) }; NUMBERS / 64];
+        CallGate { forbidden, not_made: AtomicU64::new(0), instruction: AtomicU64::new(0) }
+    }
+
+    /// Offset of the word that says by which instruction calls are made.
+    pub const INSTRUCTION: usize = core::mem::offset_of!(CallGate, instruction);
+
+    /// Address of `syscall`, `ret` by which calls are to be made; 0 = by the caller's own.
+    #[inline]
+    pub fn instruction(&self) -> u64 {
+        self.instruction.load(Relaxed)
     }
 
     /// True when the call may be made; else it counts as not made.
@@ -74,9 +87,9 @@ impl CallGate {
         let mut allowed = [0u64; NUMBERS / 64];
         for call in &AGENT_CALLS {
             if allows(len, fetch, call)
-                && let Some(word) = allowed.get_mut(call.number as usize / 64)
+                && let Some(word) = allowed.get_mut(call.gate_number() as usize / 64)
             {
-                *word |= 1 << (call.number % 64);
+                *word |= 1 << (call.gate_number() % 64);
             }
         }
         for (word, allowed) in self.forbidden.iter().zip(allowed) {
@@ -92,6 +105,15 @@ impl CallGate {
         }
         words
     }
+}
+
+/// The assembly of a call that has passed a gate: by the instruction that [`CallGate::instruction`] names in operand `at`, or one of its
+/// own.
+#[macro_export]
+macro_rules! call_by_gate {
+    () => {
+        "test {at}, {at}\n jnz 2f\n syscall\n jmp 3f\n 2: call {at}\n 3:"
+    };
 }
 
 /// A call as a filter sees it.
@@ -111,6 +133,11 @@ impl Call {
         Call { number, name, arguments: [None; 6] }
     }
 
+    /// The number by which the gate knows it: its own, but for calls that are told apart by what they are asked to do.
+    fn gate_number(&self) -> u32 {
+        if *self == SET_DISPATCH { SET_DISPATCH_GATE as u32 } else { self.number }
+    }
+
     /// The same with a known argument.
     pub const fn with(mut self, index: usize, value: u64) -> Call {
         self.arguments[index] = Some(value);
@@ -118,8 +145,13 @@ impl Call {
     }
 }
 
+/// `prctl(PR_SET_SYSCALL_USER_DISPATCH)`.
+pub const SET_DISPATCH: Call = Call::any(157, "prctl").with(0, 59);
+/// What [`CallGate::passes`] is asked before it: a filter can tell it from other calls of `prctl`. No call has this number.
+pub const SET_DISPATCH_GATE: u64 = 511;
+
 /// Every call that the agent makes.
-pub const AGENT_CALLS: [Call; 29] = [
+pub const AGENT_CALLS: [Call; 30] = [
     Call::any(0, "read"),
     Call::any(2, "open"),
     Call::any(3, "close"),
@@ -141,6 +173,8 @@ pub const AGENT_CALLS: [Call; 29] = [
     Call::any(131, "sigaltstack"),
     // PR_GET_NAME.
     Call::any(157, "prctl").with(0, 16),
+    // The guard's.
+    SET_DISPATCH,
     Call::any(186, "gettid"),
     Call::any(202, "futex"),
     Call::any(228, "clock_gettime"),
@@ -345,11 +379,21 @@ mod tests {
     }
 
     #[test]
+    fn what_prctl_is_asked_to_do_counts() {
+        // Only prctl(PR_GET_NAME).
+        let filter =
+            [LOAD_NUMBER, op(0x15, 0, 3, 157), op(0x20, 0, 0, 16), op(0x15, 0, 1, 16), RET_ALLOW, RET_KILL];
+        let gate = CallGate::new();
+        gate.narrow(filter.len() as u32, &mut |index| filter.get(index as usize).copied());
+        assert!(gate.passes(157) && !gate.passes(SET_DISPATCH_GATE));
+    }
+
+    #[test]
     fn gates_only_close() {
         let gate = CallGate::new();
         assert!(gate.passes(310) && gate.passes(0) && !gate.passes(512));
         gate.narrow(1, &mut |_| Some(RET_ALLOW));
-        assert!(AGENT_CALLS.iter().all(|call| gate.passes(call.number.into())));
+        assert!(AGENT_CALLS.iter().all(|call| gate.passes(call.gate_number().into())));
         assert!(gate.forbids(1), "write is no call of the agent's");
         let filter = [LOAD_NUMBER, op(0x15, 0, 1, 310), RET_KILL, RET_ALLOW];
         gate.narrow(4, &mut |index| filter.get(index as usize).copied());

@@ -1,7 +1,7 @@
-//! The guard: what keeps a signal deliverable that probes at breakpoints depend on.
+//! The guard: what keeps signals deliverable that probes depend on: `SIGTRAP` of breakpoints, `SIGSYS` of dispatched calls.
 //!
 //! ```text
-//! ProcessBlock::guard ─▶ Guard:   head │ actions       what the process wants done with SIGTRAP, as far as it knows
+//! ProcessBlock::guard ─▶ Guard:   head │ records       what the process wants done with each of the signals
 //!                                      │ masked        arguments of calls in place of the process's own
 //!                                      │ scratch       the injector's
 //! Guard::breakpoints ─▶ Breakpoints, then that many Breakpoint, in the order of their addresses
@@ -10,6 +10,7 @@
 //! It has a mapping of its own, with the code that serves it in front. The injector makes it when a process gets its first
 //! breakpoint, and takes it out with the agent; tables of breakpoints are made anew at each attach.
 
+use crate::dispatch::SIGSYS;
 use core::sync::atomic::AtomicU64;
 
 /// `"beeguard"` read as a little-endian word.
@@ -17,6 +18,9 @@ pub const GUARD_MAGIC: u64 = u64::from_le_bytes(*b"beeguard");
 
 /// The signal of a breakpoint.
 pub const SIGTRAP: u64 = 5;
+
+/// The signals that a guard can keep deliverable, in the order of its records.
+pub const GUARDED: [u64; 2] = [SIGTRAP, SIGSYS];
 
 /// The bit of a signal in a mask.
 pub const fn bit(signal: u64) -> u64 {
@@ -94,6 +98,20 @@ pub struct Recorded {
 /// Versions that are kept: who reads one while so many newer ones are written looks again.
 pub const RECORDED: usize = 16;
 
+/// What the process wants done with one signal.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Record {
+    /// The version of the action that holds.
+    pub newest: AtomicU64,
+    /// The last version that somebody has begun to write.
+    pub claimed: AtomicU64,
+    /// Signals whose handlers block this one as the process wants it, and do not: it is put back when the guard goes.
+    pub trimmed: AtomicU64,
+    /// Version n is entry n % [`RECORDED`].
+    pub actions: [Recorded; RECORDED],
+}
+
 /// Arguments of a call that would block a guarded signal, in place of the process's own.
 #[repr(C)]
 #[derive(Debug)]
@@ -131,20 +149,16 @@ pub struct Guard {
     pub missed: u64,
     /// Address of the guard's handler.
     pub handler: u64,
-    /// Address of the code that it returns to.
+    /// Address of the code that it returns to, but for that of `SIGSYS` ([`Dispatch::restorer`](crate::dispatch::Dispatch::restorer)).
     pub restorer: u64,
     /// Address of the [`Breakpoints`]; 0 = none.
     pub breakpoints: AtomicU64,
     /// Address of the [`ForkPage`](crate::process::ForkPage).
     pub fork_page: u64,
-    /// The version of the action that holds.
-    pub newest: AtomicU64,
-    /// The last version that somebody has begun to write.
-    pub claimed: AtomicU64,
-    /// Signals whose handlers block a guarded one as the process wants it, and do not: it is put back when the guard goes.
-    pub trimmed: AtomicU64,
-    /// Version n is entry n % [`RECORDED`].
-    pub actions: [Recorded; RECORDED],
+    /// Address of the [`Dispatch`](crate::dispatch::Dispatch); 0 = no calls are dispatched.
+    pub dispatch: AtomicU64,
+    /// One for each of [`GUARDED`].
+    pub records: [Record; GUARDED.len()],
     /// Where the injector has the actions of all signals told.
     pub scratch: [Action; 64],
     /// Calls under way.
@@ -172,5 +186,6 @@ pub struct Breakpoint {
 const _: () = assert!(size_of::<Action>() == 32);
 const _: () = assert!(size_of::<Recorded>() == 40);
 const _: () = assert!(size_of::<Masked>() == 64);
-const _: () = assert!(size_of::<Guard>() == 104 + 40 * RECORDED + 32 * 64 + 64 * MASKED);
+const _: () = assert!(size_of::<Record>() == 24 + 40 * RECORDED);
+const _: () = assert!(size_of::<Guard>() == 88 + 2 * size_of::<Record>() + 32 * 64 + 64 * MASKED);
 const _: () = assert!(size_of::<Breakpoint>() == 16 && size_of::<Breakpoints>() == 8);

@@ -19,6 +19,7 @@
 //! | [`system_call`] | the system calls that programs want | injector | stubs, agent |
 //! | [`unwind`] | tables for walking stacks | injector | helpers |
 //! | [`guard`] | what keeps the signal of breakpoints deliverable | injector, the guard's code | the guard's code, injector |
+//! | [`dispatch`] | calls that the kernel hands to the process, of code that is in no file | injector, the guard's code | stubs, the guard's code, injector |
 //! | [`calls`] | the system calls that the agent may make | injector, agent | agent, injector |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -26,6 +27,7 @@
 pub mod bell;
 pub mod calls;
 pub mod code;
+pub mod dispatch;
 pub mod errno;
 pub mod guard;
 pub mod link;

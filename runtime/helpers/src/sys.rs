@@ -3,6 +3,7 @@
 //! Nothing here touches `errno` or anything else of a libc: a result in `-4095..0` is a negative error number. A call that
 //! a seccomp filter of the process could object to is not made: its result is `-EPERM`.
 
+use beeline_abi::call_by_gate;
 use beeline_abi::calls::NOT_MADE;
 use beeline_maps::CALL_GATE;
 use core::arch::asm;
@@ -73,8 +74,8 @@ pub unsafe fn call6(number: u64, a: u64, b: u64, c: u64, d: u64, e: u64, f: u64)
     let result: i64;
     // SAFETY: the caller's contract; the kernel preserves all registers but rax, rcx, r11.
     unsafe {
-        asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
-            in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
+        asm!(call_by_gate!(), at = in(reg) CALL_GATE.instruction(), inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
+            in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _);
     }
     result
 }
@@ -92,8 +93,8 @@ pub unsafe fn call4(number: u64, a: u64, b: u64, c: u64, d: u64) -> i64 {
     let result: i64;
     // SAFETY: the caller's contract.
     unsafe {
-        asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
-            lateout("rcx") _, lateout("r11") _, options(nostack));
+        asm!(call_by_gate!(), at = in(reg) CALL_GATE.instruction(), inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
+            lateout("rcx") _, lateout("r11") _);
     }
     result
 }

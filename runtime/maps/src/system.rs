@@ -1,6 +1,7 @@
 //! What needs the machine: the pair compare-and-swap, and the system calls of rare paths (memory for a growing map,
 //! whether an owner is alive, waiting).
 
+use beeline_abi::call_by_gate;
 use beeline_abi::calls::{CallGate, NOT_MADE};
 use beeline_abi::map::Access;
 use core::arch::asm;
@@ -160,8 +161,8 @@ unsafe fn call4(number: u64, a: u64, b: u64, c: u64, d: u64) -> i64 {
     let result: i64;
     // SAFETY: the kernel clobbers rcx and r11 only.
     unsafe {
-        asm!("syscall", inlateout("rax") number as i64 => result, in("rdi") a, in("rsi") b, in("rdx") c,
-             in("r10") d, out("rcx") _, out("r11") _, options(nostack));
+        asm!(call_by_gate!(), at = in(reg) CALL_GATE.instruction(), inlateout("rax") number as i64 => result, in("rdi") a, in("rsi") b, in("rdx") c,
+             in("r10") d, out("rcx") _, out("r11") _);
     }
     result
 }

@@ -1,6 +1,7 @@
 //! The system calls of real programs, their arguments and results, as a recording program sees them and as `strace -f` does.
 
 mod calls;
+mod made_code;
 mod servers;
 
 use beeline_tests::{Store, have, object, root, rounds, target};
@@ -66,10 +67,10 @@ fn run(outer: &mut Command, inner: &Command) -> Output {
 }
 
 /// The command's threads as a recording program sees them, and what it said itself.
-fn recorded(command: &mut Command) -> (Vec<Images>, Output) {
+fn recorded(command: &mut Command, options: &[&str]) -> (Vec<Images>, Output) {
     let store = Store::new();
     store.ok(&["load", &object("tests/programs/call_record.bpf.c").to_string_lossy()]);
-    let output = run(&mut store.command(&["start", "--"]), command);
+    let output = run(&mut store.command(&[&["start"], options, &["--"]].concat()), command);
     (recorded_threads(&store).into_values().collect(), output)
 }
 
@@ -135,10 +136,18 @@ fn same(ours: &Images, theirs: &Images) -> Result<(), (usize, String)> {
 
 /// As [`same`], but for memory from the kernel: of how much of it python's hash tables make use depends on where things happen to lie.
 fn same_but_memory(ours: &Images, theirs: &Images) -> Result<(), (usize, String)> {
-    const MEMORY: [&str; 5] = ["brk", "madvise", "mmap", "mremap", "munmap"];
+    same_without(&["brk", "madvise", "mmap", "mremap", "munmap"], ours, theirs)
+}
+
+/// As [`same`], but for what threads wait for: it is up to which is faster.
+fn same_but_waiting(ours: &Images, theirs: &Images) -> Result<(), (usize, String)> {
+    same_without(&["futex"], ours, theirs)
+}
+
+fn same_without(names: &[&str], ours: &Images, theirs: &Images) -> Result<(), (usize, String)> {
     let without = |images: &Images| -> Images {
         let others = |image: &Vec<Call>| {
-            image.iter().filter(|it| !MEMORY.contains(&it.name.as_str())).cloned().collect()
+            image.iter().filter(|it| !names.contains(&it.name.as_str())).cloned().collect()
         };
         images.iter().map(others).collect()
     };
@@ -168,9 +177,20 @@ fn all_alike(ours: Vec<Images>, theirs: Vec<Images>, like: Likeness) {
 
 /// Runs the command with either, from the same beginning, which `prepare` makes.
 fn compare(folder: &Folder, like: Likeness, prepare: impl Fn() -> Command, after: impl Fn() -> String) {
+    compare_with(&[], folder, like, prepare, after);
+}
+
+/// The same with options of `start`.
+fn compare_with(
+    options: &[&str],
+    folder: &Folder,
+    like: Likeness,
+    prepare: impl Fn() -> Command,
+    after: impl Fn() -> String,
+) {
     let Some((theirs, expected)) = strace(folder, &mut prepare()) else { return };
     let left = after();
-    let (ours, output) = recorded(&mut prepare());
+    let (ours, output) = recorded(&mut prepare(), options);
     assert_eq!(output.status, expected.status, "{output:?}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&expected.stdout));
     assert_eq!(String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&expected.stderr));
@@ -381,7 +401,7 @@ fn go_server() {
         .output();
     assert!(built.as_ref().is_ok_and(|it| it.status.success()), "{built:?}");
     let Some((theirs, expected)) = strace(&folder, &mut command(&[&program])) else { return };
-    let (ours, output) = recorded(&mut command(&[&program]));
+    let (ours, output) = recorded(&mut command(&[&program]), &[]);
     assert_eq!((output.status, &output.stdout), (expected.status, &expected.stdout));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "40000\n");
     let wanted = |call: &Call| match call.name.as_str() {
@@ -450,7 +470,7 @@ fn redis() {
     let (theirs, ours) = (std::cell::RefCell::new(None), std::cell::RefCell::new(None));
     let expected = under(&|| *theirs.borrow_mut() = strace(&folder, &mut command(&words)));
     let Some((theirs, theirs_output)) = theirs.into_inner() else { return };
-    let answers = under(&|| *ours.borrow_mut() = Some(recorded(&mut command(&words))));
+    let answers = under(&|| *ours.borrow_mut() = Some(recorded(&mut command(&words), &[])));
     let (ours, output) = ours.into_inner().expect("it ran");
     assert_eq!((answers, output.status), (expected, theirs_output.status));
     let wanted = |call: &Call| match call.name.as_str() {
@@ -575,9 +595,17 @@ fn storm_of_calls() {
     let words = words.each_ref().map(String::as_str);
     let Some(theirs) = strace_counts(&folder, &words) else { return };
     let expected = command(&words).output().expect("it runs");
+    for options in [&[][..], &["--complete"]] {
+        as_many_as(&theirs, &expected, options, &words);
+    }
+    let _ = std::fs::remove_file(program);
+}
+
+/// The command makes as many calls of each kind as `theirs`, and says what is expected.
+fn as_many_as(theirs: &BTreeMap<String, u64>, expected: &Output, options: &[&str], words: &[&str]) {
     let store = Store::new();
     store.ok(&["load", &object("tests/programs/call_counts.bpf.c").to_string_lossy()]);
-    let output = run(&mut store.command(&["start", "--"]), &command(&words));
+    let output = run(&mut store.command(&[&["start"], options, &["--"]].concat()), &command(words));
     assert_eq!((output.status, &output.stdout), (expected.status, &expected.stdout), "{output:?}");
     for link in store.json(&["link", "list"]).as_array().expect("a list") {
         assert_eq!(link["missed"], 0, "{link}");
@@ -600,6 +628,5 @@ fn storm_of_calls() {
             name => assert_eq!(entered, seen, "{name}"),
         }
     }
-    println!("{rounds} rounds, {calls} calls, as many as strace's");
-    let _ = std::fs::remove_file(program);
+    println!("{} {options:?}: {calls} calls, as many as strace's", words.join(" "));
 }

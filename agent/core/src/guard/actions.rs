@@ -3,10 +3,12 @@
 //! A version is written into an entry of its own before it becomes the newest; who reads one looks afterwards whether it still
 //! stands there. So a handler on another thread, or on top of a thread that writes, sees one version or the other.
 
+use super::dispatch;
 use super::kernel::{call, process_id, read, write};
 use beeline_abi::calls::NOT_MADE;
+use beeline_abi::dispatch::{Dispatch, SIGSYS};
 use beeline_abi::errno::EFAULT;
-use beeline_abi::guard::{Action, Guard, RECORDED, RT_SIGACTION, SIGTRAP, bit};
+use beeline_abi::guard::{Action, GUARDED, Guard, RECORDED, RT_SIGACTION, Record, bit};
 use beeline_abi::process::ForkPage;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::fence;
@@ -28,33 +30,50 @@ pub(super) fn set(guard: &Guard, signals: u64, [signal, action, old, size]: [u64
     }
     let new = if action == 0 { None } else { Some(read(guard, action).map(from_words)) };
     if signals & bit(signal) != 0 {
-        return Some(answer(guard, signal, new, old));
+        let record = record_of(guard, signal)?;
+        return Some(answer(guard, record, signal, new, old));
     }
     let new = new.flatten()?;
     if new.mask & signals == 0 {
-        guard.trimmed.fetch_and(!bit(signal), Relaxed);
+        trim(guard, signal, 0);
         return None;
     }
     let without = Action { mask: new.mask & !signals, ..new };
     // SAFETY: the kernel checks `old`; the action is ours.
     let result = unsafe { make(guard, signal, (&raw const without) as u64, old) };
     if result == 0 && is_own(guard) {
-        guard.trimmed.fetch_or(bit(signal), Relaxed);
+        trim(guard, signal, new.mask & signals);
     }
     (result != NOT_MADE).then_some(result)
 }
 
+/// The record of a guarded signal.
+pub(super) fn record_of(guard: &Guard, signal: u64) -> Option<&Record> {
+    guard.records.iter().zip(GUARDED).find(|(_, guarded)| *guarded == signal).map(|(record, _)| record)
+}
+
+/// The handler of `signal` is without these guarded ones in its mask.
+fn trim(guard: &Guard, signal: u64, without: u64) {
+    for (record, guarded) in guard.records.iter().zip(GUARDED) {
+        if without & bit(guarded) != 0 {
+            record.trimmed.fetch_or(bit(signal), Relaxed);
+        } else {
+            record.trimmed.fetch_and(!bit(signal), Relaxed);
+        }
+    }
+}
+
 /// The call for a guarded signal (`kernel/signal.c`: `SYSCALL_DEFINE4(rt_sigaction`).
-fn answer(guard: &Guard, signal: u64, new: Option<Option<Action>>, old: u64) -> i64 {
+fn answer(guard: &Guard, record: &Record, signal: u64, new: Option<Option<Action>>, old: u64) -> i64 {
     let before = match new {
         Some(None) => return -EFAULT,
         // A child that shares the memory has actions of its own, which end with it when it executes.
         Some(Some(new)) if is_own(guard) => {
             let new = Action { flags: new.flags & FLAGS, mask: new.mask & !NEVER, ..new };
             install(guard, signal, new.flags);
-            record(guard, new)
+            make_newest(record, new)
         }
-        _ => newest(guard).1,
+        _ => newest(record).1,
     };
     if old != 0 && !write(guard, old, words(before)) {
         return -EFAULT;
@@ -65,7 +84,11 @@ fn answer(guard: &Guard, signal: u64, new: Option<Option<Action>>, old: u64) -> 
 /// Puts the guard's handler in force: calls that it interrupts go on or not as the process wants it.
 fn install(guard: &Guard, signal: u64, flags: u64) -> i64 {
     let flags = Action::OWN | flags & Action::RESTART;
-    let own = Action { handler: guard.handler, flags, restorer: guard.restorer, mask: 0 };
+    let restorer = match dispatch_of(guard) {
+        Some(dispatch) if signal == SIGSYS => dispatch.restorer,
+        _ => guard.restorer,
+    };
+    let own = Action { handler: guard.handler, flags, restorer, mask: 0 };
     // SAFETY: handler and restorer are the guard's, which stays as long as the handler.
     unsafe { make(guard, signal, (&raw const own) as u64, 0) }
 }
@@ -79,10 +102,10 @@ unsafe fn make(guard: &Guard, signal: u64, action: u64, old: u64) -> i64 {
 }
 
 /// The version that holds, and its number.
-pub(super) fn newest(guard: &Guard) -> (u64, Action) {
+pub(super) fn newest(record: &Record) -> (u64, Action) {
     for _ in 0..LOOKS_MAX {
-        let version = guard.newest.load(Acquire);
-        if let Some(action) = at(guard, version) {
+        let version = record.newest.load(Acquire);
+        if let Some(action) = at(record, version) {
             return (version, action);
         }
     }
@@ -90,8 +113,8 @@ pub(super) fn newest(guard: &Guard) -> (u64, Action) {
 }
 
 /// The action of a version, while it still stands there.
-fn at(guard: &Guard, version: u64) -> Option<Action> {
-    let entry = guard.actions.get(version as usize % RECORDED)?;
+fn at(record: &Record, version: u64) -> Option<Action> {
+    let entry = record.actions.get(version as usize % RECORDED)?;
     if entry.version.load(Acquire) != version {
         return None;
     }
@@ -101,9 +124,9 @@ fn at(guard: &Guard, version: u64) -> Option<Action> {
 }
 
 /// Writes a version that is not the newest yet; its number.
-fn write_version(guard: &Guard, action: Action) -> u64 {
-    let version = guard.claimed.fetch_add(1, Relaxed) + 1;
-    if let Some(entry) = guard.actions.get(version as usize % RECORDED) {
+fn write_version(record: &Record, action: Action) -> u64 {
+    let version = record.claimed.fetch_add(1, Relaxed) + 1;
+    if let Some(entry) = record.actions.get(version as usize % RECORDED) {
         entry.version.store(0, Relaxed);
         fence(Release);
         for (to, word) in entry.words.iter().zip(words(action)) {
@@ -115,17 +138,17 @@ fn write_version(guard: &Guard, action: Action) -> u64 {
 }
 
 /// Makes an action the newest; the one before.
-fn record(guard: &Guard, action: Action) -> Action {
-    let version = write_version(guard, action);
-    let before = guard.newest.swap(version, AcqRel);
-    at(guard, before).unwrap_or_default()
+fn make_newest(record: &Record, action: Action) -> Action {
+    let version = write_version(record, action);
+    let before = record.newest.swap(version, AcqRel);
+    at(record, before).unwrap_or_default()
 }
 
 /// A handler that was for once is taken (`SA_RESETHAND`), unless there is a newer version.
-pub(super) fn reset(guard: &Guard, version: u64, action: Action) {
-    let next = write_version(guard, Action { handler: Action::DEFAULT, ..action });
+pub(super) fn reset(record: &Record, version: u64, action: Action) {
+    let next = write_version(record, Action { handler: Action::DEFAULT, ..action });
     // A newer one is what the process wants.
-    let _ = guard.newest.compare_exchange(version, next, AcqRel, Relaxed);
+    let _ = record.newest.compare_exchange(version, next, AcqRel, Relaxed);
 }
 
 /// Puts the default action in force, and raises the signal again: the process ends as it would have.
@@ -159,19 +182,34 @@ pub(super) fn in_child(guard: &Guard, may_clear: bool) {
         // Its own memory, whose page a fork leaves empty.
         page.owner.store(process_id(guard) as u32, Relaxed);
     }
-    if !may_clear {
-        return;
+    if may_clear {
+        for (record, signal) in guard.records.iter().zip(GUARDED) {
+            if signals & bit(signal) != 0 {
+                put_back(guard, record, signal);
+            }
+        }
     }
+    dispatch::in_child(guard);
+}
+
+/// Puts the guard's handler back in force where it is not.
+fn put_back(guard: &Guard, record: &Record, signal: u64) {
     let mut now = Action::default();
     // SAFETY: the kernel writes one action.
-    let asked = unsafe { make(guard, SIGTRAP, 0, (&raw mut now) as u64) };
+    let asked = unsafe { make(guard, signal, 0, (&raw mut now) as u64) };
     if asked != 0 || now.handler == guard.handler {
         return;
     }
-    install(guard, SIGTRAP, Action::RESTART);
-    if is_own(guard) && newest(guard).1.handler != Action::IGNORE {
-        record(guard, Action::default());
+    install(guard, signal, Action::RESTART);
+    if is_own(guard) && newest(record).1.handler != Action::IGNORE {
+        make_newest(record, Action::default());
     }
+}
+
+/// How calls are dispatched.
+pub(super) fn dispatch_of(guard: &Guard) -> Option<&Dispatch> {
+    // SAFETY: the injector mapped it, for as long as the guard.
+    unsafe { (guard.dispatch.load(Acquire) as *const Dispatch).as_ref() }
 }
 
 fn from_words([handler, flags, restorer, mask]: [u64; 4]) -> Action {

@@ -1,5 +1,6 @@
 //! System calls of the guard, through the gate of its process.
 
+use beeline_abi::call_by_gate;
 use beeline_abi::calls::{CallGate, NOT_MADE};
 use beeline_abi::errno::EFAULT;
 use beeline_abi::guard::Guard;
@@ -16,18 +17,29 @@ const PROCESS_VM_WRITEV: u64 = 311;
 /// # Safety
 ///
 /// The arguments are valid for call `number`.
-#[inline(never)]
 pub(super) unsafe fn call(guard: &Guard, number: u64, arguments: [u64; 6]) -> i64 {
+    // SAFETY: the caller's contract.
+    unsafe { call_as(guard, number, number, arguments) }
+}
+
+/// The same for a call that the gate knows by another number.
+///
+/// # Safety
+///
+/// As for [`call`].
+#[inline(never)]
+pub(super) unsafe fn call_as(guard: &Guard, gate_number: u64, number: u64, arguments: [u64; 6]) -> i64 {
     // SAFETY: the injector wrote the address of the agent's gate.
-    if !unsafe { (*(guard.call_gate as *const CallGate)).passes(number) } {
+    let gate = unsafe { &*(guard.call_gate as *const CallGate) };
+    if !gate.passes(gate_number) {
         return NOT_MADE;
     }
     let [a, b, c, d, e, f] = arguments;
     let result: i64;
     // SAFETY: the caller's contract; the kernel preserves all registers but rax, rcx, r11.
     unsafe {
-        asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
-            in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
+        asm!(call_by_gate!(), at = in(reg) gate.instruction(), inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
+            in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _);
     }
     result
 }
@@ -38,11 +50,17 @@ pub(super) fn process_id(guard: &Guard) -> i64 {
     unsafe { call(guard, GETPID, [0; 6]) }
 }
 
+/// The calling thread's id; 0 when the process forbids to ask.
+pub(super) fn thread_id(guard: &Guard) -> u32 {
+    // SAFETY: it takes no argument.
+    unsafe { call(guard, GETTID, [0; 6]).max(0) as u32 }
+}
+
 /// Sends the calling thread a signal.
 pub(super) fn raise(guard: &Guard, signal: u64) {
     // SAFETY: neither takes an address.
     unsafe {
-        let thread = call(guard, GETTID, [0; 6]) as u64;
+        let thread = u64::from(thread_id(guard));
         call(guard, TGKILL, [process_id(guard) as u64, thread, signal, 0, 0, 0]);
     }
 }

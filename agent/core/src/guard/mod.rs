@@ -1,16 +1,18 @@
-//! Keeps the signal of breakpoints deliverable, and goes on from a breakpoint to its stub.
+//! Keeps the signals of breakpoints and dispatched calls deliverable, and goes on from them to stubs and slots.
 //!
 //! ```text
 //! call that blocks signals      the kernel gets a copy of the mask without the guarded ones     (masks)
 //! rt_sigaction of one of them   answered from the record, never made                            (actions)
 //! int3 ─▶ SIGTRAP ─▶ one of ours? ─ yes ─▶ goes on at the stub when the handler has returned    (trap)
 //!                                 └ no ─▶ what the process wants done with it
+//! dispatched call ─▶ SIGSYS ─▶ goes on at a slot when the handler has returned                 (dispatch)
 //! ```
 //!
-//! This is no part of the agent's image but of another, `agent/guard`, which is mapped where there are breakpoints: nothing here
+//! This is no part of the agent's image but of another, `agent/guard`, which is mapped where it is needed: nothing here
 //! uses what has a static variable. Its functions stand between the gates of system calls and the agent's.
 
 mod actions;
+mod dispatch;
 mod kernel;
 mod masks;
 mod trap;
@@ -30,6 +32,8 @@ type Enter = unsafe extern "sysv64" fn(*mut PtRegs, *mut ThreadSlot, *const Syst
 type Exit = unsafe extern "sysv64" fn(*mut PtRegs, *mut ThreadSlot, *const SystemCalls, u64);
 type Missed = unsafe extern "sysv64" fn(*const SystemCalls, u64, u64, *mut PtRegs) -> u64;
 
+/// `prctl`.
+const PRCTL: u64 = 157;
 /// `SIG_UNBLOCK` of `rt_sigprocmask`.
 const UNBLOCK: u32 = 1;
 
@@ -119,6 +123,7 @@ fn before(guard: &Guard, registers: &mut PtRegs) -> u64 {
         PPOLL => masks::replace(guard, signals, &mut it.r10, it.r8, sp),
         EPOLL_PWAIT | EPOLL_PWAIT2 => masks::replace(guard, signals, &mut it.r8, it.r9, sp),
         PSELECT6 | IO_PGETEVENTS => masks::replace_behind(guard, signals, &mut it.r9, sp),
+        PRCTL => return dispatch::before_prctl(guard, it),
         _ => {}
     }
     0

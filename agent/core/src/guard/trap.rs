@@ -4,9 +4,11 @@
 //! breakpoint the thread goes on at the stub, outside of the handler; into a handler of the process it is jumped, with the stack
 //! as the kernel made it: to the process, and to who walks its stack, it is as if the kernel had called that handler.
 
-use super::actions::{end, newest, reset};
+use super::actions::{end, newest, record_of, reset};
+use super::dispatch;
 use super::kernel::call;
-use beeline_abi::guard::{Action, Breakpoint, Breakpoints, Guard, RT_SIGPROCMASK, bit};
+use beeline_abi::dispatch::SIGSYS;
+use beeline_abi::guard::{Action, Breakpoint, Breakpoints, Guard, RT_SIGPROCMASK, SIGTRAP, bit};
 use core::cmp::Ordering::{Equal, Greater, Less};
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
@@ -14,6 +16,9 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed};
 const CODE: u64 = 8;
 /// `SI_KERNEL`: of an `int3` (`arch/x86/kernel/traps.c`: `do_int3_user`).
 const SI_KERNEL: i32 = 0x80;
+/// `SYS_SECCOMP`, `SYS_USER_DISPATCH`: of a call that a filter has trapped; that was handed over.
+const SYS_SECCOMP: i32 = 1;
+const SYS_USER_DISPATCH: i32 = 2;
 /// Offset of the program counter in `struct ucontext` (`arch/x86/include/uapi/asm/sigcontext.h`).
 const PC: u64 = 168;
 /// Bytes of `int3`.
@@ -30,11 +35,16 @@ pub unsafe extern "sysv64" fn decide(signal: u64, info: u64, context: u64, guard
         let guard = &*guard;
         let code = *((info + CODE) as *const i32);
         let pc = (context + PC) as *mut u64;
-        if code == SI_KERNEL
-            && let Some(stub) = stub_at(guard, (*pc).wrapping_sub(INT3_LEN))
-        {
-            *pc = stub;
-            return 0;
+        match (signal, code) {
+            (SIGTRAP, SI_KERNEL) => {
+                if let Some(stub) = stub_at(guard, (*pc).wrapping_sub(INT3_LEN)) {
+                    *pc = stub;
+                    return 0;
+                }
+            }
+            (SIGSYS, SYS_USER_DISPATCH) if dispatch::take(guard, info, context) => return 0,
+            (SIGSYS, SYS_SECCOMP) => dispatch::show_place(guard, info, context),
+            _ => {}
         }
         pass_on(guard, signal, code > 0)
     }
@@ -68,7 +78,8 @@ unsafe fn stub_at(guard: &Guard, address: u64) -> Option<u64> {
 /// As the kernel does with a signal that is no concern of ours (`get_signal`, `handle_signal`). `forced`: an instruction of the process
 /// has raised it, which cannot be ignored.
 fn pass_on(guard: &Guard, signal: u64, forced: bool) -> u64 {
-    let (version, action) = newest(guard);
+    let Some(record) = record_of(guard, signal) else { return 0 };
+    let (version, action) = newest(record);
     match action.handler {
         Action::IGNORE if !forced => 0,
         Action::IGNORE | Action::DEFAULT => {
@@ -77,7 +88,7 @@ fn pass_on(guard: &Guard, signal: u64, forced: bool) -> u64 {
         }
         handler => {
             if action.flags & Action::RESET_HAND != 0 {
-                reset(guard, version, action);
+                reset(record, version, action);
             }
             let itself = if action.flags & Action::NO_DEFER != 0 { 0 } else { bit(signal) };
             let blocked = (action.mask | itself) & !guard.signals.load(Relaxed);

@@ -41,6 +41,7 @@ impl Prepared<'_> {
             tables.write(self.process).map_err(|error| self.failed(error))?;
         }
         self.write_patches(generation, false)?;
+        self.begin_dispatch(generation, stopped)?;
         if let Some(placed) = Placed::at(self.process, head.guard) {
             placed.set_table(generation.breakpoints).map_err(|error| self.failed(error))?;
         }
@@ -49,6 +50,21 @@ impl Prepared<'_> {
         self.enter_semaphores(generation)?;
         let flags = head.flags & !ProcessBlock::FLAG_UNFINISHED;
         self.write_head_at(generation.block, &BlockHead { flags, ..head })
+    }
+
+    /// Has calls dispatched that no jump is around. The handler is in force, and the guard sees what concerns it.
+    fn begin_dispatch(
+        &self,
+        generation: &Generation<'_>,
+        stopped: &StoppedProcess,
+    ) -> Result<(), TargetRefused> {
+        let Some(made) = &generation.dispatch else { return Ok(()) };
+        let (process, dispatching) = (self.process, &made.dispatching);
+        dispatching
+            .lead(process, &made.code, generation.known_code)
+            .and_then(|()| dispatching.serve_agent(process, generation.call_gate, true))
+            .and_then(|()| dispatching.begin(process, stopped))
+            .map_err(|error| self.failed(error))
     }
 
     fn write_patches(&self, generation: &Generation<'_>, breakpoints: bool) -> Result<(), TargetRefused> {
@@ -93,6 +109,9 @@ impl Prepared<'_> {
     /// Undoes the jumps of an attempt that failed in the middle of writing them. Its mappings stay, as the block says:
     /// the next attach or detach takes them out.
     pub(super) fn take_back(&self, generation: &Generation<'_>, stopped: &StoppedProcess) {
+        if let Some(made) = generation.dispatch.as_ref().filter(|made| made.is_new) {
+            let _ = made.dispatching.end(self.process, stopped);
+        }
         for write in generation.patches.iter().flat_map(|patch| patch.writes.iter().rev()) {
             // Whoever cannot be written now could not be before; nothing else is left to try.
             let _ = self.process.memory().write(write.address, &write.expected[..write.bytes.len()]);

@@ -82,6 +82,15 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// The code at calls that the kernel hands to the process, where it does.
+    pub(super) fn link_dispatched(&mut self, arena: &mut Arena) -> Result<(), TargetRefused> {
+        if self.dispatching.is_some() {
+            let made = arena.add_dispatched(&self.environment(), &self.call_target());
+            self.dispatched = Some(made.map_err(|error| no_code("dispatched system calls", &error))?);
+        }
+        Ok(())
+    }
+
     /// Whom a hook calls now, at a call with this number; none: it is no constant.
     fn hook_target(
         &mut self,

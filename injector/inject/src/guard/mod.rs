@@ -1,4 +1,4 @@
-//! The guard of a process that has breakpoints: made, put in force, taken out.
+//! The guard of a process that has breakpoints, or whose calls are dispatched: made, put in force, taken out.
 //!
 //! ```text
 //! attach    block with the record of what the process wants ▸ handler ▸ sites at calls ▸ table ▸ the first int3
@@ -13,11 +13,13 @@ mod obstacles;
 pub(crate) use image::GuardImage;
 pub(crate) use obstacles::blocking;
 
+use crate::dispatch::Dispatching;
 use crate::existing::Existing;
 use crate::patch::Patch;
 use crate::wire::Wire;
 use beeline_abi::guard::{
-    Action, Breakpoint, Breakpoints, GUARD_MAGIC, Guard, MASKED, Masked, RECORDED, Recorded, SIGTRAP, bit,
+    Action, Breakpoint, Breakpoints, GUARD_MAGIC, GUARDED, Guard, MASKED, Masked, RECORDED, Record, Recorded,
+    SIGTRAP, bit,
 };
 use beeline_abi::process::{ForkPage, SiteRuntime};
 use beeline_ptrace::{Registers, Stopped, StoppedProcess, read_status};
@@ -46,7 +48,7 @@ pub(crate) struct GuardParts {
 impl GuardParts {
     /// The head of a block, to begin with.
     pub(crate) fn head(&self) -> Vec<u8> {
-        let mut bytes = vec![0; offset_of!(Guard, actions)];
+        let mut bytes = vec![0; offset_of!(Guard, records)];
         let [enter, exit, missed] = self.system_call;
         for (offset, word) in [
             (offset_of!(Guard, magic), GUARD_MAGIC),
@@ -100,9 +102,29 @@ impl<'a> Placed<'a> {
         self.process.memory().write_u64(self.block + offset as u64, word)
     }
 
-    /// The handler is in force.
+    /// The signals for which its handler is in force.
+    pub(crate) fn signals(&self) -> Result<u64, RemoteError> {
+        self.word(offset_of!(Guard, signals))
+    }
+
+    /// Its handler is in force for this one.
+    pub(crate) fn keeps(&self, signal: u64) -> bool {
+        self.signals().is_ok_and(|signals| signals & bit(signal) != 0)
+    }
+
+    /// Its handler is in force for any.
     pub(crate) fn is_active(&self) -> bool {
-        self.word(offset_of!(Guard, signals)).is_ok_and(|signals| signals != 0)
+        self.signals().is_ok_and(|signals| signals != 0)
+    }
+
+    /// Address of the agent's gate of system calls.
+    pub(crate) fn call_gate(&self) -> Result<u64, RemoteError> {
+        self.word(offset_of!(Guard, call_gate))
+    }
+
+    /// Lets it find how calls are dispatched; 0: they are not.
+    pub(crate) fn set_dispatch(&self, block: u64) -> Result<(), RemoteError> {
+        self.set_word(offset_of!(Guard, dispatch), block)
     }
 
     /// The breakpoints that it knows.
@@ -124,66 +146,88 @@ impl<'a> Placed<'a> {
         self.set_word(offset_of!(Guard, breakpoints), table)
     }
 
-    /// Puts the handler in force. What the process wants done with the signal is recorded before; its other handlers do not block it
-    /// any more. `inner_pid` is the process's id as it knows it.
-    pub(crate) fn install(&self, borrowed: &mut Borrowed<'_>, inner_pid: u32) -> Result<(), RemoteError> {
+    /// Puts the handler in force for these signals. What the process wants done with them is recorded before; its other handlers do not
+    /// block them any more. `inner_pid` is the process's id as it knows it.
+    pub(crate) fn install(
+        &self,
+        borrowed: &mut Borrowed<'_>,
+        signals: u64,
+        inner_pid: u32,
+    ) -> Result<(), RemoteError> {
+        if signals == 0 {
+            return Ok(());
+        }
         let fork_page = self.word(offset_of!(Guard, fork_page))?;
         if fork_page != 0 {
             let owner = fork_page + offset_of!(ForkPage, owner) as u64;
             self.process.memory().write(owner, &inner_pid.to_le_bytes())?;
         }
-        let actions = self.actions(borrowed)?;
-        let wanted = action_of(&actions, SIGTRAP);
-        if wanted.handler != self.word(offset_of!(Guard, handler))? {
-            self.record(wanted)?;
-        }
-        let mut trimmed = 0;
-        let mut calls = Vec::new();
-        for signal in (1..=SIGNALS).filter(|&signal| signal != SIGTRAP) {
-            let action = action_of(&actions, signal);
-            if action.mask & bit(SIGTRAP) != 0 {
-                trimmed |= bit(signal);
-                let without = Action { mask: action.mask & !bit(SIGTRAP), ..action };
-                calls.push(self.setting(signal, without)?);
+        let before = self.actions(borrowed)?;
+        let mut actions = before.clone();
+        let own = self.word(offset_of!(Guard, handler))?;
+        for (index, guarded) in GUARDED.into_iter().enumerate().filter(|(_, it)| signals & bit(*it) != 0) {
+            let wanted = action_of(&before, guarded);
+            if wanted.handler != own {
+                self.record(index, wanted)?;
             }
+            let trimmed = trim(&mut actions, guarded);
+            let at = record_field(index, offset_of!(Record, trimmed));
+            self.set_word(at, self.word(at)? | trimmed)?;
+            set_action(&mut actions, guarded, self.own_action(guarded, wanted)?);
         }
+        self.make_current(borrowed, &before, &actions)?;
+        self.set_word(offset_of!(Guard, signals), self.signals()? | signals)
+    }
+
+    /// The guard's own action for a signal with which the process wants this one.
+    fn own_action(&self, signal: u64, wanted: Action) -> Result<Action, RemoteError> {
         let restart = match wanted.handler {
             Action::DEFAULT | Action::IGNORE => Action::RESTART,
             _ => wanted.flags & Action::RESTART,
         };
-        let own = Action {
-            handler: self.word(offset_of!(Guard, handler))?,
-            flags: Action::OWN | restart,
-            restorer: self.word(offset_of!(Guard, restorer))?,
-            mask: 0,
+        let restorer = match Dispatching::read(self.process, self.block) {
+            Some(dispatching) if signal != SIGTRAP => dispatching.restorer(),
+            _ => self.word(offset_of!(Guard, restorer))?,
         };
-        calls.push(self.setting(SIGTRAP, own)?);
-        let known = self.word(offset_of!(Guard, trimmed))?;
-        self.set_word(offset_of!(Guard, trimmed), known | trimmed)?;
-        borrowed.make_all(&calls)?;
-        self.set_word(offset_of!(Guard, signals), bit(SIGTRAP))
+        let handler = self.word(offset_of!(Guard, handler))?;
+        // What a handler of the process blocks the guard blocks itself, before it goes on in it.
+        Ok(Action { handler, flags: Action::OWN | restart, restorer, mask: 0 })
     }
 
-    /// Puts everything back to what the process wants, unless somebody else has a handler in force meanwhile.
-    pub(crate) fn uninstall(&self, borrowed: &mut Borrowed<'_>) -> Result<(), RemoteError> {
-        let actions = self.actions(borrowed)?;
-        let trimmed = self.word(offset_of!(Guard, trimmed))?;
-        let mut calls = Vec::new();
-        for signal in (1..=SIGNALS).filter(|&signal| trimmed & bit(signal) != 0) {
-            let action = action_of(&actions, signal);
-            let whole = Action { mask: action.mask | bit(SIGTRAP), ..action };
-            if action.handler != Action::DEFAULT && whole != action {
-                calls.push(self.setting(signal, whole)?);
+    /// Puts everything back to what the process wants with these signals, unless somebody else has a handler in force meanwhile.
+    pub(crate) fn uninstall(&self, borrowed: &mut Borrowed<'_>, signals: u64) -> Result<(), RemoteError> {
+        let before = self.actions(borrowed)?;
+        let mut actions = before.clone();
+        let own = self.word(offset_of!(Guard, handler))?;
+        let meant = || GUARDED.into_iter().enumerate().filter(|(_, it)| signals & bit(*it) != 0);
+        for (index, guarded) in meant() {
+            if action_of(&before, guarded).handler == own {
+                set_action(&mut actions, guarded, self.wanted(index)?);
+            }
+            let trimmed = self.word(record_field(index, offset_of!(Record, trimmed)))?;
+            for (signal, action) in (1..).zip(&mut actions) {
+                if trimmed & bit(signal) != 0 && action.handler != Action::DEFAULT && action.handler != own {
+                    action.mask |= bit(guarded);
+                }
             }
         }
-        let own = self.word(offset_of!(Guard, handler))?;
-        if action_of(&actions, SIGTRAP).handler == own {
-            let wanted = self.wanted()?;
-            calls.push(self.setting(SIGTRAP, wanted)?);
+        self.make_current(borrowed, &before, &actions)?;
+        for (index, _) in meant() {
+            self.set_word(record_field(index, offset_of!(Record, trimmed)), 0)?;
         }
-        borrowed.make_all(&calls)?;
-        self.set_word(offset_of!(Guard, trimmed), 0)?;
-        self.set_word(offset_of!(Guard, signals), 0)
+        self.set_word(offset_of!(Guard, signals), self.signals()? & !signals)
+    }
+
+    /// Sets the actions that have changed.
+    fn make_current(
+        &self,
+        borrowed: &mut Borrowed<'_>,
+        before: &[Action],
+        actions: &[Action],
+    ) -> Result<(), RemoteError> {
+        let changed = (1..).zip(actions).zip(before).filter(|((_, action), before)| action != before);
+        let calls = changed.map(|((signal, action), _)| self.setting(signal, *action));
+        borrowed.make_all(&calls.collect::<Result<Vec<_>, _>>()?)
     }
 
     /// What is to be done with each signal now, from signal 1 on.
@@ -206,22 +250,38 @@ impl<'a> Placed<'a> {
     }
 
     /// Records what the process wants, as the first version.
-    fn record(&self, action: Action) -> Result<(), RemoteError> {
+    fn record(&self, index: usize, action: Action) -> Result<(), RemoteError> {
         const VERSION: u64 = 1;
-        let at = offset_of!(Guard, actions) + VERSION as usize * size_of::<Recorded>();
+        let at = record_field(index, version_field(VERSION));
         let words = self.block + (at + offset_of!(Recorded, words)) as u64;
         self.process.memory().write(words, &action.to_bytes())?;
         self.set_word(at + offset_of!(Recorded, version), VERSION)?;
-        self.set_word(offset_of!(Guard, claimed), VERSION)?;
-        self.set_word(offset_of!(Guard, newest), VERSION)
+        self.set_word(record_field(index, offset_of!(Record, claimed)), VERSION)?;
+        self.set_word(record_field(index, offset_of!(Record, newest)), VERSION)
     }
 
-    /// What the process wants done with the signal.
-    fn wanted(&self) -> Result<Action, RemoteError> {
-        let newest = self.word(offset_of!(Guard, newest))?;
-        let at = offset_of!(Guard, actions) + (newest as usize % RECORDED) * size_of::<Recorded>();
+    /// What the process wants done with a signal.
+    fn wanted(&self, index: usize) -> Result<Action, RemoteError> {
+        let newest = self.word(record_field(index, offset_of!(Record, newest)))?;
+        let at = record_field(index, version_field(newest));
         let words = self.block + (at + offset_of!(Recorded, words)) as u64;
         Ok(Action::get(&self.process.memory().read_vec(words, Action::LEN)?))
+    }
+
+    /// Where the guard's handlers return to, and where handlers of the process for the same signal do.
+    pub(crate) fn restorers(&self) -> Result<Vec<Restorer>, RemoteError> {
+        let own = self.word(offset_of!(Guard, restorer))?;
+        let in_tail = Dispatching::read(self.process, self.block).map(|it| it.restorer());
+        let mut found = Vec::new();
+        for (index, signal) in GUARDED.into_iter().enumerate() {
+            let theirs = self.wanted(index)?.restorer;
+            found.extend([Some(own), in_tail].into_iter().flatten().map(|ours| Restorer {
+                signal,
+                ours,
+                theirs,
+            }));
+        }
+        Ok(found)
     }
 
     /// A thread that has met a breakpoint, and whose signal is still to be delivered.
@@ -256,11 +316,49 @@ impl<'a> Placed<'a> {
     }
 }
 
+/// Where handlers of a signal return to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Restorer {
+    pub(crate) signal: u64,
+    /// Those of the guard, and those of the process in which it goes on.
+    pub(crate) ours: u64,
+    /// Those of the process without a guard; 0: none was set.
+    pub(crate) theirs: u64,
+}
+
+/// Offset in the block of a field of a record.
+fn record_field(index: usize, field: usize) -> usize {
+    offset_of!(Guard, records) + index * size_of::<Record>() + field
+}
+
+/// Offset in a record of the entry of a version.
+fn version_field(version: u64) -> usize {
+    offset_of!(Record, actions) + (version as usize % RECORDED) * size_of::<Recorded>()
+}
+
+/// Takes a signal out of the masks of all others' handlers; of which it was one.
+fn trim(actions: &mut [Action], guarded: u64) -> u64 {
+    let mut trimmed = 0;
+    for (signal, action) in (1..).zip(actions).filter(|(signal, _)| *signal != guarded) {
+        if action.mask & bit(guarded) != 0 {
+            trimmed |= bit(signal);
+            action.mask &= !bit(guarded);
+        }
+    }
+    trimmed
+}
+
 /// The thread has met one of the breakpoints, and its signal is still to be delivered.
 fn has_met(breakpoints: &[Breakpoint], thread: &Stopped) -> bool {
     let at = |pc: u64| breakpoints.binary_search_by_key(&pc.wrapping_sub(1), |it| it.address).is_ok();
     thread.known_registers().is_ok_and(|registers| at(registers.rip))
         && read_status(thread.tid()).is_ok_and(|status| status.pending & bit(SIGTRAP) != 0)
+}
+
+fn set_action(actions: &mut [Action], signal: u64, action: Action) {
+    if let Some(place) = actions.get_mut(signal as usize - 1) {
+        *place = action;
+    }
 }
 
 fn action_of(actions: &[Action], signal: u64) -> Action {

@@ -62,6 +62,7 @@ impl Store {
             probes: Vec::new(),
             system_calls: Vec::new(),
             breakpoints: BreakpointUse::Never,
+            complete: false,
             alive: None,
         };
         Store { request, maps: Vec::new(), links: Vec::new() }

@@ -1,0 +1,232 @@
+//! `--complete`: system calls of code that is made at run time. What they are is compared with strace's in `same_calls`; here is that no
+//! process is harmed, whatever it does with the signal, and whenever commands come, go and are killed.
+
+use beeline_tests::{Store, Target, comes, have, object, our_mappings, rounds, target, text_of};
+use beeline_watchdog::Watchdog;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const SOURCE: &str = "tests/targets/generated.c";
+
+fn generated() -> String {
+    target(SOURCE, "glibc", "gcc", &[]).to_string_lossy().into_owned()
+}
+
+fn store() -> Store {
+    let store = Store::new();
+    store.ok(&["load", &object("tests/programs/call_counts.bpf.c").to_string_lossy()]);
+    store
+}
+
+/// What the program says and how it ends.
+fn said(command: &mut Command) -> (String, Option<i32>, Option<i32>) {
+    use std::os::unix::process::ExitStatusExt;
+    let output = command.stdin(Stdio::null()).output().expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (text.into_owned(), output.status.code(), output.status.signal())
+}
+
+#[test]
+fn programs_do_what_they_do_without() {
+    let (program, store) = (generated(), store());
+    for words in [
+        &["kinds"][..],
+        &["interrupted"],
+        // More places than there are slots.
+        &["many", "2000"],
+        &["signals"],
+        &["storm", &rounds(20).to_string()],
+        &["int80"],
+        &["dispatches"],
+    ] {
+        let (text, code, signal) = said(Command::new(&program).args(words));
+        assert!(!text.is_empty(), "{words:?}");
+        let arguments = [&["start", "--complete", "--", &program], words].concat();
+        // What a signal ends is told as shells do.
+        let expected = (text, code.or(signal.map(|signal| 128 + signal)), None);
+        assert_eq!(said(&mut store.command(&arguments)), expected, "{words:?}");
+    }
+}
+
+#[test]
+fn static_programs_and_go() {
+    let store = store();
+    let program = target(SOURCE, "static", "gcc", &["-static"]).to_string_lossy().into_owned();
+    let expected = said(Command::new(&program).arg("kinds"));
+    assert_eq!(said(&mut store.command(&["start", "--complete", "--", &program, "kinds"])), expected);
+    if !have(&["go"]) {
+        return;
+    }
+    let hello = std::env::temp_dir().join(format!("beeline-hello-{}.go", std::process::id()));
+    std::fs::write(&hello, "package main\nimport (\"fmt\"; \"os\")\nfunc main() { c := make(chan int); go func() { c <- os.Getppid() * 0 }(); fmt.Println(\"hello\", <-c) }\n").expect("writable");
+    let built = hello.with_extension("");
+    let go =
+        Command::new("go").args(["build", "-o"]).arg(&built).arg(&hello).env("GO111MODULE", "off").status();
+    assert!(go.is_ok_and(|status| status.success()));
+    let output = store.ok(&["start", "--complete", "--", &built.to_string_lossy()]);
+    assert_eq!(output, "hello 0\n");
+    for path in [&hello, &built] {
+        std::fs::remove_file(path).expect("ours");
+    }
+}
+
+fn started(words: &[&str]) -> Target {
+    let mut target = Target::spawn(Command::new(generated()).args(words));
+    assert!(["ready", "waiting"].contains(&target.line().as_str()));
+    target
+}
+
+/// Probes come and go while threads make such calls at full speed; what stands behind libc's code is as before.
+#[test]
+fn they_come_and_go_under_load() {
+    let (target, store) = (started(&["loop", "6"]), store());
+    let pid = target.pid();
+    let watchdog = Watchdog::new("--complete comes and goes");
+    let text = text_of(&pid);
+    for round in 0..rounds(15) {
+        watchdog.alive();
+        store.ok(&["attach", "--complete", &pid]);
+        let calls = || dispatched(&store).0;
+        let before = calls();
+        assert!(comes(|| calls() > before + 1000), "round {round}: threads go on");
+        if round % 3 == 0 {
+            // What is there stays complete.
+            store.ok(&["attach", &pid]);
+        }
+        store.ok(&["detach", &pid]);
+        assert_eq!(our_mappings(&pid), Vec::<String>::new());
+        assert!(text_of(&pid) == text, "round {round}: code as before");
+    }
+    drop(watchdog);
+    assert_eq!(target.finish(), "made, 0 wrong\n");
+}
+
+/// Calls at which programs could run so far, and those that were missed.
+fn dispatched(store: &Store) -> (u64, u64) {
+    let listed = store.json(&["-v", "ps"]);
+    let found = &listed[0]["system_calls"]["dispatched"];
+    let number = |name: &str| found[name].as_u64().unwrap_or_else(|| panic!("{name}: {listed}"));
+    (number("calls"), number("missed"))
+}
+
+#[test]
+fn a_wait_that_began_before_and_one_that_ends_after() {
+    let (mut target, store) = (started(&["wait"]), store());
+    store.ok(&["attach", "--complete", &target.pid()]);
+    assert_eq!(target.line(), "0 whole");
+    store.ok(&["detach", &target.pid()]);
+    drop(target);
+    let mut target = Target::spawn(&mut store.command(&["start", "--complete", "--", &generated(), "wait"]));
+    assert_eq!(target.line(), "waiting");
+    store.ok(&["detach", "--all"]);
+    assert_eq!(target.line(), "0 whole");
+    assert!(target.is_alive());
+}
+
+#[test]
+fn commands_killed_at_any_moment() {
+    let (target, store) = (started(&["loop", "3"]), store());
+    let pid = target.pid();
+    let watchdog = Watchdog::new("--complete and killed commands");
+    let mut random = 0x9E37_79B9_7F4A_7C15u64;
+    let mut killed = 0;
+    for round in 0..rounds(30) {
+        watchdog.alive();
+        let attach = ["attach", "--complete", &pid];
+        let arguments: &[&str] = if round % 2 == 0 { &attach } else { &["detach", &pid] };
+        if round % 2 == 1 {
+            store.ok(&attach);
+        }
+        let mut command = store.command(arguments);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("beeline runs");
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        std::thread::sleep(Duration::from_micros(random % 30_000));
+        killed += u64::from(matches!(child.try_wait(), Ok(None)));
+        let _ = child.kill();
+        let _ = child.wait();
+        store.ok(&attach);
+        let before = dispatched(&store).0;
+        assert!(comes(|| dispatched(&store).0 > before + 100), "round {round}");
+        store.ok(&["detach", &pid]);
+        assert_eq!(our_mappings(&pid), Vec::<String>::new());
+    }
+    println!("{killed} found the command running");
+    assert_eq!(target.finish(), "made, 0 wrong\n");
+}
+
+/// A follower holds none of these signals either.
+#[test]
+fn a_follower_killed_while_calls_are_made() {
+    let (target, store) = (started(&["loop", "3"]), store());
+    let pid = target.pid();
+    for _ in 0..rounds(6) {
+        let mut command = store.command(&["attach", "--follow", "--complete", &pid]);
+        let mut follower = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("beeline runs");
+        assert!(comes(
+            || store.json(&["-v", "ps"])[0]["system_calls"]["dispatched"]["calls"].as_u64() > Some(1000)
+        ));
+        follower.kill().expect("it runs");
+        follower.wait().expect("a child of ours");
+    }
+    store.ok(&["detach", &pid]);
+    assert_eq!(target.finish(), "made, 0 wrong\n");
+}
+
+#[test]
+fn breakpoints_as_well() {
+    let (program, store) = (generated(), store());
+    let breakpoints = target("injector/inject/tests/breakpoints/target.c", "glibc", "gcc", &[]);
+    let place = format!("{}:looped", breakpoints.display());
+    beeline_tests::load_counts(&store, &[&place]);
+    let mut target = Target::spawn(&mut Command::new(&breakpoints));
+    assert_eq!(target.line(), "ready");
+    let pid = target.pid();
+    for options in [&["--breakpoints"][..], &["--complete"], &["--complete", "--breakpoints"]] {
+        store.ok(&[&["attach"], options, &[&pid]].concat());
+        for what in ["masks", "errors", "actions", "children", "10"] {
+            target.send(what);
+            assert_eq!(target.line(), "0", "{what} with {options:?}: the line at which something went wrong");
+        }
+    }
+    assert!(store.ok(&["ps", "-v"]).contains("SIGSYS is kept deliverable"));
+    store.ok(&["detach", &pid]);
+    assert_eq!(our_mappings(&pid), Vec::<String>::new());
+    target.send("actions");
+    assert_eq!(target.line(), "0");
+    let (text, code, signal) = said(Command::new(&program).arg("signals"));
+    let expected = (text, code.or(signal.map(|signal| 128 + signal)), None);
+    let arguments = ["start", "--complete", "--breakpoints", "--", &program, "signals"];
+    assert_eq!(said(&mut store.command(&arguments)), expected);
+}
+
+/// What a program changes it changes here, too.
+#[test]
+fn calls_are_changed_and_skipped() {
+    let store = Store::new();
+    let object = object("tests/programs/system_calls.bpf.c");
+    store.ok(&["load", "--allow-override", &object.to_string_lossy()]);
+    let output = store.output(&["start", "--complete", "--", &generated(), "changed"]);
+    // One is not made, the other has another result.
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "4242 77\n");
+}
+
+#[test]
+fn what_cannot_be_complete_is_refused() {
+    let store = store();
+    let mut target = started(&["blocked"]);
+    let message = store.fails(&["attach", "--complete", &target.pid()]);
+    assert!(message.contains("(--complete)") && message.contains("blocks SIGSYS; try again"), "{message}");
+    assert_eq!(our_mappings(&target.pid()), Vec::<String>::new());
+    store.ok(&["attach", &target.pid()]);
+    store.ok(&["detach", &target.pid()]);
+    assert!(target.is_alive());
+    if !have(&["musl-gcc"]) {
+        return;
+    }
+    let program =
+        beeline_tests::target(SOURCE, "musl-shared", "musl-gcc", &[]).to_string_lossy().into_owned();
+    let message = store.fails(&["start", "--complete", "--", &program, "kinds"]);
+    assert!(message.contains("can block signals and cannot be traced"), "{message}");
+}
