@@ -10,6 +10,7 @@
 //   storm N         children, threads, handlers that are left by a jump, N times each
 //   changed         the results of getpgid and getsid by made code
 //   blocked         as loop 1, with every signal blocked
+//   paused          waits in a call that blocks every signal meanwhile
 //   int80           one call by int 0x80
 //   dispatches      one thread has its calls handed to itself, and then not any more
 #define _GNU_SOURCE
@@ -235,6 +236,15 @@ static int blocked(void) {
   return loop(1);
 }
 
+static int paused(void) {
+  sigset_t most;
+  sigfillset(&most);
+  sigdelset(&most, SIGTERM);
+  puts("ready");
+  fflush(stdout);
+  return sigsuspend(&most);
+}
+
 static int changed(void) {
   long group = call(SYS_getpgid, 0, 0, 0, 0, 0, 0);
   printf("%ld %ld\n", group, call(SYS_getsid, 0, 0, 0, 0, 0, 0));
@@ -361,6 +371,7 @@ int main(int count, char **words) {
   if (!strcmp(what, "loop")) return loop(number);
   if (!strcmp(what, "storm")) return storm(number);
   if (!strcmp(what, "blocked")) return blocked();
+  if (!strcmp(what, "paused")) return paused();
   if (!strcmp(what, "changed")) return changed();
   if (!strcmp(what, "wait")) return waits();
   if (!strcmp(what, "signals")) return signals();

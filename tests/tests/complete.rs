@@ -86,9 +86,7 @@ fn they_come_and_go_under_load() {
     for round in 0..rounds(15) {
         watchdog.alive();
         store.ok(&["attach", "--complete", &pid]);
-        let calls = || dispatched(&store).0;
-        let before = calls();
-        assert!(comes(|| calls() > before + 1000), "round {round}: threads go on");
+        assert!(comes(|| dispatched(&store, &pid) > Some(1000)), "round {round}: threads go on");
         if round % 3 == 0 {
             // What is there stays complete.
             store.ok(&["attach", &pid]);
@@ -101,12 +99,13 @@ fn they_come_and_go_under_load() {
     assert_eq!(target.finish(), "made, 0 wrong\n");
 }
 
-/// Calls at which programs could run so far, and those that were missed.
-fn dispatched(store: &Store) -> (u64, u64) {
+/// Calls at which programs could run so far, of which none were missed; none when the process's are not dispatched.
+fn dispatched(store: &Store, pid: &str) -> Option<u64> {
     let listed = store.json(&["-v", "ps"]);
-    let found = &listed[0]["system_calls"]["dispatched"];
-    let number = |name: &str| found[name].as_u64().unwrap_or_else(|| panic!("{name}: {listed}"));
-    (number("calls"), number("missed"))
+    let mut processes = listed.as_array().expect("a list").iter();
+    let found = &processes.find(|it| it["pid"].to_string() == pid)?["system_calls"]["dispatched"];
+    assert_eq!(found["missed"].as_u64().unwrap_or(0), 0, "{listed}");
+    found["calls"].as_u64()
 }
 
 #[test]
@@ -121,6 +120,25 @@ fn a_wait_that_began_before_and_one_that_ends_after() {
     store.ok(&["detach", "--all"]);
     assert_eq!(target.line(), "0 whole");
     assert!(target.is_alive());
+}
+
+/// A thread that blocks all signals is traced like any other, and blocks them all again.
+#[test]
+fn threads_that_block_the_signal() {
+    let (target, store) = (started(&["blocked"]), store());
+    let pid = target.pid();
+    let mask = || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        status.lines().find(|line| line.starts_with("SigBlk")).expect("a mask").to_owned()
+    };
+    let before = mask();
+    assert!(before.contains("fffffffe"), "{before}");
+    store.ok(&["attach", "--complete", &pid]);
+    assert!(comes(|| dispatched(&store, &pid) > Some(1000)));
+    assert_ne!(mask(), before);
+    store.ok(&["detach", &pid]);
+    assert_eq!(mask(), before);
+    assert_eq!(target.finish(), "made, 0 wrong\n");
 }
 
 #[test]
@@ -147,8 +165,7 @@ fn commands_killed_at_any_moment() {
         let _ = child.kill();
         let _ = child.wait();
         store.ok(&attach);
-        let before = dispatched(&store).0;
-        assert!(comes(|| dispatched(&store).0 > before + 100), "round {round}");
+        assert!(comes(|| dispatched(&store, &pid) > Some(100)), "round {round}");
         store.ok(&["detach", &pid]);
         assert_eq!(our_mappings(&pid), Vec::<String>::new());
     }
@@ -164,9 +181,7 @@ fn a_follower_killed_while_calls_are_made() {
     for _ in 0..rounds(6) {
         let mut command = store.command(&["attach", "--follow", "--complete", &pid]);
         let mut follower = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("beeline runs");
-        assert!(comes(
-            || store.json(&["-v", "ps"])[0]["system_calls"]["dispatched"]["calls"].as_u64() > Some(1000)
-        ));
+        assert!(comes(|| dispatched(&store, &pid) > Some(1000)));
         follower.kill().expect("it runs");
         follower.wait().expect("a child of ours");
     }
@@ -215,7 +230,7 @@ fn calls_are_changed_and_skipped() {
 #[test]
 fn what_cannot_be_complete_is_refused() {
     let store = store();
-    let mut target = started(&["blocked"]);
+    let mut target = started(&["paused"]);
     let message = store.fails(&["attach", "--complete", &target.pid()]);
     assert!(message.contains("(--complete)") && message.contains("blocks SIGSYS; try again"), "{message}");
     assert_eq!(our_mappings(&target.pid()), Vec::<String>::new());
@@ -229,4 +244,10 @@ fn what_cannot_be_complete_is_refused() {
         beeline_tests::target(SOURCE, "musl-shared", "musl-gcc", &[]).to_string_lossy().into_owned();
     let message = store.fails(&["start", "--complete", "--", &program, "kinds"]);
     assert!(message.contains("can block signals and cannot be traced"), "{message}");
+    // What it cannot be of a child it is not; the rest is.
+    let output = store.output(&["start", "--complete", "--", "sh", "-c", &format!("{program} storm 3; :")]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "0 wrong\n");
+    assert!(output.status.success() && errors.contains("are not traced (--complete)"), "{errors}");
+    assert!(!errors.contains("without probes"), "{errors}");
 }

@@ -24,6 +24,8 @@ struct Pauses {
     detach: Vec<u64>,
     /// Attempts at which a probe was refused for the moment.
     again: u64,
+    /// Of `attach`.
+    options: &'static [&'static str],
 }
 
 impl Pauses {
@@ -31,7 +33,8 @@ impl Pauses {
     fn cycle(&mut self, store: &Store, pids: &[String]) {
         let pids: Vec<&str> = pids.iter().map(String::as_str).collect();
         for (command, pauses) in [("attach", &mut self.attach), ("detach", &mut self.detach)] {
-            let (report, again) = report(store, command, &pids);
+            let options = if command == "attach" { self.options } else { &[] };
+            let (report, again) = report(store, &[&[command], options, &pids].concat());
             self.again += again;
             let processes = report.as_array().expect("a list");
             assert_eq!(processes.len(), pids.len(), "{report}");
@@ -50,9 +53,9 @@ impl Pauses {
 
 /// What the command says, and how often it had to be said again: where a signal handler is about to return into a window, or an old
 /// word on a stack looks like it, the probe is refused for the moment.
-fn report(store: &Store, command: &str, pids: &[&str]) -> (Value, u64) {
+fn report(store: &Store, command: &[&str]) -> (Value, u64) {
     const AGAIN_MAX: u64 = 50;
-    let arguments = [&["--json", command], pids].concat();
+    let arguments = [&["--json"], command].concat();
     let mut again = 0;
     loop {
         let output = store.output(&arguments);
@@ -105,14 +108,21 @@ fn cycles(name: &str, server: Server, places: &[&str], entries_only: bool) {
     } else {
         load_counts(&store, places);
     }
-    cycles_of(&store, name, server, || store.number("shared", 0));
+    cycles_of(&store, name, server, &[], || store.number("shared", 0));
 }
 
 /// Cycles on a server under load, every system call of which is traced.
 fn cycles_with_calls(name: &str, server: Server) {
     let store = Store::new();
     load_calls(&store);
-    cycles_of(&store, name, server, || calls(&store));
+    cycles_of(&store, name, server, &[], || calls(&store));
+}
+
+/// The same with calls of code that is made at run time, which these programs make much of.
+fn complete_cycles(name: &str, server: Server) {
+    let store = Store::new();
+    load_calls(&store);
+    cycles_of(&store, name, server, &["--complete"], || calls(&store));
 }
 
 fn load_calls(store: &Store) {
@@ -124,14 +134,20 @@ fn calls(store: &Store) -> u64 {
     store.entries("enters").iter().filter_map(|(_, value)| value.as_u64()).sum()
 }
 
-fn cycles_of(store: &Store, name: &str, mut server: Server, hits: impl Fn() -> u64) {
+fn cycles_of(
+    store: &Store,
+    name: &str,
+    mut server: Server,
+    options: &'static [&'static str],
+    hits: impl Fn() -> u64,
+) {
     let watchdog = Watchdog::new(name);
     let pids = server.pids().to_vec();
     // What is loaded at the first request is there.
     servers::assert_clean(&server.client().output().expect("the client runs"));
     let before = fixed(&pids);
     let mut load = Load::new(&server);
-    let mut pauses = Pauses::default();
+    let mut pauses = Pauses { options, ..Pauses::default() };
     let total = rounds(SLICE);
     for _ in 0..total {
         load.keep_up();
@@ -202,6 +218,34 @@ fn cycles_on_go() {
         let functions = ["main.answer", "main.deep", "runtime.mallocgc", "runtime.newstack", "fmt.Sprint"];
         let places = functions.map(|name| format!("{program}:{name}"));
         cycles("go", server, &places.each_ref().map(String::as_str), true);
+    }
+}
+
+#[test]
+fn complete_on_nginx() {
+    if have(&["nginx", "wrk"]) {
+        complete_cycles("nginx, --complete", servers::nginx(4).0);
+    }
+}
+
+#[test]
+fn complete_on_node() {
+    if have(&["node", "wrk"]) {
+        complete_cycles("node, --complete", servers::node());
+    }
+}
+
+#[test]
+fn complete_on_java() {
+    if have(&["java", "javac", "wrk"]) {
+        complete_cycles("java, --complete", servers::java());
+    }
+}
+
+#[test]
+fn complete_on_go() {
+    if have(&["go", "wrk"]) {
+        complete_cycles("go, --complete", servers::go());
     }
 }
 

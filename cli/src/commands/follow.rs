@@ -89,6 +89,12 @@ impl<'a> Told<'a> {
     /// What was placed; refusals that are new are said.
     fn placement(&self, request: &Request, report: &AttachReport) -> Placement {
         let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = report.not_complete.as_ref().filter(|reason| self.is_new(reason)) {
+            warn(format_args!(
+                "of process {} the calls of code made at run time are not traced (--complete): {reason}",
+                report.pid
+            ));
+        }
         let placement = Placement::of(&names, request, &report.probes);
         let is_new = |it: &&Refused| self.is_new(&format!("{} {}", it.link, it.reason));
         let new: Vec<_> = placement.refused.iter().filter(is_new).cloned().collect();

@@ -165,6 +165,8 @@ pub(crate) struct Prepared<'a> {
     yields: bool,
     /// The process stands before its first instruction.
     early: bool,
+    /// Calls of code made at run time are to be traced, or nothing is done.
+    complete: bool,
 }
 
 impl<'a> Prepared<'a> {
@@ -218,6 +220,7 @@ impl<'a> Prepared<'a> {
             bell: None,
             yields: false,
             early: false,
+            complete: request.complete,
         })
     }
 
@@ -234,6 +237,11 @@ impl<'a> Prepared<'a> {
             None => self.files,
         };
         Prepared { early: true, files, ..self }
+    }
+
+    /// What the request says of calls of code made at run time does not hold: they have been found to be impossible to trace.
+    pub(crate) fn without_made_code(self, reason: Option<&String>) -> Prepared<'a> {
+        Prepared { complete: self.complete && reason.is_none(), ..self }
     }
 
     /// The process is followed: it is to tell when libraries come or go.
@@ -275,7 +283,7 @@ impl<'a> Prepared<'a> {
         match self.existing.as_ref().and_then(|existing| existing.dispatching) {
             Some(dispatching) => Ok(Some(LetThrough::of(&dispatching))),
             // What there is before the first instruction is not all; who made the request comes again.
-            None if !self.request.complete || self.early || !has_calls => Ok(None),
+            None if !self.complete || self.early || !has_calls => Ok(None),
             None => {
                 LetThrough::find(self.process, &self.files).map(Some).map_err(|why| self.not_complete(why))
             }
@@ -345,6 +353,7 @@ impl<'a> Prepared<'a> {
             first: self.existing.is_none(),
             probes: planned.outcomes(self.request),
             system_calls: planned.calls.coverage.clone().filter(|_| !self.request.system_calls.is_empty()),
+            not_complete: None,
             threads,
             stopped,
         }
@@ -424,11 +433,10 @@ impl<'a> Prepared<'a> {
         if let Some(reason) = filters.objection_to_guard().or_else(|| filters.objection_to_dispatch()) {
             return Err(self.not_complete(reason).into());
         }
-        let blocking = guard::blocking(self.process, maps, stopped, SIGSYS);
-        match blocking.map_err(|error| self.failed(error))? {
-            None => Ok(()),
-            Some(_) if self.yields => Err(Failure::InTheWay),
-            Some(reason) => Err(self.not_complete(reason).into()),
+        match dispatch::blocking(self.process, maps, stopped).map_err(|error| self.failed(error))? {
+            Ok(_) => Ok(()),
+            Err(_) if self.yields => Err(Failure::InTheWay),
+            Err(reason) => Err(self.not_complete(reason).into()),
         }
     }
 
@@ -450,9 +458,7 @@ impl<'a> Prepared<'a> {
         }
         let reason = match filters.objection_to_guard() {
             Some(reason) => reason,
-            None => match guard::blocking(self.process, maps, stopped, SIGTRAP)
-                .map_err(|error| self.failed(error))?
-            {
+            None => match guard::blocking(self.process, maps, stopped).map_err(|error| self.failed(error))? {
                 None => return Ok(()),
                 Some(_) if self.yields => return Err(Failure::InTheWay),
                 Some(reason) => reason,

@@ -11,13 +11,14 @@
 use crate::error::TargetRefused;
 use crate::existing::{Existing, is_ours};
 use crate::files::{MappedFile, MappedFiles};
+use crate::stack::Stack;
 use crate::target::remote;
 use crate::wire::Wire;
 use beeline_abi::calls::CallGate;
 use beeline_abi::dispatch::{
-    DISPATCH_MAGIC, Dispatch, DispatchEntry, Known, KnownRange, SIGSYS, SLOT_LEN, SLOTS,
+    DISPATCH_MAGIC, Dispatch, DispatchEntry, Known, KnownRange, SIGSYS, SLOT_LEN, SLOTS, UNBLOCKED,
 };
-use beeline_abi::guard::{Guard, bit};
+use beeline_abi::guard::{Guard, MASKING, bit};
 use beeline_ptrace::{PtraceError, Registers, StoppedProcess, read_status};
 use beeline_remote::{Mapping, Mappings, Process, RemoteError};
 use beeline_site::Segment;
@@ -281,6 +282,33 @@ impl Dispatching {
         process.memory().write_u64(at, if serve { self.call() } else { 0 })
     }
 
+    /// Threads that block the signal do not any more: they are noted.
+    pub(crate) fn unblock(
+        &self,
+        process: &Process,
+        maps: &Mappings,
+        stopped: &StoppedProcess,
+    ) -> Result<(), RemoteError> {
+        let tids = blocking(process, maps, stopped)?.unwrap_or_default();
+        let words: Vec<u8> = tids.iter().flat_map(|tid| tid.to_le_bytes()).collect();
+        process.memory().write(self.block + offset_of!(Dispatch, unblocked) as u64, &words)?;
+        for thread in stopped.threads().iter().filter(|thread| tids.contains(&thread.tid())) {
+            thread.set_signal_mask(thread.signal_mask()? & !bit(SIGSYS))?;
+        }
+        Ok(())
+    }
+
+    /// They block it again.
+    fn block_again(&self, process: &Process, stopped: &StoppedProcess) -> Result<(), RemoteError> {
+        let at = self.block + offset_of!(Dispatch, unblocked) as u64;
+        let words = process.memory().read_vec(at, 4 * UNBLOCKED)?;
+        let tids: Vec<i32> = words.as_chunks().0.iter().map(|word| i32::from_le_bytes(*word)).collect();
+        for thread in stopped.threads().iter().filter(|thread| tids.contains(&thread.tid())) {
+            thread.set_signal_mask(thread.signal_mask()? | bit(SIGSYS))?;
+        }
+        process.memory().write(at, &[0; 4 * UNBLOCKED])
+    }
+
     /// Has the calls of all threads dispatched, and of those that they make.
     pub(crate) fn begin(&self, process: &Process, stopped: &StoppedProcess) -> Result<(), RemoteError> {
         self.set_word(process, offset_of!(Dispatch, is_on), 1)?;
@@ -328,6 +356,7 @@ impl Dispatching {
         if let Some(thread) = stopped.threads().iter().find(|thread| due(thread.tid())) {
             return Ok(Some(thread.tid()));
         }
+        self.block_again(process, stopped)?;
         for thread in stopped.threads() {
             if let Some(registers) = self.out_of_slot(process, &thread.known_registers()?)? {
                 thread.set_registers(&registers)?;
@@ -360,6 +389,35 @@ impl Dispatching {
         let word = |offset: usize| process.memory().read_u64(self.block + offset as u64).ok();
         word(offset_of!(Dispatch, calls)).zip(word(offset_of!(Dispatch, missed)))
     }
+}
+
+/// The threads that block the signal; a reason why that cannot be changed, for the moment. A thread can block it now, in a call like
+/// `ppoll` meanwhile, or behind a signal handler that it is in.
+pub(crate) fn blocking(
+    process: &Process,
+    maps: &Mappings,
+    stopped: &StoppedProcess,
+) -> Result<Result<Vec<i32>, String>, RemoteError> {
+    let mut tids = Vec::new();
+    for thread in stopped.threads() {
+        let (tid, registers) = (thread.tid(), thread.known_registers()?);
+        let (meanwhile, pending) = read_status(tid).map_or((0, 0), |status| (status.blocked, status.pending));
+        if Stack::of(process, maps, &registers).handler_masks().any(|mask| mask & bit(SIGSYS) != 0) {
+            return Ok(Err(format!("thread {tid} will block SIGSYS behind a signal handler; try again")));
+        }
+        if (thread.signal_mask()? | meanwhile) & bit(SIGSYS) == 0 {
+            continue;
+        }
+        if pending & bit(SIGSYS) != 0 {
+            return Ok(Err(format!("thread {tid} has a SIGSYS pending, which it blocks; try again")));
+        }
+        if MASKING.contains(&registers.orig_rax) {
+            return Ok(Err(format!("thread {tid} waits in a call that blocks SIGSYS; try again")));
+        }
+        tids.push(tid);
+    }
+    let too_many = tids.len() > UNBLOCKED;
+    Ok(if too_many { Err(format!("{} threads block SIGSYS", tids.len())) } else { Ok(tids) })
 }
 
 /// The bytes of a table of ranges: code of files that can be read, whose calls have jumps around them, the kernel's, and ours.

@@ -17,7 +17,7 @@ use crate::error::TargetRefused;
 use crate::libraries::{self, Libraries, Looked};
 use crate::report::AttachReport;
 use crate::request::Request;
-use crate::start::{Ended, StartCommand, begin, pass_on, place};
+use crate::start::{Completeness, Ended, StartCommand, begin, pass_on, place};
 use crate::target;
 use beeline_ptrace::{
     Death, Event, PtraceError, Resume, Running, Stop, StopError, Stopped, StoppedProcess, Waited, Wakened,
@@ -291,7 +291,7 @@ impl<'a> Follower<'a> {
         let pid = thread.tid();
         let path =
             target::open_traced(pid)?.exe().unwrap_or_else(|_| PathBuf::from(format!("process {pid}")));
-        place(&path, request, thread, Some(self.served.bell))
+        place(&path, request, thread, Some(self.served.bell), Completeness::IfPossible)
     }
 }
 

@@ -16,6 +16,7 @@
 
 mod code;
 mod mapping;
+mod tables;
 
 use crate::agent::{AgentImage, LinkedAgent, Own};
 use crate::dispatch::{self, DISPATCH_LEN, Dispatching, LetThrough};
@@ -47,6 +48,7 @@ use beeline_stub::{
 };
 use std::collections::HashMap;
 use std::ops::Range;
+use tables::{Counts, Tables};
 
 const PAGE: u64 = beeline_abi::PAGE_SIZE;
 
@@ -122,58 +124,6 @@ pub(crate) struct MadeDispatch {
     pub(crate) code: DispatchedCode,
     /// This attach brings it.
     pub(crate) is_new: bool,
-}
-
-/// Addresses in the tables.
-#[derive(Debug, Default)]
-struct Tables {
-    maps: u64,
-    programs: u64,
-    sites: u64,
-    links: u64,
-    /// Addresses of the links of system calls, in lists.
-    call_lists: u64,
-    breakpoints: u64,
-    known_code: u64,
-    len: u64,
-}
-
-/// How many entries each table has.
-#[derive(Clone, Copy, Debug)]
-struct Counts {
-    maps: usize,
-    programs: usize,
-    sites: usize,
-    links: usize,
-    listed: usize,
-    breakpoints: usize,
-    known_code: usize,
-}
-
-impl Tables {
-    fn at(
-        start: u64,
-        Counts { maps, programs, sites, links, listed, breakpoints, known_code }: Counts,
-    ) -> Tables {
-        let mut end = start;
-        let mut take = |count: usize, len: usize| {
-            let at = end.next_multiple_of(64);
-            end = at + (count * len) as u64;
-            at
-        };
-        let mut tables = Tables {
-            maps: take(maps, MapHandle::LEN),
-            programs: take(programs, ProgramRuntime::LEN),
-            sites: take(sites, SiteRuntime::LEN),
-            links: take(links, LinkRuntime::LEN),
-            call_lists: take(listed, u64::LEN),
-            breakpoints: take(1, guard::table_len(breakpoints)),
-            known_code: take(1, dispatch::known_len(known_code)),
-            len: 0,
-        };
-        tables.len = end - start;
-        tables
-    }
 }
 
 /// The addresses of a first attach's block and what goes with it, by offset in its piece.
@@ -303,8 +253,11 @@ impl<'a> Builder<'a> {
             links: link_count,
             listed: calls.listed(),
             breakpoints: given.breakpoint_count(planned),
-            // Each can be a range of its own; and our areas.
-            known_code: given.maps.iter().count() + REGIONS_MAX,
+            // Each mapping can be a range of its own, and each of our areas.
+            known_code: match planned.calls.let_through {
+                Some(_) => given.maps.iter().count() + REGIONS_MAX,
+                None => 0,
+            },
         };
         let tables_len = Tables::at(0, counts).len;
         let mut builder = Builder {
@@ -635,7 +588,7 @@ impl<'a> Builder<'a> {
         }
         self.programs.sort_unstable_by_key(|program| program.id);
         let tables = &self.tables;
-        let offset = |address: u64| self.tables_offset + (address - tables_start(tables));
+        let offset = |address: u64| self.tables_offset + (address - tables.start());
         self.memory.write(offset(tables.maps), &bytes_of(&self.handles))?;
         self.memory.write(offset(tables.programs), &bytes_of(&self.programs))?;
         self.memory.write(offset(tables.sites), &bytes_of(&self.sites))?;
@@ -786,10 +739,6 @@ fn whole(region: Region, offset: u64, protection: i32) -> Area {
 /// Where the image of an existing agent begins: its block lies right behind.
 pub(crate) fn agent_base(image: &AgentImage, existing: &Existing) -> u64 {
     existing.block.wrapping_sub(image.len() + GAP)
-}
-
-fn tables_start(tables: &Tables) -> u64 {
-    tables.maps
 }
 
 /// What a link's flags say of its kind and of its program.

@@ -101,11 +101,23 @@ pub(crate) fn put_into(
     bell: &FollowerBell,
     waiting: &[i32],
 ) -> Result<Looked, TargetRefused> {
+    let mut not_complete = None;
     for _ in 0..ATTEMPTS_MAX {
         let prepared = Prepared::new(process, request, None)?.followed_by(Some(bell));
-        let mut planned = prepared.plan()?;
+        let prepared = prepared.without_made_code(not_complete.as_ref());
+        let report = |planned: &_, threads, stopped| AttachReport {
+            not_complete: not_complete.clone(),
+            ..prepared.report(planned, threads, stopped)
+        };
+        let mut planned = match prepared.plan() {
+            Err(TargetRefused::NotComplete { reason, .. }) => {
+                not_complete = Some(reason);
+                continue;
+            }
+            other => other?,
+        };
         if prepared.is_empty(&planned) {
-            return Ok(Looked::Nothing(prepared.report(&planned, 0, Duration::ZERO)));
+            return Ok(Looked::Nothing(report(&planned, 0, Duration::ZERO)));
         }
         let generation = Generation::build(prepared.ingredients(), &mut planned)?;
         let Some(mut stopped) = StoppedProcess::stop_followed(process.pid(), PATIENCE)? else {
@@ -119,7 +131,8 @@ pub(crate) fn put_into(
         }
         let time = stopped.resume_followed();
         match result {
-            Ok(()) => return Ok(Looked::Placed(prepared.report(&planned, threads, time))),
+            Ok(()) => return Ok(Looked::Placed(report(&planned, threads, time))),
+            Err(Failure::Refused(TargetRefused::NotComplete { reason, .. })) => not_complete = Some(reason),
             Err(Failure::Again | Failure::InTheWay | Failure::OtherKey(_)) => {}
             Err(Failure::Refused(reason)) => return Err(reason),
         }

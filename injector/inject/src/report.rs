@@ -15,6 +15,8 @@ pub struct AttachReport {
     pub probes: Vec<ProbeOutcome>,
     /// System calls of its code that are traced now, when programs want some.
     pub system_calls: Option<CallCoverage>,
+    /// Why calls of code made at run time are not traced, where they were to be and the rest is.
+    pub not_complete: Option<String>,
     /// Threads that were stopped.
     pub threads: usize,
     /// How long the process stood still.

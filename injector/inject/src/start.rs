@@ -143,11 +143,13 @@ pub(crate) fn begin(
     let command = Command { path, arguments, environment };
     let stopped = spawn(&command).map_err(|error| not_started(&command.path, error))?;
     let pid = stopped.tid();
-    let result = place(&command.path, request, stopped, bell).and_then(|(report, mut threads)| {
-        // A new program has one thread.
-        let only = threads.pop().ok_or(StopError::Died { pid, how: None })?;
-        Ok((only, report))
-    });
+    let result = place(&command.path, request, stopped, bell, Completeness::Needed).and_then(
+        |(report, mut threads)| {
+            // A new program has one thread.
+            let only = threads.pop().ok_or(StopError::Died { pid, how: None })?;
+            Ok((only, report))
+        },
+    );
     if result.is_err() {
         // It has done nothing yet, and does not run without what it was started for. Mostly it is killed already.
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -203,6 +205,15 @@ pub(crate) fn pass_on(pid: Pid, signal: u32, code: i32) {
     }
 }
 
+/// What becomes of a program whose calls cannot all be traced as the request wants it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Completeness {
+    /// It is refused: it is the one that was asked for.
+    Needed,
+    /// It gets what is possible.
+    IfPossible,
+}
+
 /// Puts the request's probes into a program that stands before its first instruction. Its threads stand before its first
 /// instruction of interest then: one, unless a constructor of the loader's made more.
 pub(crate) fn place(
@@ -210,9 +221,10 @@ pub(crate) fn place(
     request: &Request,
     stopped: Stopped,
     bell: Option<&FollowerBell>,
+    completeness: Completeness,
 ) -> Result<(AttachReport, Vec<Stopped>), TargetRefused> {
     let (stopped, early) = load(path, request, stopped)?;
-    let (report, stopped) = put_in(request, stopped, bell)?;
+    let (report, stopped) = put_in(request, stopped, bell, completeness)?;
     let mut report = match early {
         Some(early) => early.and_then(report),
         None => report,
@@ -227,22 +239,40 @@ fn put_in(
     request: &Request,
     stopped: Stopped,
     bell: Option<&FollowerBell>,
+    completeness: Completeness,
 ) -> Result<(AttachReport, StoppedProcess), TargetRefused> {
     let mut stopped = StoppedProcess::around(stopped, StopOptions::default())?;
     let process = target::open_traced(stopped.pid())?;
     let mut key = None;
+    let mut not_complete = None;
     for _ in 0..ATTEMPTS_MAX {
         let prepared = Prepared::new(&process, request, key)?.followed_by(bell);
-        let mut planned = prepared.plan()?;
+        let prepared = prepared.without_made_code(not_complete.as_ref());
+        let report = |planned: &_, threads| AttachReport {
+            not_complete: not_complete.clone(),
+            ..prepared.report(planned, threads, Duration::ZERO)
+        };
+        let mut planned = match prepared.plan() {
+            Err(TargetRefused::NotComplete { reason, .. }) if completeness == Completeness::IfPossible => {
+                not_complete = Some(reason);
+                continue;
+            }
+            other => other?,
+        };
         let threads = stopped.threads().len();
         if prepared.is_empty(&planned) {
-            return Ok((prepared.report(&planned, threads, Duration::ZERO), stopped));
+            return Ok((report(&planned, threads), stopped));
         }
         let generation = Generation::build(prepared.ingredients(), &mut planned)?;
         match prepared.apply(&mut planned, generation, &mut stopped) {
-            Ok(()) => return Ok((prepared.report(&planned, threads, Duration::ZERO), stopped)),
+            Ok(()) => return Ok((report(&planned, threads), stopped)),
             Err(Failure::OtherKey(other)) => key = Some(other),
             Err(Failure::Again | Failure::InTheWay) => {}
+            Err(Failure::Refused(TargetRefused::NotComplete { reason, .. }))
+                if completeness == Completeness::IfPossible =>
+            {
+                not_complete = Some(reason);
+            }
             Err(Failure::Refused(reason)) => return Err(reason),
         }
     }

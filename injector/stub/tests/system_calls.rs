@@ -7,18 +7,14 @@ mod programs;
 
 use beeline_abi::code::ContextUse;
 use beeline_abi::regs::PtRegs;
-use beeline_abi::run::RunContext;
 use beeline_abi::system_call::{CodeAt, Hooks, PendingCall, SystemCalls};
 use beeline_abi::thread::ThreadSlot;
 use beeline_stub::{
     CallContext, CallLink, LinkCode, ProgramUse, Stub, SystemCallCode, SystemCallTarget, ThreadKey, hook,
 };
 use harness::{CODE_VADDR, World};
-use iced_x86::code_asm::{
-    AsmRegister64, CodeAssembler, dl, dword_ptr, eax, qword_ptr, r8, r9, r10, r11, rax, rcx, rdi, rdx, rsi,
-};
-use programs::{REGISTERS, counter, pattern, surround};
-use std::mem::offset_of;
+use iced_x86::code_asm::{AsmRegister64, CodeAssembler, dl, eax, qword_ptr, r11, rax, rcx, rdx};
+use programs::{REGISTERS, counter, overrider, pattern, record_words, surround};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const GETPID: u32 = 39;
@@ -27,34 +23,6 @@ const STATUS_MASK: u64 = 0x8d5;
 fn words(at: *const u64, count: usize) -> Vec<u64> {
     // SAFETY: the tests pass blocks of the world's data.
     unsafe { std::slice::from_raw_parts(at, count).to_vec() }
-}
-
-/// Counts in the first word of `data`, stores `count` words of the context behind it, and leaves nonsense in every register that it
-/// may change, and in the flags.
-fn recorder(world: &mut World, data: *mut u64, count: i32) -> u64 {
-    world.assemble(|asm| {
-        asm.mov(rax, data as u64).unwrap();
-        asm.inc(qword_ptr(rax)).unwrap();
-        for word in 0..count {
-            asm.mov(rdx, qword_ptr(rdi + 8 * word)).unwrap();
-            asm.mov(qword_ptr(rax + (8 + 8 * word)), rdx).unwrap();
-        }
-        for register in [rax, rcx, rdx, rsi, rdi, r8, r9, r10, r11] {
-            asm.mov(register, 0xbad0_bad0_bad0_bad0u64).unwrap();
-        }
-        asm.add(rax, rax).unwrap();
-        asm.ret().unwrap();
-    })
-}
-
-/// Asks for another result: `bpf_override_return`.
-fn overrider(world: &mut World, value: u64) -> u64 {
-    world.assemble(|asm| {
-        asm.mov(rax, value).unwrap();
-        asm.mov(qword_ptr(rsi + offset_of!(RunContext, override_value) as i32), rax).unwrap();
-        asm.or(dword_ptr(rsi + offset_of!(RunContext, flags) as i32), RunContext::OVERRIDE).unwrap();
-        asm.ret().unwrap();
-    })
 }
 
 /// A function that makes the call GETPID.
@@ -204,7 +172,7 @@ fn check_registers(small_stacks: bool, key: ThreadKey, form: Form) {
         let mut world = World::with(small_stacks, key);
         let (entered, left) = (world.data(16), world.data(16));
         let (from, to) = (world.data(REGISTERS), world.data(REGISTERS));
-        let programs = [recorder(&mut world, entered, 8), recorder(&mut world, left, 3)];
+        let programs = [record_words(&mut world, entered, 8), record_words(&mut world, left, 3)];
         let function = Function::new(&mut world, form);
         let run = surround(&mut world, function.address, from, to);
         pattern(from, flags);
@@ -342,7 +310,7 @@ fn notes_of_calls_that_were_left() {
     for flags_dead in [true, false] {
         let mut world = World::new();
         let left = world.data(16);
-        let saw = recorder(&mut world, left, 3);
+        let saw = record_words(&mut world, left, 3);
         let function = Function::new(&mut world, Form { is_known: false, flags_dead, ..Form::USUAL });
         let exit = record(world.link(saw, exit_words(), true));
         function.trace(&mut world, [&[], &[exit]]);
@@ -373,7 +341,7 @@ fn notes_of_calls_that_were_left() {
 fn ends_of_calls_that_began_before() {
     let mut world = World::new();
     let left = world.data(16);
-    let saw = recorder(&mut world, left, 3);
+    let saw = record_words(&mut world, left, 3);
     let function = Function::new(&mut world, Form { is_known: false, ..Form::USUAL });
     let run = |asm: &mut CodeAssembler, carry: bool| {
         let behind = function.address + CALL + 2;
@@ -410,7 +378,7 @@ fn a_call_is_skipped_or_gets_another_result() {
         for (enter_overrides, exit_overrides) in [(true, false), (false, true), (true, true)] {
             let mut world = World::new();
             let left = world.data(16);
-            let saw = recorder(&mut world, left, 3);
+            let saw = record_words(&mut world, left, 3);
             let instead = [overrider(&mut world, 1111), overrider(&mut world, 2222)];
             let function = Function::new(&mut world, form);
             let mut link = |entry, words, is_return, overrides| {
@@ -473,7 +441,7 @@ fn what_is_off_does_not_run_and_what_is_nested_is_missed() {
 fn raw_arguments_are_number_and_result() {
     let mut world = World::new();
     let (entered, left) = (world.data(8), world.data(8));
-    let programs = [recorder(&mut world, entered, 2), recorder(&mut world, left, 2)];
+    let programs = [record_words(&mut world, entered, 2), record_words(&mut world, left, 2)];
     let function = Function::new(&mut world, Form::USUAL);
     let second = ContextUse::NONE.with_access(8, 8);
     let raw = |code| CallLink { code, context: CallContext::Raw, asks_registers: false };

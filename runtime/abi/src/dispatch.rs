@@ -27,6 +27,9 @@ pub const SLOTS: usize = 256;
 /// Threads that can have calls handed to themselves, as they wish, at once.
 pub const FOREIGN: usize = 1024;
 
+/// Threads that can block `SIGSYS` when dispatching begins.
+pub const UNBLOCKED: usize = 1024;
+
 /// Bytes of a slot: `syscall`, `lea rcx, [its entry]`, `jmp [where slots go on]`, one byte of filler.
 pub const SLOT_LEN: u64 = 16;
 
@@ -85,6 +88,8 @@ pub struct Dispatch {
     pub foreigners: AtomicU32,
     /// Threads that have calls handed to themselves; 0 = free.
     pub foreign: [AtomicU32; FOREIGN],
+    /// Threads that blocked `SIGSYS` and do not meanwhile, for the injector; 0 = none.
+    pub unblocked: [AtomicU32; UNBLOCKED],
     /// One for each slot.
     pub entries: [DispatchEntry; SLOTS],
 }
@@ -108,5 +113,5 @@ pub struct KnownRange {
 }
 
 const _: () = assert!(size_of::<DispatchEntry>() == 32);
-const _: () = assert!(size_of::<Dispatch>() == 128 + 4 * FOREIGN + 32 * SLOTS);
+const _: () = assert!(size_of::<Dispatch>() == 128 + 4 * FOREIGN + 4 * UNBLOCKED + 32 * SLOTS);
 const _: () = assert!(size_of::<KnownRange>() == 16 && size_of::<Known>() == 8);

@@ -63,6 +63,9 @@ impl Prepared<'_> {
         dispatching
             .lead(process, &made.code, generation.known_code)
             .and_then(|()| dispatching.serve_agent(process, generation.call_gate, true))
+            .and_then(
+                |()| if made.is_new { dispatching.unblock(process, &self.maps, stopped) } else { Ok(()) },
+            )
             .and_then(|()| dispatching.begin(process, stopped))
             .map_err(|error| self.failed(error))
     }

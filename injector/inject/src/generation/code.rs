@@ -1,6 +1,6 @@
 //! The code of a generation: stubs of sites, their links, and the programs that these call.
 
-use super::{Builder, cpu_flag, link_flags, tables_start};
+use super::{Builder, cpu_flag, link_flags};
 use crate::agent::Own;
 use crate::error::TargetRefused;
 use crate::existing::is_call_site;
@@ -340,7 +340,7 @@ impl Builder<'_> {
             None => self.sites.push(runtime),
         }
         let address = self.tables.sites + (at * SiteRuntime::LEN) as u64;
-        (self.tables_offset + (address - tables_start(&self.tables)), given_up)
+        (self.tables_offset + (address - self.tables.start()), given_up)
     }
 
     /// The links of a site, those in force first.

@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use super::World;
+use beeline_abi::run::RunContext;
 use iced_x86::code_asm::{dword_ptr, ecx, qword_ptr, r8, r9, r10, r11, rax, rcx, rdi, rdx, rsi, rsp};
+use std::mem::offset_of;
 
 /// Counts in the first word of `data`, stores the context behind it (21 words), then `run.link`, the stack pointer and
 /// `run.regs`; leaves nonsense in every register that a callee may change, and in the flags.
@@ -24,6 +26,34 @@ pub(crate) fn recorder(world: &mut World, data: *mut u64) -> u64 {
             asm.mov(register, 0xbad0_bad0_bad0_bad0u64).unwrap();
         }
         asm.add(rax, rax).unwrap();
+        asm.ret().unwrap();
+    })
+}
+
+/// Counts in the first word of `data`, stores `count` words of the context behind it, and leaves nonsense in every register that it
+/// may change, and in the flags.
+pub(crate) fn record_words(world: &mut World, data: *mut u64, count: i32) -> u64 {
+    world.assemble(|asm| {
+        asm.mov(rax, data as u64).unwrap();
+        asm.inc(qword_ptr(rax)).unwrap();
+        for word in 0..count {
+            asm.mov(rdx, qword_ptr(rdi + 8 * word)).unwrap();
+            asm.mov(qword_ptr(rax + (8 + 8 * word)), rdx).unwrap();
+        }
+        for register in [rax, rcx, rdx, rsi, rdi, r8, r9, r10, r11] {
+            asm.mov(register, 0xbad0_bad0_bad0_bad0u64).unwrap();
+        }
+        asm.add(rax, rax).unwrap();
+        asm.ret().unwrap();
+    })
+}
+
+/// Asks for another result: `bpf_override_return`.
+pub(crate) fn overrider(world: &mut World, value: u64) -> u64 {
+    world.assemble(|asm| {
+        asm.mov(rax, value).unwrap();
+        asm.mov(qword_ptr(rsi + offset_of!(RunContext, override_value) as i32), rax).unwrap();
+        asm.or(dword_ptr(rsi + offset_of!(RunContext, flags) as i32), RunContext::OVERRIDE).unwrap();
         asm.ret().unwrap();
     })
 }
