@@ -20,9 +20,9 @@
 //! the call looks at them. Behind the call the two are what the kernel leaves, unless the call was skipped;
 //! the status flags in r11 are those of the stub where nobody looks at flags.
 //!
-//! There, and where the number is no constant, the carry flag is set over a call whose end nobody wants: nothing is looked up behind
-//! it. It only ever spares work. That of a call which began before there was a stub says nothing, and a clear one has the note
-//! looked for, which then is not there.
+//! Where nobody looks at the flags and the number is no constant, the carry flag is set over a call whose end nobody wants: nothing is
+//! looked up behind it. It only ever spares work. In a call that began before there was a stub it is anything, and where it is clear a note is
+//! looked for that is not there.
 //!
 //! ```text
 //!   │ the caller's stack            │ ◀ its stack pointer
