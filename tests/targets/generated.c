@@ -12,7 +12,7 @@
 //   blocked         as loop 1, with every signal blocked
 //   paused          waits in a call that blocks every signal meanwhile
 //   int80           one call by int 0x80
-//   dispatches      one thread has its calls handed to itself, and then not any more
+//   dispatches      asks to have its calls handed to itself, while another thread makes some; and not any more
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -345,15 +345,29 @@ static void on_handed(int signal, siginfo_t *info, void *context) {
   it->uc_mcontext.gregs[REG_RAX] = 88;
 }
 
+static atomic_int going = 1;
+static atomic_long others;
+
+static void *another(void *unused) {
+  while (going) others += call(SYS_getppid, 0, 0, 0, 0, 0, 0) != getppid();
+  return unused;
+}
+
 static int dispatches(void) {
+  pthread_t thread;
+  pthread_create(&thread, 0, another, 0);
   struct sigaction action = {.sa_sigaction = on_handed, .sa_flags = SA_SIGINFO | SA_NODEFER};
   sigaction(SIGSYS, &action, 0);
+  printf("%d\n", prctl(59, 1, 8, 0, 0));
   printf("%d\n", prctl(59, 1, 0, 0, &selector));
   selector = 1;
   long result = call(SYS_getppid, 0, 0, 0, 0, 0, 0);
-  printf("%ld handed %d\n", result, handed);
+  printf("%s handed %d\n", result == 88 ? "another's" : result == getppid() ? "right" : "wrong", handed);
   printf("%d\n", prctl(59, 0, 0, 0, 0));
   printf("%d\n", call(SYS_getppid, 0, 0, 0, 0, 0, 0) == getppid());
+  going = 0;
+  pthread_join(thread, 0);
+  printf("%ld\n", others);
   return 0;
 }
 

@@ -37,7 +37,6 @@ fn programs_do_what_they_do_without() {
         &["signals"],
         &["storm", &rounds(20).to_string()],
         &["int80"],
-        &["dispatches"],
     ] {
         let (text, code, signal) = said(Command::new(&program).args(words));
         assert!(!text.is_empty(), "{words:?}");
@@ -46,6 +45,15 @@ fn programs_do_what_they_do_without() {
         let expected = (text, code.or(signal.map(|signal| 128 + signal)), None);
         assert_eq!(said(&mut store.command(&arguments)), expected, "{words:?}");
     }
+}
+
+/// As on a kernel that does not know of it: nobody could tell whose a call is.
+#[test]
+fn no_calls_are_handed_to_the_process_itself() {
+    let (program, store) = (generated(), store());
+    assert_eq!(said(Command::new(&program).arg("dispatches")).0, "-1\n0\nanother's handed 1\n0\n1\n0\n");
+    let arguments = ["start", "--complete", "--", &program, "dispatches"];
+    assert_eq!(said(&mut store.command(&arguments)).0, "-1\n-1\nright handed 0\n0\n1\n0\n");
 }
 
 #[test]

@@ -93,6 +93,8 @@ pub(crate) unsafe fn examine(run: *mut RunContext, number: u64, arguments: [u64;
     let [option, second, third] = arguments;
     match (u64::from(number as u32), [u64::from(option as u32), second, third]) {
         (PRCTL, [PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_OFF, _]) => {}
+        // Calls are dispatched by us: the guard does not let it happen.
+        (PRCTL, [PR_SET_SYSCALL_USER_DISPATCH, ..]) if CALL_GATE.instruction() != 0 => {}
         // Strict mode forbids the counter, too (`kernel/seccomp.c`: `seccomp_set_mode_strict`). Where calls are dispatched, ours would
         // come to the process.
         (PRCTL, [PR_SET_SECCOMP, MODE_STRICT, _])

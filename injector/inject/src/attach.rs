@@ -41,6 +41,7 @@ use beeline_ptrace::{StopOptions, StoppedProcess};
 use beeline_remote::{Borrowed, Mappings, Process, RemoteError, SystemCall, thread_pointer};
 use beeline_site::Binary;
 use beeline_stub::ThreadKey;
+use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -401,7 +402,7 @@ impl<'a> Prepared<'a> {
         }
         let mut head = self.final_head(&generation, facts, fresh.as_ref());
         self.put_in(&generation, &mut head, fresh.as_ref(), &maps, &filters, stopped)?;
-        let result = self.put_in_force(&generation, &planned.restored, &head, stopped);
+        let result = self.put_in_force(&generation, planned, &head, stopped);
         if result.is_err() {
             self.take_back(&generation, stopped);
         }
@@ -430,6 +431,10 @@ impl<'a> Prepared<'a> {
             return Ok(());
         }
         dispatch::check_kernel(self.process.pid(), stopped)?;
+        if !target::has_rdfsbase(self.process) {
+            let reason = "this kernel does not allow rdfsbase, by which threads are told apart".to_owned();
+            return Err(self.not_complete(reason).into());
+        }
         if let Some(reason) = filters.objection_to_guard().or_else(|| filters.objection_to_dispatch()) {
             return Err(self.not_complete(reason).into());
         }
@@ -642,10 +647,13 @@ impl<'a> Prepared<'a> {
         generation: &Generation<'_>,
     ) -> Result<(), RemoteError> {
         let mut signals = if guard::has_breakpoints(&generation.patches) { bit(SIGTRAP) } else { 0 };
+        // Whoever cleans up when we are killed finds what he has to take out.
+        let guard = generation.block + offset_of!(ProcessBlock, guard) as u64;
+        self.process.memory().write_u64(guard, generation.head.guard)?;
         if let Some(made) = &generation.dispatch {
             signals |= bit(SIGSYS);
-            made.dispatching.put_code(self.process)?;
             placed.set_dispatch(made.dispatching.block)?;
+            made.dispatching.put_code(self.process)?;
         }
         let before = placed.signals()?;
         let result = placed.install(borrowed, signals & !before, target::inner_pid(self.process));
@@ -712,6 +720,9 @@ fn check_existing(
     image: &AgentImage,
 ) -> Result<(), TargetRefused> {
     let pid = process.pid();
+    if let Some(owner) = existing.owner_beside(process) {
+        return Err(foreign(pid, &format!("its memory is that of process {owner}")));
+    }
     if existing.head.store_uuid != request.store_uuid {
         return Err(TargetRefused::OtherStore { pid });
     }

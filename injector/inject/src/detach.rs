@@ -10,6 +10,7 @@
 //! From the first write on the block says that this is under way; whoever comes after a killed detach goes on with it.
 //! A thread *will come back* when its guard word says that a program runs, or when a signal handler will return there.
 
+use crate::dispatch::{Dispatching, is_returned_to};
 use crate::error::TargetRefused;
 use crate::existing::{Existing, Found, carries_probes, find, is_ours, leftovers};
 use crate::gone::Standing;
@@ -31,6 +32,9 @@ use std::time::{Duration, Instant};
 
 /// `RSEQ_FLAG_UNREGISTER`.
 const RSEQ_FLAG_UNREGISTER: u64 = 1;
+
+/// How long threads get to come back that cannot be found.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How patiently a process is detached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,7 +98,8 @@ fn take_out(process: &Process, options: &DetachOptions) -> Result<DetachReport, 
             other => other?,
         };
         report.rounds += 1;
-        let state = Round { process, stopped: &mut stopped }.run(&mut report);
+        let patient = begin.elapsed() < PATIENCE;
+        let state = Round { process, stopped: &mut stopped, patient }.run(&mut report);
         report.stopped += stopped.release();
         match state? {
             State::Out => return Ok(report),
@@ -126,6 +131,8 @@ enum State {
 struct Round<'a> {
     process: &'a Process,
     stopped: &'a mut StoppedProcess,
+    /// There is time to see whether threads come back by themselves that cannot be found.
+    patient: bool,
 }
 
 impl<'a> Round<'a> {
@@ -138,6 +145,10 @@ impl<'a> Round<'a> {
             (Found::Remains, Some(reason)) => return Ok(State::Kept(reason.clone())),
             (Found::Agent(existing), _) => existing,
         };
+        if let Some(owner) = existing.owner_beside(self.process) {
+            let reason = format!("its memory is that of process {owner}: detach that");
+            return Ok(State::Kept(reason));
+        }
         self.mark(&existing)?;
         report.foreign.clear();
         self.restore_sites(&existing, &maps, report, is_breakpoint)?;
@@ -164,6 +175,9 @@ impl<'a> Round<'a> {
             return Ok(state);
         }
         if let Some(dispatching) = existing.dispatching {
+            if let Some(state) = self.leave_slots(&dispatching, &maps)? {
+                return Ok(state);
+            }
             dispatching.take_code(self.process).map_err(|error| self.failed(error))?;
         }
         self.unmap(&maps, Some(&existing))
@@ -214,6 +228,34 @@ impl<'a> Round<'a> {
         }
         self.leave_handlers(&guard, maps)?;
         Ok(None)
+    }
+
+    /// No thread will come back to a slot. Which is in use says the slot; whoever left its call by a jump, or ended in it, counts for ever, and
+    /// so it is searched for then.
+    fn leave_slots(
+        &self,
+        dispatching: &Dispatching,
+        maps: &Mappings,
+    ) -> Result<Option<State>, TargetRefused> {
+        if dispatching.is_unused(self.process).map_err(|error| self.failed(error))? {
+            return Ok(None);
+        }
+        if self.patient {
+            return Ok(Some(State::Busy(
+                "a thread may come back to a system call of code made at run time".to_owned(),
+            )));
+        }
+        let found = is_returned_to(self.process, maps, dispatching).map_err(|error| self.failed(error))?;
+        let reason = match found {
+            Some(false) => return Ok(None),
+            Some(true) => {
+                "a signal handler, on a stack that no thread is on, will return to a system call of code made at run time"
+            }
+            None => {
+                "there is too much memory to be searched for who returns to a system call of code made at run time"
+            }
+        };
+        Ok(Some(State::Kept(reason.to_owned())))
     }
 
     /// Handlers of the process in which the guard went on return by the process's own code.

@@ -16,13 +16,15 @@ use crate::target::remote;
 use crate::wire::Wire;
 use beeline_abi::calls::CallGate;
 use beeline_abi::dispatch::{
-    DISPATCH_MAGIC, Dispatch, DispatchEntry, Known, KnownRange, SIGSYS, SLOT_LEN, SLOTS, UNBLOCKED,
+    BLOCKING, BlockingBits, DISPATCH_MAGIC, Dispatch, DispatchEntry, FIXED, Known, KnownRange, SIGSYS,
+    SLOT_LEN, SLOTS,
 };
 use beeline_abi::guard::{Guard, MASKING, bit};
+use beeline_abi::process::Region;
 use beeline_ptrace::{PtraceError, Registers, StoppedProcess, read_status};
 use beeline_remote::{Mapping, Mappings, Process, RemoteError};
 use beeline_site::Segment;
-use beeline_stub::{DispatchedCode, slot_bytes};
+use beeline_stub::{DispatchedCode, fixed_slot_bytes, slot_bytes};
 use std::mem::offset_of;
 use std::ops::Range;
 
@@ -49,8 +51,6 @@ const SLOTS_MIN: u64 = 32;
 /// `-ERESTART_RESTARTBLOCK`: the kernel goes on with an interrupted call by `restart_syscall`, which only works from where calls are let
 /// through: a signal handler ends it.
 const RESTART_BLOCK: i64 = -516;
-/// `-ERESTARTNOHAND`: the same call from its beginning.
-const RESTART_SAME: i64 = -514;
 
 /// The code from which calls are made as always, and what lies behind it on its last page.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -81,7 +81,7 @@ impl LetThrough {
         let mapping =
             mapping.ok_or_else(|| format!("the code of {} is not in one piece", file.file_name()))?;
         LetThrough::before(process, start..end, mapping.end)
-            .ok_or_else(|| format!("there is no room for slots behind the code of {}", file.file_name()))
+            .map_err(|what| format!("{what} behind the code of {}", file.file_name()))
     }
 
     /// As a process has it already.
@@ -90,13 +90,14 @@ impl LetThrough {
     }
 
     /// When there is room between the end of the code and that of its mapping.
-    fn before(process: &Process, code: Range<u64>, end: u64) -> Option<LetThrough> {
+    fn before(process: &Process, code: Range<u64>, end: u64) -> Result<LetThrough, String> {
         // Some distance: what looks like padding may be data of the last function.
         let tail = code.end.next_multiple_of(64) + 64;
         let let_through = LetThrough { range: code.start..end, tail };
-        let len = end.checked_sub(tail)?;
-        let unused = process.memory().read_vec(tail, len as usize).ok()?.iter().all(|&byte| byte == 0);
-        (unused && let_through.slots() >= SLOTS_MIN).then_some(let_through)
+        let bytes = process.memory().read_vec(tail, end.saturating_sub(tail) as usize);
+        let unused = bytes.map_err(|error| error.to_string())?.iter().all(|&byte| byte == 0);
+        let fits = unused && let_through.slots() >= SLOTS_MIN;
+        if fits { Ok(let_through) } else { Err("there is no room for slots".to_owned()) }
     }
 
     fn first_slot(&self) -> u64 {
@@ -110,9 +111,9 @@ impl LetThrough {
 
     /// The block, at `block`, that goes with it; none when it is too far away.
     pub(crate) fn head(&self, block: u64) -> Option<Dispatching> {
-        let slots = self.slots();
+        let slots = self.slots() - FIXED as u64;
         // Calls of files are made from few places.
-        let plain = slots / 4;
+        let plain = slots / 5;
         let made = Dispatching {
             block,
             start: self.range.start,
@@ -120,6 +121,7 @@ impl LetThrough {
             tail: self.tail,
             traced: slots - plain,
             plain,
+            fixed: FIXED as u64,
         };
         made.code().map(|_| made)
     }
@@ -144,6 +146,7 @@ pub(crate) struct Dispatching {
     tail: u64,
     traced: u64,
     plain: u64,
+    fixed: u64,
 }
 
 impl Dispatching {
@@ -160,8 +163,11 @@ impl Dispatching {
             tail: word(offset_of!(Dispatch, tail)),
             traced: word(offset_of!(Dispatch, traced)),
             plain: word(offset_of!(Dispatch, plain)),
+            fixed: word(offset_of!(Dispatch, fixed)),
         };
-        let is_sane = found.traced.checked_add(found.plain).is_some_and(|slots| slots <= SLOTS as u64)
+        let counts = [found.traced, found.plain, found.fixed];
+        let is_sane = counts.iter().all(|&count| count <= SLOTS as u64)
+            && counts.iter().sum::<u64>() <= SLOTS as u64
             && found.tail.wrapping_sub(found.start) < found.len;
         (word(offset_of!(Dispatch, magic)) == DISPATCH_MAGIC && is_sane).then_some(found)
     }
@@ -185,7 +191,7 @@ impl Dispatching {
     }
 
     fn slots(&self) -> u64 {
-        self.traced + self.plain
+        self.traced + self.plain + self.fixed
     }
 
     /// Code of ours behind libc's.
@@ -206,9 +212,14 @@ impl Dispatching {
     fn code(&self) -> Option<Vec<u8>> {
         let mut code = [RESTORER, CALL].concat();
         for index in 0..self.slots() {
+            let (slot, entry) = (self.slot(index), self.entry(index));
+            if index >= self.traced + self.plain {
+                code.extend(fixed_slot_bytes(slot, entry)?);
+                continue;
+            }
             let kind = u64::from(index >= self.traced);
             let left = self.block + offset_of!(Dispatch, left) as u64 + 8 * kind;
-            code.extend(slot_bytes(self.slot(index), self.entry(index), left)?);
+            code.extend(slot_bytes(slot, entry, left)?);
         }
         Some(code)
     }
@@ -225,6 +236,7 @@ impl Dispatching {
             (offset_of!(Dispatch, tail), self.tail),
             (offset_of!(Dispatch, traced), self.traced),
             (offset_of!(Dispatch, plain), self.plain),
+            (offset_of!(Dispatch, fixed), self.fixed),
         ] {
             word.put(&mut bytes[offset..]);
         }
@@ -250,13 +262,14 @@ impl Dispatching {
         process.memory().write_u64(self.block + offset as u64, word)
     }
 
-    /// Says where slots go on, and which code needs none with programs.
+    /// Says where slots go on, and which calls need none with programs: their table is at `known`.
     pub(crate) fn lead(
         &self,
         process: &Process,
         code: &DispatchedCode,
-        known: u64,
+        (known, ranges): (u64, &[KnownRange]),
     ) -> Result<(), RemoteError> {
+        process.memory().write(known, &known_ranges(ranges))?;
         self.set_word(process, offset_of!(Dispatch, enter), code.enter)?;
         let left = offset_of!(Dispatch, left);
         self.set_word(process, left, code.left[0])?;
@@ -290,23 +303,35 @@ impl Dispatching {
         stopped: &StoppedProcess,
     ) -> Result<(), RemoteError> {
         let tids = blocking(process, maps, stopped)?.unwrap_or_default();
-        let words: Vec<u8> = tids.iter().flat_map(|tid| tid.to_le_bytes()).collect();
-        process.memory().write(self.block + offset_of!(Dispatch, unblocked) as u64, &words)?;
+        let mut words = Vec::new();
+        for thread in stopped.threads().iter().filter(|thread| tids.contains(&thread.tid())) {
+            let pointer = thread.known_registers()?.fs_base;
+            if pointer != 0 && pointer & BlockingBits::ALL == 0 {
+                words.push(pointer | BlockingBits::NOW);
+            }
+        }
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        process.memory().write(self.block + offset_of!(Dispatch, blocking) as u64, &bytes)?;
+        self.set_word(process, offset_of!(Dispatch, blocking_top), words.len() as u64)?;
         for thread in stopped.threads().iter().filter(|thread| tids.contains(&thread.tid())) {
             thread.set_signal_mask(thread.signal_mask()? & !bit(SIGSYS))?;
         }
         Ok(())
     }
 
-    /// They block it again.
+    /// Those that want it blocked by now block it again.
     fn block_again(&self, process: &Process, stopped: &StoppedProcess) -> Result<(), RemoteError> {
-        let at = self.block + offset_of!(Dispatch, unblocked) as u64;
-        let words = process.memory().read_vec(at, 4 * UNBLOCKED)?;
-        let tids: Vec<i32> = words.as_chunks().0.iter().map(|word| i32::from_le_bytes(*word)).collect();
-        for thread in stopped.threads().iter().filter(|thread| tids.contains(&thread.tid())) {
-            thread.set_signal_mask(thread.signal_mask()? | bit(SIGSYS))?;
+        let at = self.block + offset_of!(Dispatch, blocking) as u64;
+        let words = process.memory().read_vec(at, size_of::<u64>() * BLOCKING)?;
+        let words: Vec<u64> = words.chunks_exact(u64::LEN).map(u64::get).collect();
+        for thread in stopped.threads() {
+            let pointer = thread.known_registers()?.fs_base;
+            let wants = |word: &u64| word & !BlockingBits::ALL == pointer && word & BlockingBits::NOW != 0;
+            if pointer != 0 && words.iter().any(wants) {
+                thread.set_signal_mask(thread.signal_mask()? | bit(SIGSYS))?;
+            }
         }
-        process.memory().write(at, &[0; 4 * UNBLOCKED])
+        Ok(())
     }
 
     /// Has the calls of all threads dispatched, and of those that they make.
@@ -316,27 +341,52 @@ impl Dispatching {
             let registers = thread.known_registers()?;
             let waits = registers.orig_rax as i64 >= 0 && registers.rax as i64 == RESTART_BLOCK;
             if waits && !self.range().contains(&registers.rip) {
-                thread.set_registers(&self.in_slot(process, &registers)?)?;
+                let Some(registers) = self.in_slot(process, &registers)? else {
+                    // It goes on from where it waits; what it calls from outside of libc is not seen.
+                    let missed = offset_of!(Dispatch, missed);
+                    let before = process.memory().read_u64(self.block + missed as u64)?;
+                    self.set_word(process, missed, before + 1)?;
+                    continue;
+                };
+                thread.set_registers(&registers)?;
             }
             thread.set_dispatch(Some(self.configuration()))?;
         }
         Ok(())
     }
 
-    /// The registers of a thread that waits in a call, as if it had made it from a slot; without a free one it makes the call anew.
-    fn in_slot(&self, process: &Process, registers: &Registers) -> Result<Registers, RemoteError> {
-        let memory = process.memory();
+    /// The registers of a thread that waits in a call, as if it had made it from a slot; none when all are in use.
+    fn in_slot(&self, process: &Process, registers: &Registers) -> Result<Option<Registers>, RemoteError> {
+        let entries = self.entries(process)?;
         // Its begin was not seen: neither is its end.
-        for index in self.traced..self.slots() {
-            let entry = self.entry(index);
-            let threads = entry + offset_of!(DispatchEntry, threads) as u64;
-            if memory.read_u64(threads)? == 0 {
-                memory.write_u64(entry + offset_of!(DispatchEntry, behind) as u64, registers.rip)?;
-                memory.write_u64(threads, 1)?;
-                return Ok(Registers { rip: self.slot(index) + SYSCALL_LEN, ..*registers });
-            }
-        }
-        Ok(Registers { rax: RESTART_SAME as u64, ..*registers })
+        let plain = || self.traced..self.traced + self.plain;
+        let of = |index: &u64| entries.get(*index as usize).copied().unwrap_or_default();
+        let same = plain().find(|index| of(index) == (registers.rip, of(index).1.max(1)));
+        let Some(index) = same.or_else(|| plain().find(|index| of(index).1 == 0)) else { return Ok(None) };
+        let entry = self.entry(index);
+        let memory = process.memory();
+        memory.write_u64(entry + offset_of!(DispatchEntry, behind) as u64, registers.rip)?;
+        memory.write_u64(entry + offset_of!(DispatchEntry, threads) as u64, of(&index).1 + 1)?;
+        Ok(Some(Registers { rip: self.slot(index) + SYSCALL_LEN, ..*registers }))
+    }
+
+    /// Of each slot the address behind its call, and the threads on their way through it.
+    fn entries(&self, process: &Process) -> Result<Vec<(u64, u64)>, RemoteError> {
+        const LEN: usize = size_of::<DispatchEntry>();
+        let bytes = process.memory().read_vec(self.entry(0), LEN * self.slots() as usize)?;
+        let word = |entry: &[u8], offset: usize| u64::get(&entry[offset..]);
+        let entries = bytes.chunks_exact(LEN);
+        let read = |it: &[u8]| {
+            (word(it, offset_of!(DispatchEntry, behind)), word(it, offset_of!(DispatchEntry, threads)))
+        };
+        Ok(entries.map(read).collect())
+    }
+
+    /// Nobody is on his way through a slot, as far as entries tell; those of `int 0x80` do not.
+    pub(crate) fn is_unused(&self, process: &Process) -> Result<bool, RemoteError> {
+        let entries = self.entries(process)?;
+        let (counted, fixed) = entries.split_at((self.traced + self.plain) as usize);
+        Ok(counted.iter().all(|entry| entry.1 == 0) && fixed.iter().all(|entry| entry.0 == 0))
     }
 
     /// Lets all threads make their calls again, those in slots from where they were; a thread to which a call was handed over that it has
@@ -358,8 +408,11 @@ impl Dispatching {
         }
         self.block_again(process, stopped)?;
         for thread in stopped.threads() {
-            if let Some(registers) = self.out_of_slot(process, &thread.known_registers()?)? {
+            if let Some((index, registers)) = self.out_of_slot(process, &thread.known_registers()?)? {
                 thread.set_registers(&registers)?;
+                let threads = self.entry(index) + offset_of!(DispatchEntry, threads) as u64;
+                let before = process.memory().read_u64(threads)?;
+                process.memory().write_u64(threads, before.saturating_sub(1))?;
             }
         }
         Ok(None)
@@ -370,7 +423,7 @@ impl Dispatching {
         &self,
         process: &Process,
         registers: &Registers,
-    ) -> Result<Option<Registers>, RemoteError> {
+    ) -> Result<Option<(u64, Registers)>, RemoteError> {
         let Some(distance) = registers.rip.checked_sub(self.slot(0)) else { return Ok(None) };
         let (index, within) = (distance / SLOT_LEN, distance % SLOT_LEN);
         if index >= self.slots() {
@@ -379,9 +432,10 @@ impl Dispatching {
         let behind =
             process.memory().read_u64(self.entry(index) + offset_of!(DispatchEntry, behind) as u64)?;
         let rip = if within == 0 { behind.wrapping_sub(SYSCALL_LEN) } else { behind };
-        // What the kernel leaves in it.
-        let rcx = if within == 0 { registers.rcx } else { behind };
-        Ok(Some(Registers { rip, rcx, ..*registers }))
+        // What the kernel leaves in it; `int 0x80` leaves it alone.
+        let is_fixed = index >= self.traced + self.plain;
+        let rcx = if within == 0 || is_fixed { registers.rcx } else { behind };
+        Ok(Some((index, Registers { rip, rcx, ..*registers })))
     }
 
     /// Calls at which programs could run, and those that were made without.
@@ -389,6 +443,39 @@ impl Dispatching {
         let word = |offset: usize| process.memory().read_u64(self.block + offset as u64).ok();
         word(offset_of!(Dispatch, calls)).zip(word(offset_of!(Dispatch, missed)))
     }
+}
+
+/// Bytes of memory that are searched at most.
+const SEARCH_MAX: usize = 1 << 30;
+/// How much at a time, and how much of it again with the next part: a frame.
+const PART: u64 = 1 << 20;
+const FRAME: u64 = 512;
+
+/// Somewhere in the process's memory there is a signal frame that goes back to a slot: on a stack that no thread is on, or far up one.
+/// None where there is too much memory to be searched.
+pub(crate) fn is_returned_to(
+    process: &Process,
+    maps: &Mappings,
+    dispatching: &Dispatching,
+) -> Result<Option<bool>, RemoteError> {
+    let mut left = SEARCH_MAX;
+    for mapping in maps.iter().filter(|mapping| mapping.read && mapping.write && !is_ours(mapping)) {
+        let whole = mapping.start..mapping.end;
+        let written = if mapping.shared { Ok(vec![whole.clone()]) } else { process.written(whole.clone()) };
+        for range in written.unwrap_or_else(|_| vec![whole]) {
+            for start in range.clone().step_by(PART as usize) {
+                let len = (PART + FRAME).min(range.end - start) as usize;
+                let Some(rest) = left.checked_sub(len) else { return Ok(None) };
+                left = rest;
+                // What cannot be read is no stack.
+                let bytes = process.memory().read_vec(start, len).unwrap_or_default();
+                if Stack::new(start, &bytes).saved_pcs().any(|pc| dispatching.tail().contains(&pc)) {
+                    return Ok(Some(true));
+                }
+            }
+        }
+    }
+    Ok(Some(false))
 }
 
 /// The threads that block the signal; a reason why that cannot be changed, for the moment. A thread can block it now, in a call like
@@ -402,11 +489,15 @@ pub(crate) fn blocking(
     for thread in stopped.threads() {
         let (tid, registers) = (thread.tid(), thread.known_registers()?);
         let (meanwhile, pending) = read_status(tid).map_or((0, 0), |status| (status.blocked, status.pending));
-        if Stack::of(process, maps, &registers).handler_masks().any(|mask| mask & bit(SIGSYS) != 0) {
+        let stack = Stack::of(process, maps, &registers);
+        if stack.handler_masks().any(|mask| mask & bit(SIGSYS) != 0) {
             return Ok(Err(format!("thread {tid} will block SIGSYS behind a signal handler; try again")));
         }
         if (thread.signal_mask()? | meanwhile) & bit(SIGSYS) == 0 {
             continue;
+        }
+        if stack.handler_masks().next().is_some() {
+            return Ok(Err(format!("thread {tid} is in a signal handler that blocks SIGSYS; try again")));
         }
         if pending & bit(SIGSYS) != 0 {
             return Ok(Err(format!("thread {tid} has a SIGSYS pending, which it blocks; try again")));
@@ -416,12 +507,12 @@ pub(crate) fn blocking(
         }
         tids.push(tid);
     }
-    let too_many = tids.len() > UNBLOCKED;
+    let too_many = tids.len() > BLOCKING;
     Ok(if too_many { Err(format!("{} threads block SIGSYS", tids.len())) } else { Ok(tids) })
 }
 
-/// The bytes of a table of ranges: code of files that can be read, whose calls have jumps around them, the kernel's, and ours.
-pub(crate) fn known_ranges(ranges: &[KnownRange]) -> Vec<u8> {
+/// The bytes of a table of ranges.
+fn known_ranges(ranges: &[KnownRange]) -> Vec<u8> {
     let words = ranges.iter().flat_map(|range| [range.start, range.end]);
     [ranges.len() as u64].into_iter().chain(words).flat_map(u64::to_le_bytes).collect()
 }
@@ -431,27 +522,13 @@ pub(crate) fn known_len(count: usize) -> usize {
     size_of::<Known>() + count * size_of::<KnownRange>()
 }
 
-/// Those of a process, and of what is to be mapped into it.
-pub(crate) fn known_code(
-    process: &Process,
-    maps: &Mappings,
-    files: &MappedFiles,
-    ours: impl Iterator<Item = Range<u64>>,
-) -> Vec<KnownRange> {
-    let of_file = files.iter().filter(|file| file.binary(process).is_ok()).flat_map(|file| &file.mappings);
-    let others = maps.iter().filter(|mapping| is_ours(mapping) || mapping.name == "[vdso]");
-    let mapped = of_file.chain(others).map(|mapping| mapping.start..mapping.end);
+/// The ranges of these addresses behind calls that have jumps around them, and of code of ours.
+pub(crate) fn known_code(calls: impl Iterator<Item = u64>, ours: &[Region]) -> Vec<KnownRange> {
+    let calls = calls.map(|call| call + SYSCALL_LEN..call + SYSCALL_LEN + 1);
+    let ours = ours.iter().filter(|it| it.len != 0).map(|region| region.start..region.start + region.len);
     let mut all: Vec<KnownRange> =
-        mapped.chain(ours).map(|range| KnownRange { start: range.start, end: range.end }).collect();
+        calls.chain(ours).map(|range| KnownRange { start: range.start, end: range.end }).collect();
     all.sort_unstable_by_key(|range| range.start);
-    // Neighbours become one: the address behind a call is looked for, which can be the first one of the next.
-    all.dedup_by(|next, range| {
-        let adjoins = next.start <= range.end;
-        if adjoins {
-            range.end = range.end.max(next.end);
-        }
-        adjoins
-    });
     all
 }
 

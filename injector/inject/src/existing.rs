@@ -2,10 +2,11 @@
 
 use crate::dispatch::Dispatching;
 use crate::error::TargetRefused;
+use crate::target;
 use crate::wire::{BlockHead, HEAD_LEN, NoBlock, Wire, region_offset};
 use beeline_abi::link::{LINK_MAGIC, LinkRuntime};
 use beeline_abi::map::{MAP_MAGIC, MapHandle};
-use beeline_abi::process::{ProcessBlock, ProgramRuntime, Region, SiteRuntime};
+use beeline_abi::process::{ForkPage, ProcessBlock, ProgramRuntime, Region, SiteRuntime};
 use beeline_abi::system_call::{CodeAt, Hooks, NUMBERS, SystemCalls};
 use beeline_abi::trace::TRACE_MAGIC;
 use beeline_abi::unwind::UnwindText;
@@ -14,6 +15,7 @@ use beeline_site::{SHORT_WINDOW, WINDOW_MIN};
 use beeline_stub::{HOOK_LEN, hook};
 use std::mem::offset_of;
 use std::ops::Range;
+use std::path::Path;
 
 /// Name of the memory file that all private mappings of ours are made of, as `/proc/PID/maps` shows it.
 pub(crate) const MEMORY_NAME: &str = "beeline-agent";
@@ -147,6 +149,17 @@ impl Existing {
         let is_entry = self.sites[site].flags & SiteRuntime::ENTRY != 0;
         let link = self.links[site].iter().find(|link| link.flags & LinkRuntime::RETURN != 0);
         link.filter(|_| !is_entry).map(|link| link.func_ip)
+    }
+
+    /// The process whose memory this one's is, where that is another: a child that shares it. Nothing tells of threads of the other then.
+    pub(crate) fn owner_beside(&self, process: &Process) -> Option<u32> {
+        if self.head.guard == 0 || self.head.fork_page == 0 {
+            return None;
+        }
+        let at = self.head.fork_page.wrapping_add(offset_of!(ForkPage, owner) as u64);
+        let owner = process.memory().read_u32(at).ok()?;
+        let is_another = owner != 0 && owner != target::inner_pid(process);
+        (is_another && Path::new(&format!("/proc/{owner}")).exists()).then_some(owner)
     }
 
     /// Attaching or detaching did not come to its end.

@@ -19,7 +19,7 @@ mod mapping;
 mod tables;
 
 use crate::agent::{AgentImage, LinkedAgent, Own};
-use crate::dispatch::{self, DISPATCH_LEN, Dispatching, LetThrough};
+use crate::dispatch::{DISPATCH_LEN, Dispatching, LetThrough};
 use crate::error::TargetRefused;
 use crate::existing::{Existing, PlacedHook};
 use crate::group::{Group, groups};
@@ -253,9 +253,8 @@ impl<'a> Builder<'a> {
             links: link_count,
             listed: calls.listed(),
             breakpoints: given.breakpoint_count(planned),
-            // Each mapping can be a range of its own, and each of our areas.
             known_code: match planned.calls.let_through {
-                Some(_) => given.maps.iter().count() + REGIONS_MAX,
+                Some(_) => planned.calls.known.len() + REGIONS_MAX,
                 None => 0,
             },
         };
@@ -594,13 +593,6 @@ impl<'a> Builder<'a> {
         self.memory.write(offset(tables.sites), &bytes_of(&self.sites))?;
         self.memory.write(offset(tables.links), &self.link_bytes)?;
         self.memory.write(offset(tables.breakpoints), &guard::table(&self.breakpoints))?;
-        if self.dispatching.is_some() {
-            let (process, maps, files) = (self.given.process, self.given.maps, self.given.files);
-            let ours = self.areas.iter().map(|area| area.region);
-            let ours = ours.map(|region| region.start..region.start + region.len);
-            let known = dispatch::known_code(process, maps, files, ours);
-            self.memory.write(offset(tables.known_code), &dispatch::known_ranges(&known))?;
-        }
         let (hooks, code) = (std::mem::take(&mut self.hook_writes), std::mem::take(&mut self.call_code));
         let lists = self.calls.lists(self.call_links.0);
         self.memory.write(offset(tables.call_lists), &bytes_of(&lists.addresses))?;

@@ -96,6 +96,12 @@ impl Stack {
         frames.filter_map(|at| self.words.get(at + MASK_BEHIND).copied())
     }
 
+    /// Program counters of all that looks like the frame of a signal handler, but for those of system calls that were handed over.
+    pub(crate) fn saved_pcs(&self) -> impl Iterator<Item = u64> {
+        let frames = (0..self.words.len()).filter(|&at| self.is_saved_pc(at));
+        frames.filter(|&at| self.signal(at) != Some(DISPATCHED)).map(|at| self.words[at])
+    }
+
     /// The frames of signal handlers, as far as they lie in this part.
     pub(crate) fn frames(&self) -> impl Iterator<Item = Frame> {
         let frames =

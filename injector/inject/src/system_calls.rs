@@ -82,6 +82,8 @@ pub(crate) struct PlannedCalls {
     pub(crate) unguarded: Option<String>,
     /// Calls from elsewhere are to be dispatched.
     pub(crate) let_through: Option<LetThrough>,
+    /// Addresses of calls with jumps around them.
+    pub(crate) known: BTreeSet<u64>,
     states: Vec<ProbeState>,
 }
 
@@ -136,6 +138,7 @@ impl PlannedCalls {
             }
             planned.unguarded = search.unguarded.filter(|_| guarded);
             planned.coverage = Some(search.coverage);
+            planned.known = search.known;
             planned.changed |= sites.len() > before;
         }
         planned
@@ -143,6 +146,9 @@ impl PlannedCalls {
 
     /// A site is given up.
     pub(crate) fn refuse(&mut self, site: &PlannedSite, reason: &str) {
+        if let Some(call) = site.call {
+            self.known.remove(&call.address);
+        }
         if let (Some(call), Some(coverage)) = (site.call, &mut self.coverage)
             && !coverage.refused.iter().any(|(address, _)| *address == call.address)
         {
@@ -194,13 +200,16 @@ struct Search<'a> {
     unguarded: Option<String>,
     /// Calls that are made from outside of this are seen in any case: they are dispatched.
     seen_elsewhere: Option<Range<u64>>,
+    /// Calls with jumps around them.
+    known: BTreeSet<u64>,
 }
 
 impl<'a> Search<'a> {
     fn new(sites: &'a mut BTreeMap<u64, PlannedSite>, existing: Option<&'a Existing>) -> Search<'a> {
         let coverage = CallCoverage::default();
         let taken = Taken::of(existing);
-        Search { sites, taken, existing, coverage, unguarded: None, seen_elsewhere: None }
+        let (unguarded, seen_elsewhere, known) = (None, None, BTreeSet::new());
+        Search { sites, taken, existing, coverage, unguarded, seen_elsewhere, known }
     }
 
     /// A call is refused; with a number that blocks signals, or one that is not known, a guard does not see it.
@@ -246,8 +255,10 @@ impl<'a> Search<'a> {
                 self.coverage.found += 1;
                 if self.is_patched(address, site) {
                     self.coverage.patched += 1;
+                    self.known.insert(address);
                 } else if self.has_begin(address, site) {
                     self.coverage.refused.push((address, END_UNSEEN.to_owned()));
+                    self.known.insert(address);
                 } else if !wants(site.number) {
                     self.coverage.unwanted += 1;
                 } else {
@@ -307,6 +318,7 @@ impl<'a> Search<'a> {
             planned.call = Some(PlannedCall { address, number, flags_dead: site.flags_dead });
             self.sites.insert(at, planned);
         }
+        self.known.insert(address);
         self.coverage.patched += 1;
     }
 
@@ -342,11 +354,13 @@ pub(crate) struct CallLinks {
 
 /// `rt_sigreturn`.
 const RT_SIGRETURN: u32 = 15;
+/// `prctl`.
+const PRCTL: u64 = 157;
 
 /// A guard has to know of calls with this number, before or behind them.
 fn is_guarded(number: u32, is_exit: bool) -> bool {
     let number = u64::from(number);
-    MASKING.contains(&number) || number == RT_SIGACTION && !is_exit
+    MASKING.contains(&number) || number == RT_SIGACTION || number == PRCTL && !is_exit
 }
 
 impl CallLinks {

@@ -143,6 +143,15 @@ pub fn slot_bytes(at: u64, entry: u64, left: u64) -> Option<[u8; SLOT_LEN as usi
     Some([0x0f, 0x05, 0x48, 0x8d, 0x0d, a, b, c, d, 0xff, 0x25, e, f, g, h, 0xcc])
 }
 
+/// The bytes of the slot at `at` for `int 0x80`, which changes no register: it goes on where the entry at `entry` says. None where they are too
+/// far apart.
+pub fn fixed_slot_bytes(at: u64, entry: u64) -> Option<[u8; SLOT_LEN as usize]> {
+    let distance = i128::from(entry) + i128::from(BEHIND) - i128::from(at + 8);
+    let [a, b, c, d] = i32::try_from(distance).ok()?.to_le_bytes();
+    // int 0x80; jmp [rip + behind]
+    Some([0xcd, 0x80, 0xff, 0x25, a, b, c, d, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,7 +32,7 @@ mod system_call;
 
 pub use arena::{Arena, ArenaError};
 pub use chain::{CallContext, CallLink, chain_len_max};
-pub use dispatched::{DISPATCHED_MAX, DispatchedCode, slot_bytes};
+pub use dispatched::{DISPATCHED_MAX, DispatchedCode, fixed_slot_bytes, slot_bytes};
 pub use displaced::DisplaceError;
 pub use host_call::{HOST_CALL_MAX, HostCall};
 pub use link::{LinkError, link_code};

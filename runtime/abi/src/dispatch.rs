@@ -13,7 +13,7 @@
 //! last page. So libc's calls stay as they are, with the jumps around them, and every call that was handed over is made from a slot.
 //! Calls of other files have jumps around them already; they go to slots without programs.
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::AtomicU64;
 
 /// `"beedisp\0"` read as a little-endian word.
 pub const DISPATCH_MAGIC: u64 = u64::from_le_bytes(*b"beedisp\0");
@@ -24,11 +24,11 @@ pub const SIGSYS: u64 = 31;
 /// Slots that a process has at most.
 pub const SLOTS: usize = 256;
 
-/// Threads that can have calls handed to themselves, as they wish, at once.
-pub const FOREIGN: usize = 1024;
+/// Slots for calls that change no register, of which the last ones of a process are: `int 0x80`.
+pub const FIXED: usize = 8;
 
-/// Threads that can block `SIGSYS` when dispatching begins.
-pub const UNBLOCKED: usize = 1024;
+/// Threads of which it is known that they want `SIGSYS` blocked.
+pub const BLOCKING: usize = 1024;
 
 /// Bytes of a slot: `syscall`, `lea rcx, [its entry]`, `jmp [where slots go on]`, one byte of filler.
 pub const SLOT_LEN: u64 = 16;
@@ -39,7 +39,7 @@ pub const SLOT_LEN: u64 = 16;
 pub struct DispatchEntry {
     /// Address behind the call; 0 = the slot was never used.
     pub behind: AtomicU64,
-    /// How many threads are on their way; with [`DispatchEntry::TAKING`] while somebody gives it another address.
+    /// How many threads are on their way, but for those that end their thread or process there; with [`DispatchEntry::TAKING`] while somebody gives it another address.
     pub threads: AtomicU64,
     /// Address of its slot.
     pub slot: u64,
@@ -50,6 +50,19 @@ pub struct DispatchEntry {
 impl DispatchEntry {
     /// In `threads`.
     pub const TAKING: u64 = 1 << 63;
+}
+
+/// What is added to a thread pointer in [`Dispatch::blocking`].
+#[derive(Clone, Copy, Debug)]
+pub struct BlockingBits;
+
+impl BlockingBits {
+    /// It wants the signal blocked.
+    pub const NOW: u64 = 1;
+    /// It did before the call of `rt_sigprocmask` that is under way.
+    pub const BEFORE: u64 = 2;
+    /// All of them; thread pointers have none.
+    pub const ALL: u64 = 7;
 }
 
 /// How the calls of a process are dispatched.
@@ -78,23 +91,23 @@ pub struct Dispatch {
     pub traced: u64,
     /// Entries without: the next ones.
     pub plain: u64,
+    /// Entries of `int 0x80`: the last ones. Each keeps its address for good.
+    pub fixed: u64,
     /// Address of the [`Known`] ranges; 0 = none.
     pub known: AtomicU64,
     /// Calls at which programs could run.
     pub calls: AtomicU64,
-    /// Calls that were made without, because no slot was free or it was no 64-bit call: their threads are not traced any further.
+    /// Calls that were made without, because no slot was free or it was no 64-bit call.
     pub missed: AtomicU64,
-    /// How often a thread has begun to: 0 = [`Dispatch::foreign`] is empty.
-    pub foreigners: AtomicU32,
-    /// Threads that have calls handed to themselves; 0 = free.
-    pub foreign: [AtomicU32; FOREIGN],
-    /// Threads that blocked `SIGSYS` and do not meanwhile, for the injector; 0 = none.
-    pub unblocked: [AtomicU32; UNBLOCKED],
+    /// How many of [`Dispatch::blocking`] are in use, or were.
+    pub blocking_top: AtomicU64,
+    /// Threads that want `SIGSYS` blocked, which it is not meanwhile: the thread pointer, with [`BlockingBits`]; 0 = free.
+    pub blocking: [AtomicU64; BLOCKING],
     /// One for each slot.
     pub entries: [DispatchEntry; SLOTS],
 }
 
-/// The head of a table of ranges whose calls need no slot with programs.
+/// The head of a table of ranges whose calls need no slot with programs: in order, none in another.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Known {
@@ -102,7 +115,7 @@ pub struct Known {
     pub count: u64,
 }
 
-/// Addresses of code of a file, or of ours.
+/// Addresses behind calls that have jumps around them, or of code of ours.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct KnownRange {
@@ -113,5 +126,5 @@ pub struct KnownRange {
 }
 
 const _: () = assert!(size_of::<DispatchEntry>() == 32);
-const _: () = assert!(size_of::<Dispatch>() == 128 + 4 * FOREIGN + 4 * UNBLOCKED + 32 * SLOTS);
+const _: () = assert!(size_of::<Dispatch>() == 136 + 8 * BLOCKING + 32 * SLOTS);
 const _: () = assert!(size_of::<KnownRange>() == 16 && size_of::<Known>() == 8);

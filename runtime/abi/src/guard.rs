@@ -82,7 +82,14 @@ impl Action {
     /// `SA_RESETHAND`.
     pub const RESET_HAND: u64 = 0x8000_0000;
     /// What the guard's own has in any case. It blocks nothing: the handler of the process, which it goes on in, can meet breakpoints.
-    pub const OWN: u64 = Action::SIGINFO | Action::RESTORER | Action::ON_STACK | Action::NO_DEFER;
+    pub const OWN: u64 = Action::SIGINFO | Action::RESTORER | Action::NO_DEFER;
+}
+
+/// The flags of the guard's own action for a signal, with which the process wants these. A breakpoint can be on any stack, and has the
+/// alternate one. A dispatched call has it only where the process itself expects handlers there: one that is not used may be gone.
+pub const fn own_flags(signal: u64, wanted: u64) -> u64 {
+    let stack = if signal == SIGTRAP { Action::ON_STACK } else { wanted & Action::ON_STACK };
+    Action::OWN | stack | wanted & Action::RESTART
 }
 
 /// One version of the action that the process wants.
@@ -120,12 +127,11 @@ pub struct Masked {
     pub sp: AtomicU64,
     /// The argument as the process gave it.
     pub original: AtomicU64,
-    /// Address and size of `mask`, for calls that want them in memory.
-    pub argument: [AtomicU64; 2],
-    /// The mask without the guarded signals.
-    pub mask: AtomicU64,
+    /// What the call gets: the words of an [`Action`], or in the third one a mask, and in the first two its address and size for calls that
+    /// want those in memory; without the guarded signals.
+    pub words: [AtomicU64; 4],
     /// Zero, to the end of a cache line.
-    pub reserved: [u64; 3],
+    pub reserved: [u64; 2],
 }
 
 /// Calls that can be under way at once.

@@ -89,7 +89,7 @@ pub struct ProcessBlock {
     pub reserve_end: u64,
     /// Address of the [`SystemCalls`](crate::system_call::SystemCalls), 0 = none are traced.
     pub system_calls: u64,
-    /// Address of the [`Guard`](crate::guard::Guard), 0 = the process never had a breakpoint.
+    /// Address of the [`Guard`](crate::guard::Guard), 0 = the process never had a breakpoint, nor dispatched calls.
     pub guard: u64,
     /// Every mapping that belongs to us, for detach.
     pub regions: [Region; REGIONS_MAX],

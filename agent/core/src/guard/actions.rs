@@ -3,13 +3,13 @@
 //! A version is written into an entry of its own before it becomes the newest; who reads one looks afterwards whether it still
 //! stands there. So a handler on another thread, or on top of a thread that writes, sees one version or the other.
 
-use super::dispatch;
 use super::kernel::{call, process_id, read, write};
-use beeline_abi::calls::NOT_MADE;
+use super::masks;
 use beeline_abi::dispatch::{Dispatch, SIGSYS};
 use beeline_abi::errno::EFAULT;
-use beeline_abi::guard::{Action, GUARDED, Guard, RECORDED, RT_SIGACTION, Record, bit};
+use beeline_abi::guard::{Action, GUARDED, Guard, RECORDED, RT_SIGACTION, Record, bit, own_flags};
 use beeline_abi::process::ForkPage;
+use beeline_abi::regs::PtRegs;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::fence;
 
@@ -22,29 +22,53 @@ const NEVER: u64 = bit(9) | bit(19);
 /// Bytes of a mask.
 const MASK_LEN: u64 = 8;
 
-/// `rt_sigaction(signal, action, old, size)`: its result, or none when the kernel is to answer.
-pub(super) fn set(guard: &Guard, signals: u64, [signal, action, old, size]: [u64; 4]) -> Option<i64> {
-    let signal = u64::from(signal as u32);
+/// Before `rt_sigaction(signal, action, old, size)`: its result, or none when the kernel is to answer, which then gets an action that
+/// blocks no guarded signal.
+pub(super) fn set(guard: &Guard, signals: u64, registers: &mut PtRegs) -> Option<i64> {
+    let (signal, size) = (u64::from(registers.di as u32), registers.r10);
     if size != MASK_LEN || !(1..=64).contains(&signal) {
         return None;
     }
+    let action = registers.si;
     let new = if action == 0 { None } else { Some(read(guard, action).map(from_words)) };
     if signals & bit(signal) != 0 {
         let record = record_of(guard, signal)?;
-        return Some(answer(guard, record, signal, new, old));
+        return Some(answer(guard, record, signal, new, registers.dx));
     }
     let new = new.flatten()?;
-    if new.mask & signals == 0 {
-        trim(guard, signal, 0);
-        return None;
+    if new.mask & signals != 0 {
+        let without = Action { mask: new.mask & !signals, ..new };
+        masks::replace_action(guard, &mut registers.si, words(without), registers.sp);
     }
-    let without = Action { mask: new.mask & !signals, ..new };
-    // SAFETY: the kernel checks `old`; the action is ours.
-    let result = unsafe { make(guard, signal, (&raw const without) as u64, old) };
-    if result == 0 && is_own(guard) {
+    None
+}
+
+/// Behind one that the kernel has answered, with the process's own arguments in `registers`: what it was, and is, in the masks of handlers.
+pub(super) fn was_set(guard: &Guard, signals: u64, registers: &PtRegs) {
+    let signal = u64::from(registers.di as u32);
+    if registers.ax != 0 || signals & bit(signal) != 0 || !(1..=64).contains(&signal) {
+        return;
+    }
+    let mut before = 0;
+    for (record, guarded) in guard.records.iter().zip(GUARDED) {
+        if signals & bit(guarded) != 0 && record.trimmed.load(Relaxed) & bit(signal) != 0 {
+            before |= bit(guarded);
+        }
+    }
+    let new: Option<Action> =
+        if registers.si == 0 { None } else { read(guard, registers.si).map(from_words) };
+    if before != 0
+        && registers.dx != 0
+        && let Some([handler, flags, restorer, mask]) = read(guard, registers.dx)
+    {
+        // It wrote there itself a moment ago.
+        write(guard, registers.dx, [handler, flags, restorer, mask | before]);
+    }
+    if let Some(new) = new
+        && is_own(guard)
+    {
         trim(guard, signal, new.mask & signals);
     }
-    (result != NOT_MADE).then_some(result)
 }
 
 /// The record of a guarded signal.
@@ -69,7 +93,9 @@ fn answer(guard: &Guard, record: &Record, signal: u64, new: Option<Option<Action
         Some(None) => return -EFAULT,
         // A child that shares the memory has actions of its own, which end with it when it executes.
         Some(Some(new)) if is_own(guard) => {
-            let new = Action { flags: new.flags & FLAGS, mask: new.mask & !NEVER, ..new };
+            // Where a handler in which the guard has gone on returns to is needed as long as that runs.
+            let restorer = if new.restorer == 0 { newest(record).1.restorer } else { new.restorer };
+            let new = Action { flags: new.flags & FLAGS, mask: new.mask & !NEVER, restorer, ..new };
             install(guard, signal, new.flags);
             make_newest(record, new)
         }
@@ -83,7 +109,7 @@ fn answer(guard: &Guard, record: &Record, signal: u64, new: Option<Option<Action
 
 /// Puts the guard's handler in force: calls that it interrupts go on or not as the process wants it.
 fn install(guard: &Guard, signal: u64, flags: u64) -> i64 {
-    let flags = Action::OWN | flags & Action::RESTART;
+    let flags = own_flags(signal, flags);
     let restorer = match dispatch_of(guard) {
         Some(dispatch) if signal == SIGSYS => dispatch.restorer,
         _ => guard.restorer,
@@ -165,16 +191,17 @@ fn fork_page(guard: &Guard) -> Option<&ForkPage> {
 }
 
 /// The memory is this process's, not that of a parent that waits for it.
-fn is_own(guard: &Guard) -> bool {
+pub(super) fn is_own(guard: &Guard) -> bool {
     let owner = fork_page(guard).map_or(0, |page| page.owner.load(Relaxed));
     owner == 0 || i64::from(owner) == process_id(guard)
 }
 
-/// A call that may have made a child has returned 0. `may_clear`: it may have put the actions of all signals back.
-pub(super) fn in_child(guard: &Guard, may_clear: bool) {
+/// A call that may have made a child has returned 0. `may_clear`: it may have put the actions of all signals back. True when the guard's
+/// handlers are in force.
+pub(super) fn in_child(guard: &Guard, may_clear: bool) -> bool {
     let signals = guard.signals.load(Relaxed);
     if signals == 0 {
-        return;
+        return false;
     }
     if let Some(page) = fork_page(guard)
         && page.owner.load(Relaxed) == 0
@@ -182,28 +209,30 @@ pub(super) fn in_child(guard: &Guard, may_clear: bool) {
         // Its own memory, whose page a fork leaves empty.
         page.owner.store(process_id(guard) as u32, Relaxed);
     }
+    let mut in_force = true;
     if may_clear {
         for (record, signal) in guard.records.iter().zip(GUARDED) {
             if signals & bit(signal) != 0 {
-                put_back(guard, record, signal);
+                in_force &= put_back(guard, record, signal);
             }
         }
     }
-    dispatch::in_child(guard);
+    in_force
 }
 
-/// Puts the guard's handler back in force where it is not.
-fn put_back(guard: &Guard, record: &Record, signal: u64) {
+/// Puts the guard's handler back in force where it is not; whether it is.
+fn put_back(guard: &Guard, record: &Record, signal: u64) -> bool {
     let mut now = Action::default();
     // SAFETY: the kernel writes one action.
     let asked = unsafe { make(guard, signal, 0, (&raw mut now) as u64) };
     if asked != 0 || now.handler == guard.handler {
-        return;
+        return asked == 0;
     }
-    install(guard, signal, Action::RESTART);
+    let installed = install(guard, signal, Action::RESTART);
     if is_own(guard) && newest(record).1.handler != Action::IGNORE {
         make_newest(record, Action::default());
     }
+    installed == 0
 }
 
 /// How calls are dispatched.

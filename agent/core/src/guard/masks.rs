@@ -1,7 +1,7 @@
 //! Masks that a process is about to put in force.
 //!
 //! A mask that has a guarded signal in it stays as it is; the call gets a copy without, in an entry of the guard's that the call has
-//! until it ends. Behind the call the register is the process's again.
+//! until it ends. Behind the call the register is the process's again. The same with a handler's mask, in its action.
 
 use super::kernel::read;
 use beeline_abi::guard::{Guard, MASKED, Masked};
@@ -16,7 +16,7 @@ pub(super) fn replace(guard: &Guard, signals: u64, register: &mut u64, size: u64
     if size == MASK_LEN
         && let Some(entry) = copied(guard, signals, *register, *register, sp)
     {
-        *register = (&raw const entry.mask) as u64;
+        *register = address_of(entry, MASK);
     }
 }
 
@@ -28,11 +28,29 @@ pub(super) fn replace_behind(guard: &Guard, signals: u64, register: &mut u64, sp
     if let Some([mask, MASK_LEN]) = read(guard, *register)
         && let Some(entry) = copied(guard, signals, mask, *register, sp)
     {
-        let [address, size] = &entry.argument;
-        address.store((&raw const entry.mask) as u64, Relaxed);
+        let [address, size, ..] = &entry.words;
+        address.store(address_of(entry, MASK), Relaxed);
         size.store(MASK_LEN, Relaxed);
-        *register = (&raw const entry.argument) as u64;
+        *register = address_of(entry, 0);
     }
+}
+
+/// Lets `register`, the address of an action, point to one with another mask.
+pub(super) fn replace_action(guard: &Guard, register: &mut u64, action: [u64; 4], sp: u64) {
+    if let Some(entry) = take(guard, sp) {
+        entry.original.store(*register, Relaxed);
+        for (to, word) in entry.words.iter().zip(action) {
+            to.store(word, Relaxed);
+        }
+        *register = address_of(entry, 0);
+    }
+}
+
+/// Which of the words is the mask.
+const MASK: usize = 2;
+
+fn address_of(entry: &Masked, word: usize) -> u64 {
+    (&raw const entry.words) as u64 + 8 * word as u64
 }
 
 /// An entry with the copy of a mask; none when it blocks no guarded signal, or cannot be read: then the kernel says so.
@@ -46,7 +64,8 @@ fn copied(guard: &Guard, signals: u64, mask: u64, original: u64, sp: u64) -> Opt
     }
     let entry = take(guard, sp)?;
     entry.original.store(original, Relaxed);
-    entry.mask.store(mask & !signals, Relaxed);
+    let [.., copy, _] = &entry.words;
+    copy.store(mask & !signals, Relaxed);
     Some(entry)
 }
 

@@ -113,12 +113,17 @@ fn before(guard: &Guard, registers: &mut PtRegs) -> u64 {
     // The kernel looks at the lower half only (do_syscall_64).
     match u64::from(it.orig_ax as u32) {
         RT_SIGACTION => {
-            if let Some(result) = actions::set(guard, signals, [it.di, it.si, it.dx, it.r10]) {
+            if let Some(result) = actions::set(guard, signals, it) {
                 it.ax = result as u64;
                 return 1;
             }
         }
-        RT_SIGPROCMASK if it.di as u32 != UNBLOCK => masks::replace(guard, signals, &mut it.si, it.r10, sp),
+        RT_SIGPROCMASK => {
+            dispatch::note_mask(guard, it);
+            if it.di as u32 != UNBLOCK {
+                masks::replace(guard, signals, &mut it.si, it.r10, sp);
+            }
+        }
         RT_SIGSUSPEND => masks::replace(guard, signals, &mut it.di, it.si, sp),
         PPOLL => masks::replace(guard, signals, &mut it.r10, it.r8, sp),
         EPOLL_PWAIT | EPOLL_PWAIT2 => masks::replace(guard, signals, &mut it.r8, it.r9, sp),
@@ -136,8 +141,16 @@ fn behind(guard: &Guard, registers: &mut PtRegs, number: u64) {
         masks::give_back(guard, register, sp);
     }
     let number = number & !PendingCall::NOTED;
+    match number {
+        RT_SIGPROCMASK => dispatch::show_mask(guard, registers),
+        RT_SIGACTION => actions::was_set(guard, guard.signals.load(Relaxed), registers),
+        _ => {}
+    }
     let unknown = number == PendingCall::UNKNOWN;
-    if registers.ax == 0 && (unknown || CLONES.contains(&number)) {
-        actions::in_child(guard, unknown || number == CLONE3);
+    if registers.ax == 0
+        && (unknown || CLONES.contains(&number))
+        && actions::in_child(guard, unknown || number == CLONE3)
+    {
+        dispatch::in_child(guard, if unknown { None } else { Some(number) }, registers);
     }
 }

@@ -1,13 +1,15 @@
 //! What is mapped comes in force: tables, threads in windows, jumps, semaphores. The process stands still.
 
 use super::Prepared;
+use crate::dispatch::known_code;
 use crate::error::TargetRefused;
 use crate::generation::Generation;
 use crate::guard::Placed;
 use crate::semaphore;
+use crate::sites::PlannedSites;
 use crate::wire::BlockHead;
 use beeline_abi::link::LinkRuntime;
-use beeline_abi::process::{ForkPage, ProcessBlock};
+use beeline_abi::process::{ForkPage, ProcessBlock, Region};
 use beeline_ptrace::{Registers, StoppedProcess};
 use std::mem::offset_of;
 
@@ -16,7 +18,7 @@ impl Prepared<'_> {
     pub(super) fn put_in_force(
         &self,
         generation: &Generation<'_>,
-        restored: &[usize],
+        planned: &PlannedSites,
         head: &BlockHead,
         stopped: &StoppedProcess,
     ) -> Result<(), TargetRefused> {
@@ -36,12 +38,12 @@ impl Prepared<'_> {
                 thread.set_registers(&registers).map_err(|error| self.failed(error.into()))?;
             }
         }
-        self.leave_ended(restored)?;
+        self.leave_ended(&planned.restored)?;
         if let Some(tables) = &generation.call_tables {
             tables.write(self.process).map_err(|error| self.failed(error))?;
         }
         self.write_patches(generation, false)?;
-        self.begin_dispatch(generation, stopped)?;
+        self.begin_dispatch(generation, planned, stopped)?;
         if let Some(placed) = Placed::at(self.process, head.guard) {
             placed.set_table(generation.breakpoints).map_err(|error| self.failed(error))?;
         }
@@ -56,12 +58,18 @@ impl Prepared<'_> {
     fn begin_dispatch(
         &self,
         generation: &Generation<'_>,
+        planned: &PlannedSites,
         stopped: &StoppedProcess,
     ) -> Result<(), TargetRefused> {
         let Some(made) = &generation.dispatch else { return Ok(()) };
         let (process, dispatching) = (self.process, &made.dispatching);
+        let range = dispatching.range();
+        let existing = self.existing.iter().flat_map(|existing| existing.regions.iter().copied());
+        let ours: Vec<Region> = existing.chain(generation.regions.iter().copied()).collect();
+        let known =
+            known_code(planned.calls.known.iter().copied().filter(|call| !range.contains(call)), &ours);
         dispatching
-            .lead(process, &made.code, generation.known_code)
+            .lead(process, &made.code, (generation.known_code, &known))
             .and_then(|()| dispatching.serve_agent(process, generation.call_gate, true))
             .and_then(
                 |()| if made.is_new { dispatching.unblock(process, &self.maps, stopped) } else { Ok(()) },

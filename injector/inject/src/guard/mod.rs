@@ -19,7 +19,7 @@ use crate::patch::Patch;
 use crate::wire::Wire;
 use beeline_abi::guard::{
     Action, Breakpoint, Breakpoints, GUARD_MAGIC, GUARDED, Guard, MASKED, Masked, RECORDED, Record, Recorded,
-    SIGTRAP, bit,
+    SIGTRAP, bit, own_flags,
 };
 use beeline_abi::process::{ForkPage, SiteRuntime};
 use beeline_ptrace::{Registers, Stopped, StoppedProcess, read_status};
@@ -175,15 +175,16 @@ impl<'a> Placed<'a> {
             self.set_word(at, self.word(at)? | trimmed)?;
             set_action(&mut actions, guarded, self.own_action(guarded, wanted)?);
         }
-        self.make_current(borrowed, &before, &actions)?;
-        self.set_word(offset_of!(Guard, signals), self.signals()? | signals)
+        // Before: if we are killed while the borrowed thread works through its calls, it comes to their end.
+        self.set_word(offset_of!(Guard, signals), self.signals()? | signals)?;
+        self.make_current(borrowed, &before, &actions)
     }
 
     /// The guard's own action for a signal with which the process wants this one.
     fn own_action(&self, signal: u64, wanted: Action) -> Result<Action, RemoteError> {
-        let restart = match wanted.handler {
+        let flags = match wanted.handler {
             Action::DEFAULT | Action::IGNORE => Action::RESTART,
-            _ => wanted.flags & Action::RESTART,
+            _ => wanted.flags,
         };
         let restorer = match Dispatching::read(self.process, self.block) {
             Some(dispatching) if signal != SIGTRAP => dispatching.restorer(),
@@ -191,7 +192,7 @@ impl<'a> Placed<'a> {
         };
         let handler = self.word(offset_of!(Guard, handler))?;
         // What a handler of the process blocks the guard blocks itself, before it goes on in it.
-        Ok(Action { handler, flags: Action::OWN | restart, restorer, mask: 0 })
+        Ok(Action { handler, flags: own_flags(signal, flags), restorer, mask: 0 })
     }
 
     /// Puts everything back to what the process wants with these signals, unless somebody else has a handler in force meanwhile.
