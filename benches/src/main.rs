@@ -25,7 +25,7 @@ struct Arguments {
     /// Rounds of each interleaved run
     #[arg(long, default_value_t = 15)]
     rounds: u32,
-    /// probes, syscalls, vm, verifier, attach; all when none is named
+    /// probes, syscalls, nginx (the end of syscalls), vm, verifier, attach; all when none is named
     names: Vec<String>,
 }
 
@@ -38,6 +38,8 @@ fn main() -> Result<()> {
     }
     if wanted("syscalls") {
         system_calls::run(&arguments.beeline, arguments.rounds)?;
+    }
+    if wanted("syscalls") || wanted("nginx") {
         server::run(&arguments.beeline, arguments.rounds)?;
     }
     if wanted("vm") {

@@ -5,7 +5,7 @@
 use crate::build;
 use crate::process::{PINNED_CPU, Store, beeline};
 use crate::samples::Samples;
-use crate::system_calls::Variants;
+use crate::system_calls::{Figures, Variants};
 use anyhow::{Context, Result, bail, ensure};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -38,28 +38,57 @@ pub(crate) fn run(beeline_path: &Path, rounds: u32) -> Result<()> {
     // The first run finds caches and logs empty.
     requests_a_second(&wrk, server.port, seconds)?;
     let pid = server.process.id().to_string();
-    let figures = variants.measure(&store, &pid, rounds, || requests_a_second(&wrk, server.port, seconds))?;
+    let mut times = Vec::new();
+    let figures = variants.measure(&store, &pid, rounds, || {
+        let before = cpu_time(&pid)?;
+        let rate = requests_a_second(&wrk, server.port, seconds)?;
+        times.push((cpu_time(&pid)? - before) / (rate * f64::from(seconds)));
+        Ok(rate)
+    })?;
     let counted = calls_counted(beeline_path, &store)? as f64 / (figures.ours.sum() * f64::from(seconds));
     ensure!(counted > 1.0, "{counted} calls were counted a request");
-    let report = |name: &str, samples: &Samples| {
-        println!(
-            "{:24} {name:>8}  {}  {:6.2} %",
-            "",
-            samples.spread(),
-            100.0 * samples.over(&figures.base).median()
-        );
+    report(&figures);
+    println!("CPU time of nginx, us a request");
+    report(&by_variant(&times, figures.kernel.is_empty()));
+    println!("{:24} {counted:.2} calls a request", "");
+    Ok(())
+}
+
+fn report(figures: &Figures) {
+    let row = |name: &str, samples: &Samples| {
+        let of_base = 100.0 * samples.over(&figures.base).median();
+        println!("{:24} {name:>8}  {}  {of_base:6.2} %", "", samples.spread());
     };
-    report("none", &figures.base);
+    row("none", &figures.base);
     match figures.kernel.is_empty() {
         true => println!(
             "{:24} {:>8}  not measured: this kernel or user may not attach to tracepoints",
             "", "kernel"
         ),
-        false => report("kernel", &figures.kernel),
+        false => row("kernel", &figures.kernel),
     }
-    report("beeline", &figures.ours);
-    println!("{:24} {counted:.2} calls a request", "");
-    Ok(())
+    row("beeline", &figures.ours);
+}
+
+/// Figures that were taken in the order of [`Variants::measure`].
+fn by_variant(taken: &[f64], without_kernel: bool) -> Figures {
+    let mut figures = Figures::default();
+    for round in taken.chunks(if without_kernel { 2 } else { 3 }) {
+        for (samples, &value) in
+            [&mut figures.base, &mut figures.ours, &mut figures.kernel].into_iter().zip(round)
+        {
+            samples.push(value);
+        }
+    }
+    figures
+}
+
+/// CPU time of a process of one thread so far, microseconds (`Documentation/scheduler/sched-stats.rst`). Unlike its requests it does not depend
+/// on who else wants the CPUs.
+fn cpu_time(pid: &str) -> Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
+    let nanoseconds = text.split_whitespace().next().context("three numbers")?;
+    Ok(nanoseconds.parse::<f64>()? / 1000.0)
 }
 
 /// nginx in a folder of its own, ended with the benchmark.

@@ -7,7 +7,7 @@ use anyhow::Result;
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Which benchmarks (probes, syscalls, vm, verifier, attach); all when none is named
+    /// Which benchmarks (probes, syscalls, nginx, vm, verifier, attach); all when none is named
     names: Vec<String>,
     /// Rounds of the interleaved run
     #[arg(long, default_value_t = 15)]

@@ -7,7 +7,7 @@ use crate::wire::{BlockHead, HEAD_LEN, NoBlock, Wire, region_offset};
 use beeline_abi::link::{LINK_MAGIC, LinkRuntime};
 use beeline_abi::map::{MAP_MAGIC, MapHandle};
 use beeline_abi::process::{ForkPage, ProcessBlock, ProgramRuntime, Region, SiteRuntime};
-use beeline_abi::system_call::{Hooks, SystemCalls};
+use beeline_abi::system_call::{CodeAt, Hooks, NUMBERS, SystemCalls};
 use beeline_abi::trace::TRACE_MAGIC;
 use beeline_abi::unwind::UnwindText;
 use beeline_remote::{Mapping, Mappings, Process};
@@ -210,9 +210,9 @@ impl Existing {
             (opcode == CALL).then(|| hook.at.wrapping_add(HOOK_LEN as u64).wrapping_add_signed(distance))
         };
         let mut found: Vec<u64> = self.hooks(process).iter().filter_map(target).collect();
-        // Both tables, one behind the other.
-        let len = offset_of!(SystemCalls, links) - offset_of!(SystemCalls, entered_at);
-        let at = self.head.system_calls + offset_of!(SystemCalls, entered_at) as u64;
+        // Before and behind the calls of each number.
+        let len = size_of::<[CodeAt; NUMBERS + 1]>();
+        let at = self.head.system_calls + offset_of!(SystemCalls, code) as u64;
         let tables = (self.head.system_calls != 0).then(|| process.memory().read_vec(at, len));
         let words = tables.and_then(Result::ok).unwrap_or_default();
         found.extend(words.chunks_exact(u64::LEN).map(u64::get));

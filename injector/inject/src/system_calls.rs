@@ -23,7 +23,7 @@ use beeline_abi::guard::{MASKING, RT_SIGACTION};
 use beeline_abi::link::LinkRuntime;
 use beeline_abi::process::SiteRuntime;
 use beeline_abi::system_call::{
-    CLONES, FILTERING, List, NUMBERS, REGISTERING, SHARING, SystemCalls, WANTED_LEN,
+    CLONES, CodeAt, FILTERING, List, NUMBERS, REGISTERING, SHARING, SystemCalls, WANTED_LEN,
 };
 use beeline_ptrace::StoppedProcess;
 use beeline_remote::{Process, RemoteError};
@@ -523,27 +523,21 @@ impl CallLists {
         code: [Vec<u64>; 2],
         hooks: Vec<(u64, Vec<u8>)>,
     ) -> CallTables {
-        let [entered_at, left_at] = code;
-        let bit = |code: &[u64], index: usize, bit: u8| match code.get(index) {
-            None | Some(0) => 0,
-            Some(_) => bit,
-        };
+        let [before, behind] = code;
+        let word = |words: &[u64], index: usize| words.get(index).copied().unwrap_or_default();
+        let code = |index: usize| CodeAt { before: word(&before, index), behind: word(&behind, index) };
+        let bit = |address: u64, bit: u8| if address == 0 { 0 } else { bit };
         let wanted = |number: usize| {
-            let index = number.min(NUMBERS);
-            bit(&entered_at, index, SystemCalls::ENTER) | bit(&left_at, index, SystemCalls::EXIT)
+            let CodeAt { before, behind } = code(number.min(NUMBERS));
+            bit(before, SystemCalls::ENTER) | bit(behind, SystemCalls::EXIT)
         };
         let wanted: Vec<u8> = (0..WANTED_LEN).map(wanted).collect();
         let lists = |lists: &[List]| -> Vec<u8> { lists.iter().flat_map(Wire::to_bytes).collect() };
-        let words = |words: &[u64]| -> Vec<u8> {
-            let mut words = words.to_vec();
-            words.resize(NUMBERS + 1, 0);
-            words.iter().flat_map(Wire::to_bytes).collect()
-        };
+        let code: Vec<u8> = (0..=NUMBERS).flat_map(|index| code(index).to_bytes()).collect();
         let mut writes = hooks;
         writes.extend([
             (at + offset_of!(SystemCalls, wanted) as u64, wanted),
-            (at + offset_of!(SystemCalls, entered_at) as u64, words(&entered_at)),
-            (at + offset_of!(SystemCalls, left_at) as u64, words(&left_at)),
+            (at + offset_of!(SystemCalls, code) as u64, code),
             (at + offset_of!(SystemCalls, links) as u64, links.to_bytes()),
             (at + offset_of!(SystemCalls, entered) as u64, lists(&self.entered)),
             (at + offset_of!(SystemCalls, left) as u64, lists(&self.left)),

@@ -7,7 +7,7 @@ use beeline_abi::map::{MapHandle, MapShape};
 use beeline_abi::process::{
     PROCESS_MAGIC, ProcessBlock, ProgramRuntime, REGIONS_MAX, Region, SiteRuntime, TaskLayout,
 };
-use beeline_abi::system_call::List;
+use beeline_abi::system_call::{CodeAt, List};
 use beeline_abi::thread::ReturnSlot;
 use beeline_abi::unwind::UnwindText;
 use std::mem::offset_of;
@@ -74,6 +74,7 @@ macro_rules! structures {
 
 structures! {
     Action { handler, flags, restorer, mask }
+    CodeAt { before, behind }
     List { first, count }
     Region { start, len }
     ReturnSlot { return_address, sp, site, trampoline, session_flags, session_cookies }

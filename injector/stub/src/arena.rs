@@ -17,7 +17,7 @@ use crate::phase::Shared;
 use crate::program_use::body;
 use crate::site_code::{Environment, SiteCode, Stub, StubError};
 use crate::system_call::{
-    CallGates, CallStub, SystemCallCode, SystemCallTarget, build_call_gates, build_call_stub,
+    CallGates, CallStub, NearChains, SystemCallCode, SystemCallTarget, build_call_gates, build_call_stub,
 };
 use beeline_abi::code::{Reloc, Symbol};
 use beeline_site::SitePlan;
@@ -29,6 +29,17 @@ pub(crate) const ALIGNMENT: u64 = 16;
 const SLOT_LEN: u64 = 16;
 /// What unused bytes hold: `int3`.
 pub(crate) const FILLER: u8 = 0xcc;
+
+/// Bytes of a cache line.
+pub(crate) const LINE: u64 = 64;
+
+/// Where code, made for its address, would better be: where all of it that usually runs lies in one cache line. The kernel leaves no code of
+/// the process in the first caches that it needs itself, and each line more costs some nanoseconds then.
+fn in_line(code: &Stub) -> u64 {
+    let hot = u64::from(code.cold.start);
+    let is_split = code.address % LINE + hot > LINE;
+    if hot <= LINE && is_split { code.address.next_multiple_of(LINE) } else { code.address }
+}
 
 /// Why something does not go into an arena.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -158,10 +169,32 @@ impl Arena {
         target: &SystemCallTarget,
         code: &SystemCallCode<'_>,
     ) -> Result<CallStub, ArenaError> {
+        self.add_system_call_with(environment, target, code, [&[], &[]])
+    }
+
+    /// The same where the number is a constant and these programs run before the call and behind it: what of them is short stands in the stub,
+    /// and its hooks call it there.
+    ///
+    /// # Errors
+    /// [`ArenaError`]; the arena is as before, but for the gates.
+    pub fn add_system_call_with(
+        &mut self,
+        environment: &Environment,
+        target: &SystemCallTarget,
+        code: &SystemCallCode<'_>,
+        links: [&[CallLink]; 2],
+    ) -> Result<CallStub, ArenaError> {
         let call_gates = self.call_gates(environment, target)?;
-        let built = build_call_stub(code, target, call_gates, self.base + self.used)?;
-        self.check_room(built.stub.bytes.len() as u64)?;
-        self.put(&built.stub.bytes);
+        let gates = self.gates(environment)?;
+        let shared = Shared { environment, gates: &gates, bodies: &self.bodies };
+        let near = NearChains { shared, links };
+        let build = |at| build_call_stub(code, target, call_gates, &near, at);
+        let mut built = build(self.base + self.used)?;
+        let at = in_line(&built.stub);
+        if at != built.stub.address {
+            built = build(at)?;
+        }
+        self.put_at(at, &built.stub.bytes)?;
         Ok(built)
     }
 
@@ -184,9 +217,13 @@ impl Arena {
         }
         let gates = self.gates(environment)?;
         let shared = Shared { environment, gates: &gates, bodies: &self.bodies };
-        let chain = build_chain(shared, links, is_exit, self.base + self.used)?;
-        self.check_room(chain.bytes.len() as u64)?;
-        Ok(self.put(&chain.bytes))
+        let mut chain = build_chain(shared, links, is_exit, self.base + self.used)?;
+        let at = in_line(&chain);
+        if at != chain.address {
+            chain = build_chain(shared, links, is_exit, at)?;
+        }
+        self.put_at(at, &chain.bytes)?;
+        Ok(at)
     }
 
     /// Whom the hooks behind calls call whose number is no constant, while somebody wants the end of some call.
@@ -264,6 +301,15 @@ impl Arena {
             return Ok(());
         }
         Err(ArenaError::Full { base: self.base, wanted, free: self.free() })
+    }
+
+    /// Puts code that was made for address `at`, which is behind all there is.
+    fn put_at(&mut self, at: u64, code: &[u8]) -> Result<(), ArenaError> {
+        let start = at - self.base;
+        self.check_room(start - self.used + code.len() as u64)?;
+        self.used = start;
+        self.put(code);
+        Ok(())
     }
 
     fn put(&mut self, code: &[u8]) -> u64 {

@@ -10,8 +10,11 @@
 //! ```
 //!
 //! It takes rax = number or result, rcx = number (behind the call), r11 = where to go on when the call is skipped (before it). A
-//! call changes rcx and r11, so they are free. The stub sees to the flags. All else is as in the stubs of probes: slot, guard, and
+//! call changes rcx and r11, so they are free before it; behind it r11 is what the kernel has left there. The stub sees to the flags. All else is as in the stubs of probes: slot, guard, and
 //! no more saved than the programs change. Only words of a record that a program reads are there.
+//!
+//! Where programs need no slot and look at nothing, and change no more than a call does, there is no frame: rax waits in a register that
+//! is free. Such a chain is so short that it also stands in the stubs that call it, in the same cache line (see [`bare`]).
 //!
 //! What needs the whole `pt_regs` is no chain's: the gate calls the agent with it.
 
@@ -25,8 +28,8 @@ use beeline_abi::run::RunContext;
 use beeline_abi::system_call::{EnterRecord, ExitRecord, RawArguments};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, AsmRegister32, CodeAssembler, CodeLabel, dword_ptr, eax, ecx, qword_ptr, r8, r9, r10,
-    r11, rax, rcx, rdi, rdx, rsi, rsp,
+    AsmMemoryOperand, AsmRegister32, AsmRegister64, CodeAssembler, CodeLabel, dword_ptr, eax, ecx, qword_ptr,
+    r8, r9, r10, r11, rax, rbx, rcx, rdi, rdx, rsi, rsp,
 };
 use std::mem::offset_of;
 
@@ -78,7 +81,7 @@ pub const fn chain_len_max(links: usize) -> u64 {
     (640 + 512 * links) as u64
 }
 
-/// Bytes that a stub goes below the caller's stack pointer before it calls a chain: the red zone, and the flags.
+/// Bytes that a stub goes below the caller's stack pointer before it calls a chain: the red zone, a word, and the flags.
 pub(crate) const HOOK_BELOW: i32 = 144;
 
 /// Bytes of the contexts.
@@ -101,12 +104,12 @@ pub(crate) fn build_chain(
     finish(&mut asm, &Marks { return_point: None, displaced: Vec::new(), cold, sequences }, at)
 }
 
-/// Registers that nobody needs afterwards: a call changes both. The slot's finding changes rcx before a record gets it.
+/// Registers that nobody needs afterwards. The slot's finding changes rcx before a record gets it.
 fn free(links: &[CallLink], is_exit: bool) -> Registers {
     let reads_number = |link: &CallLink| link.code.needs.context.reads(NUMBER as u32);
     let rcx_is_free = !is_exit || !links.iter().any(reads_number);
-    // Where a call that is skipped goes on.
-    let r11_is_free = is_exit || !links.iter().any(|link| link.code.overrides);
+    // What the kernel leaves in it; where a call that is skipped goes on.
+    let r11_is_free = !is_exit && !links.iter().any(|link| link.code.overrides);
     let free = if rcx_is_free { Registers::NONE.with(rcx) } else { Registers::NONE };
     if r11_is_free { free.with(r11) } else { free }
 }
@@ -114,6 +117,35 @@ fn free(links: &[CallLink], is_exit: bool) -> Registers {
 /// Running these programs takes the slot. There is no return stack to think of behind a call.
 fn need_slot_at_calls(links: &[&LinkCode]) -> bool {
     links.iter().any(|&link| need_slot([&LinkCode { is_return: false, ..*link }]))
+}
+
+/// Where rax is kept while the programs of a chain run without a frame; none where they need one.
+fn kept_without_frame(links: &[CallLink], is_exit: bool, save: &SaveArea) -> Option<AsmRegister64> {
+    let free = free(links, is_exit);
+    let looks = links.iter().any(|link| link.code.uses.reads_context());
+    let changes_more = [rdx, rbx, rsi, rdi, r8, r9, r10, rcx, r11]
+        .into_iter()
+        .any(|register| save.changed.contains(register) && !free.contains(register));
+    let is_usable = |register: &AsmRegister64| free.contains(*register) && !save.changed.contains(*register);
+    [r11, rcx].into_iter().find(is_usable).filter(|_| !save.slot && !looks && !changes_more)
+}
+
+/// Writes the chain of `links` where a stub at `at` calls it, when it is short; whether it has.
+pub(crate) fn bare(
+    asm: &mut CodeAssembler,
+    shared: Shared<'_>,
+    links: &[CallLink],
+    is_exit: bool,
+    at: u64,
+) -> Result<bool, IcedError> {
+    if links.len() != 1 || !is_chain(links) {
+        return Ok(false);
+    }
+    let mut chain = Chain::new(asm, shared, links, is_exit, at);
+    match kept_without_frame(links, is_exit, &chain.phase.save) {
+        Some(kept) => chain.hot_without_frame(asm, kept).map(|()| true),
+        None => Ok(false),
+    }
 }
 
 /// A chain while it is written.
@@ -159,6 +191,9 @@ impl<'a> Chain<'a> {
     }
 
     fn hot(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        if let Some(kept) = kept_without_frame(self.links, self.is_exit, &self.phase.save) {
+            return self.hot_without_frame(asm, kept);
+        }
         self.phase.save.enter(asm)?;
         let alone = self.codes.len() == 1;
         if alone {
@@ -193,6 +228,21 @@ impl<'a> Chain<'a> {
         }
         asm.set_label(&mut self.plain)?;
         self.leave(asm)?;
+        asm.ret()
+    }
+
+    /// With rax in `kept` while programs run.
+    fn hot_without_frame(&mut self, asm: &mut CodeAssembler, kept: AsmRegister64) -> Result<(), IcedError> {
+        asm.mov(kept, rax)?;
+        let alone = self.codes.len() == 1;
+        if alone {
+            test_enabled_word(asm, self.phase.at, self.codes[0])?;
+            asm.je(self.plain)?;
+        }
+        let run: Vec<(&LinkCode, i32)> = self.codes.iter().map(|&code| (code, 0)).collect();
+        self.phase.call_with(asm, &run, ContextUse::NONE, !alone, |_, _| Ok(()))?;
+        asm.set_label(&mut self.plain)?;
+        asm.mov(rax, kept)?;
         asm.ret()
     }
 

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! before   (somebody wants the end: the slot notes stack pointer and number)
-//!          (somebody wants the beginning: on at SystemCalls::entered_at[number])
-//! behind   the slot's last call has this stack pointer? ─ yes ─▶ on at SystemCalls::left_at[number]
+//!          (somebody wants the beginning: on at CodeAt::before of the number)
+//! behind   the slot's last call has this stack pointer? ─ yes ─▶ on at CodeAt::behind of the number
 //!                       └ no; it has none ─▶ back, nobody wanted this call
 //!                       └ no; another: that of a handler that was left ─▶ gate: the agent searches
 //! ```
@@ -12,17 +12,19 @@
 //! The notes of a thread are made and taken without the guard: what a signal handler adds in between it takes away before it returns, and
 //! when it does not return the notes that it interrupted are nobody's any more.
 
-use crate::assemble::assembled;
+use crate::arena::{FILLER, LINE};
 use crate::chain::HOOK_BELOW;
 use crate::frame::SaveArea;
-use crate::phase::{Phase, Shared, slot_field};
+use crate::near;
+use crate::phase::{Phase, Shared};
 use crate::program_use::Registers;
 use crate::site_code::StubError;
-use beeline_abi::system_call::{NUMBERS, PENDING, PendingCall, SystemCalls};
+use beeline_abi::system_call::{CodeAt, NUMBERS, PENDING, PendingCall, SystemCalls};
 use beeline_abi::thread::ThreadSlot;
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, AsmRegister32, CodeAssembler, byte_ptr, cl, ecx, edx, qword_ptr, rax, rcx, rdx, rsp,
+    AsmMemoryOperand, AsmRegister64, CodeAssembler, cl, dword_ptr, eax, ecx, edx, qword_ptr, rax, rcx, rdx,
+    rsp,
 };
 use std::mem::offset_of;
 
@@ -36,11 +38,10 @@ pub(crate) struct Dispatch<'a> {
     pub(crate) gate: u64,
 }
 
-/// Bytes of a frame here: rax, rdx, what is wanted.
-const FRAME: i32 = 24;
+/// Bytes of a frame here: rax, rdx.
+const FRAME: i32 = 16;
 const RAX: i32 = 0;
 const RDX: i32 = 8;
-const WANTED: i32 = 16;
 /// From the frame to the caller's stack pointer.
 const TO_CALLER: i32 = FRAME + 8 + HOOK_BELOW;
 
@@ -48,108 +49,116 @@ impl Dispatch<'_> {
     /// Makes both for address `at`; gives the code and where it begins: before the call, behind it.
     pub(crate) fn build(&self, at: u64) -> Result<(Vec<u8>, [u64; 2]), StubError> {
         let wrap = |e: IcedError| StubError::Assembler { at, reason: e.to_string() };
-        let mut asm = CodeAssembler::new(64).map_err(wrap)?;
-        let enter = asm.instructions().len();
-        self.enter(&mut asm, at).map_err(wrap)?;
-        let exit = asm.instructions().len();
-        self.exit(&mut asm, at).map_err(wrap)?;
-        let (code, offsets) = assembled(&mut asm, &[enter, exit], at)?;
-        let address = |index: usize| at + u64::from(offsets.get(index).copied().unwrap_or_default());
-        Ok((code, [address(0), address(1)]))
+        let (mut code, mut starts) = (Vec::new(), [0; 2]);
+        for (start, is_exit) in starts.iter_mut().zip([false, true]) {
+            *start = (at + code.len() as u64).next_multiple_of(LINE);
+            code.resize((*start - at) as usize, FILLER);
+            let mut asm = CodeAssembler::new(64).map_err(wrap)?;
+            if is_exit { self.exit(&mut asm, *start) } else { self.enter(&mut asm, *start) }.map_err(wrap)?;
+            code.extend(asm.assemble(*start).map_err(wrap)?);
+        }
+        Ok((code, starts))
     }
 
     /// With rax = number, rcx = a byte of [`SystemCalls::wanted`], not 0, r11 = where to go on when the call is skipped.
     fn enter(&self, asm: &mut CodeAssembler, at: u64) -> Result<(), IcedError> {
         let (mut noted, mut back) = (asm.create_label(), asm.create_label());
-        asm.lea(rsp, qword_ptr(rsp - FRAME))?;
-        asm.mov(kept(RAX), rax)?;
-        asm.mov(kept(RDX), rdx)?;
-        asm.mov(kept(WANTED), rcx)?;
+        let (mut beyond, mut bounded) = (asm.create_label(), asm.create_label());
+        asm.push(rdx)?;
+        asm.push(rax)?;
         asm.test(cl, i32::from(SystemCalls::EXIT))?;
         asm.je(noted)?;
         let mut phase = self.phase(asm, at);
         phase.locate(asm)?;
-        asm.mov(rdx, slot_field(offset_of!(ThreadSlot, pending_top)))?;
-        asm.lea(rax, qword_ptr(rdx + 1))?;
-        asm.mov(slot_field(offset_of!(ThreadSlot, pending_top)), rax)?;
+        asm.mov(edx, top())?;
+        asm.inc(qword_ptr(top()))?;
         place(asm)?;
         asm.mov(rax, kept(RAX))?;
         asm.mov(pending(offset_of!(PendingCall, number)), rax)?;
         asm.lea(rax, qword_ptr(rsp + TO_CALLER))?;
         asm.mov(pending(offset_of!(PendingCall, sp)), rax)?;
         asm.set_label(&mut noted)?;
-        asm.mov(rax, kept(RAX))?;
-        asm.mov(rdx, kept(RDX))?;
-        asm.test(byte_ptr(rsp + WANTED), i32::from(SystemCalls::ENTER))?;
-        asm.je(back)?;
-        asm.mov(ecx, iced_x86::code_asm::eax)?;
-        bounded(asm, ecx)?;
-        asm.mov(rdx, self.calls + offset_of!(SystemCalls, entered_at) as u64)?;
-        asm.mov(rcx, qword_ptr(rdx + rcx * 8))?;
-        asm.mov(rdx, kept(RDX))?;
-        asm.test(rcx, rcx)?;
-        asm.je(back)?;
-        asm.lea(rsp, qword_ptr(rsp + FRAME))?;
+        asm.mov(ecx, dword_ptr(kept(RAX)))?;
+        asm.cmp(ecx, NUMBERS as i32)?;
+        asm.jae(beyond)?;
+        asm.set_label(&mut bounded)?;
+        self.code_at(asm, at, rdx)?;
+        asm.add(ecx, ecx)?;
+        asm.mov(rcx, qword_ptr(rdx + rcx * 8 + offset_of!(CodeAt, before) as i32))?;
+        asm.pop(rax)?;
+        asm.pop(rdx)?;
+        asm.jrcxz(back)?;
         asm.jmp(rcx)?;
         asm.set_label(&mut back)?;
-        asm.lea(rsp, qword_ptr(rsp + FRAME))?;
         asm.ret()?;
+        // Near enough for short jumps.
         phase.cold(asm)?;
         // Its end will not be known.
         asm.set_label(&mut phase.no_slot)?;
-        asm.jmp(noted)
+        asm.jmp(noted)?;
+        // Numbers that have no entry of their own share the last one.
+        asm.set_label(&mut beyond)?;
+        asm.mov(ecx, NUMBERS as u32)?;
+        asm.jmp(bounded)
     }
 
-    /// With rax = result, r11 = address behind the call.
+    /// With rax = result; r11 stays.
     fn exit(&self, asm: &mut CodeAssembler, at: u64) -> Result<(), IcedError> {
         let (mut other, mut back) = (asm.create_label(), asm.create_label());
-        asm.lea(rsp, qword_ptr(rsp - FRAME))?;
-        asm.mov(kept(RAX), rax)?;
-        asm.mov(kept(RDX), rdx)?;
+        let (mut beyond, mut bounded) = (asm.create_label(), asm.create_label());
+        asm.push(rdx)?;
+        asm.push(rax)?;
         let mut phase = self.phase(asm, at);
         phase.locate(asm)?;
-        asm.mov(rdx, slot_field(offset_of!(ThreadSlot, pending_top)))?;
-        asm.dec(rdx)?;
+        asm.mov(edx, top())?;
+        asm.dec(edx)?;
         place(asm)?;
         asm.lea(rax, qword_ptr(rsp + TO_CALLER))?;
         asm.cmp(pending(offset_of!(PendingCall, sp)), rax)?;
         asm.jne(other)?;
-        asm.mov(pending(offset_of!(PendingCall, sp)), 0)?;
-        asm.dec(slot_field(offset_of!(ThreadSlot, pending_top)))?;
-        asm.mov(
-            ecx,
-            iced_x86::code_asm::dword_ptr(rcx + rdx + pending_offset(offset_of!(PendingCall, number))),
-        )?;
-        asm.mov(edx, ecx)?;
+        asm.xor(eax, eax)?;
+        asm.mov(pending(offset_of!(PendingCall, sp)), rax)?;
+        asm.dec(qword_ptr(top()))?;
+        asm.mov(ecx, dword_ptr(pending(offset_of!(PendingCall, number))))?;
+        asm.cmp(ecx, NUMBERS as i32)?;
+        asm.jae(beyond)?;
+        asm.lea(edx, dword_ptr(rcx + rcx))?;
+        asm.set_label(&mut bounded)?;
         asm.bts(rcx, PendingCall::NOTED.trailing_zeros())?;
-        bounded(asm, edx)?;
-        asm.mov(rax, self.calls + offset_of!(SystemCalls, left_at) as u64)?;
-        asm.mov(rdx, qword_ptr(rax + rdx * 8))?;
-        asm.mov(rax, kept(RAX))?;
+        self.code_at(asm, at, rax)?;
+        asm.mov(rdx, qword_ptr(rax + rdx * 8 + offset_of!(CodeAt, behind) as i32))?;
         asm.test(rdx, rdx)?;
         asm.je(back)?;
+        asm.mov(rax, kept(RAX))?;
         asm.mov(kept(RAX), rdx)?;
         asm.mov(rdx, kept(RDX))?;
         asm.lea(rsp, qword_ptr(rsp + FRAME))?;
         // Signal handlers leave the red zone alone.
         asm.jmp(qword_ptr(rsp - (FRAME - RAX)))?;
         asm.set_label(&mut back)?;
-        asm.mov(rdx, kept(RDX))?;
-        asm.lea(rsp, qword_ptr(rsp + FRAME))?;
+        asm.pop(rax)?;
+        asm.pop(rdx)?;
         asm.ret()?;
-        asm.set_label(&mut other)?;
-        asm.cmp(pending(offset_of!(PendingCall, sp)), 0)?;
-        asm.mov(rax, kept(RAX))?;
-        asm.je(back)?;
-        asm.mov(rdx, kept(RDX))?;
-        asm.lea(rsp, qword_ptr(rsp + FRAME))?;
-        asm.mov(rcx, PendingCall::UNKNOWN)?;
-        asm.jmp(self.gate)?;
+        // Near enough for short jumps.
         phase.cold(asm)?;
         // Without a slot there are no notes.
         asm.set_label(&mut phase.no_slot)?;
-        asm.mov(rax, kept(RAX))?;
-        asm.jmp(back)
+        asm.jmp(back)?;
+        asm.set_label(&mut other)?;
+        asm.cmp(pending(offset_of!(PendingCall, sp)), 0)?;
+        asm.je(back)?;
+        asm.pop(rax)?;
+        asm.pop(rdx)?;
+        asm.mov(rcx, PendingCall::UNKNOWN)?;
+        asm.jmp(self.gate)?;
+        asm.set_label(&mut beyond)?;
+        asm.mov(edx, 2 * NUMBERS as u32)?;
+        asm.jmp(bounded)
+    }
+
+    /// `register` = the address of the code for all numbers.
+    fn code_at(&self, asm: &mut CodeAssembler, at: u64, register: AsmRegister64) -> Result<(), IcedError> {
+        near::address(asm, at, register, self.calls + offset_of!(SystemCalls, code) as u64)
     }
 
     /// What finds the slot.
@@ -175,28 +184,19 @@ fn kept(offset: i32) -> AsmMemoryOperand {
     qword_ptr(rsp + offset)
 }
 
-/// rdx = offset from the slot's first note of the one with the number in rdx.
-fn place(asm: &mut CodeAssembler) -> Result<(), IcedError> {
-    const _: () = assert!(PENDING.is_power_of_two());
-    asm.and(edx, PENDING as i32 - 1)?;
-    asm.shl(edx, size_of::<PendingCall>().trailing_zeros())
+/// The lower half of how many notes the slot at rcx has had, which is enough to find one.
+fn top() -> AsmMemoryOperand {
+    dword_ptr(rcx + offset_of!(ThreadSlot, pending_top) as i32)
 }
 
-fn pending_offset(field: usize) -> i32 {
-    (offset_of!(ThreadSlot, pending) + field) as i32
+/// rdx = an eighth of the offset from the slot's first note of the one with the number in edx.
+fn place(asm: &mut CodeAssembler) -> Result<(), IcedError> {
+    const _: () = assert!(PENDING.is_power_of_two() && size_of::<PendingCall>() == 16);
+    asm.and(edx, PENDING as i32 - 1)?;
+    asm.add(edx, edx)
 }
 
 /// A field of the note at rdx, of the slot at rcx.
 fn pending(field: usize) -> AsmMemoryOperand {
-    qword_ptr(rcx + rdx + pending_offset(field))
-}
-
-/// Numbers that have no entry of their own share the last one.
-fn bounded(asm: &mut CodeAssembler, number: AsmRegister32) -> Result<(), IcedError> {
-    let mut within = asm.create_label();
-    asm.cmp(number, NUMBERS as i32)?;
-    asm.jb(within)?;
-    asm.mov(number, NUMBERS as u32)?;
-    asm.set_label(&mut within)?;
-    asm.zero_bytes()
+    qword_ptr(rcx + rdx * 8 + (offset_of!(ThreadSlot, pending) + field) as i32)
 }

@@ -108,15 +108,17 @@ fn free_and_go(asm: &mut CodeAssembler) -> Result<(), IcedError> {
 fn left(asm: &mut CodeAssembler, gates: CallGates, leave: CodeLabel) -> Result<(), IcedError> {
     let (mut known, mut done) = (asm.create_label(), asm.create_label());
     go_below(asm)?;
-    asm.mov(r11, qword_ptr(rcx + BEHIND))?;
     asm.test(rax, rax)?;
     asm.jne(known)?;
     // A thread may begin here, with no note of the call: the agent looks closer.
     asm.mov(rcx, PendingCall::UNKNOWN)?;
     asm.call(gates.hooked[1])?;
+    // Not what stands behind a hook: the gate finds the address behind the call in the entry.
+    asm.nop()?;
     asm.jmp(done)?;
     asm.set_label(&mut known)?;
     asm.call(gates.dispatch[1])?;
+    asm.nop()?;
     asm.set_label(&mut done)?;
     asm.mov(r11, qword_ptr(rsp + KEPT))?;
     asm.jmp(leave)

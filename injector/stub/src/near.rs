@@ -19,6 +19,15 @@ pub(crate) fn address(
     if !reaches(at, address) {
         return asm.mov(register, address);
     }
+    reference(asm, register, address)
+}
+
+/// `register` = `address`, which is in reach: seven bytes, the last four of which are the distance from behind them.
+pub(crate) fn reference(
+    asm: &mut CodeAssembler,
+    register: AsmRegister64,
+    address: u64,
+) -> Result<(), IcedError> {
     asm.add_instruction(Instruction::with2(Code::Lea_r64_m, Register::from(register), operand(address))?)
 }
 

@@ -125,8 +125,9 @@ impl<'a> Phase<'a> {
         let claim = asm.create_label();
         match self.environment.thread_key {
             ThreadKey::FsSelf => {
-                // Into rdx: into rax, the address would take eight bytes.
-                asm.mov(rdx, qword_ptr(0u64).fs())?;
+                // Three bytes less than with the address in the instruction.
+                asm.xor(ecx, ecx)?;
+                asm.mov(rdx, qword_ptr(rcx).fs())?;
             }
             ThreadKey::FsBase => {
                 asm.rdfsbase(rdx)?;

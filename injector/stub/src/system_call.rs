@@ -13,16 +13,21 @@
 //! - or, where programs want a whole `pt_regs` or the agent has to know of the call, the arena's gate, which makes a `pt_regs` on
 //!   the stack and calls the agent with it. Afterwards registers come from there: programs may change a call's arguments.
 //!
-//! A number that is no constant is looked up at the call, by `jrcxz`, which leaves the flags alone; then see
+//! A number that is no constant is looked up at the call; then see
 //! [`dispatch`](crate::dispatch).
 //!
 //! A call changes rcx and r11 and keeps the flags. So the stub uses these registers, and saves the flags only where somebody behind
 //! the call looks at them. Behind the call the two are what the kernel leaves, unless the call was skipped;
 //! the status flags in r11 are those of the stub where nobody looks at flags.
 //!
+//! Where nobody looks at the flags and the number is no constant, the carry flag is set over a call whose end nobody wants: nothing is
+//! looked up behind it. It only ever spares work. In a call that began before there was a stub it is anything, and where it is clear a note is
+//! looked for that is not there.
+//!
 //! ```text
 //!   │ the caller's stack            │ ◀ its stack pointer
-//!   │ red zone, and what the hook keeps
+//!   │ red zone, a word; flags, or what the stub keeps
+//!   │ the hook's return address, a word
 //!   │ return address of the gate    │
 //!   ├───────────────────────────────┤
 //!   │ status flags, slot            │
@@ -31,10 +36,11 @@
 
 use crate::arena::{ALIGNMENT, FILLER};
 use crate::assemble::{assembled, finish_copy};
-use crate::chain::HOOK_BELOW;
+use crate::chain::{CallLink, HOOK_BELOW, bare};
 use crate::dispatch::Dispatch;
 use crate::displaced::{Around, Moved, displace_around, reaches};
 use crate::gates::Gates;
+use crate::near;
 use crate::phase::{Shared, call, home_slot, slot_field};
 use crate::site_code::{Environment, Stub, StubError, ThreadKey};
 use beeline_abi::regs::PtRegs;
@@ -43,8 +49,8 @@ use beeline_abi::system_call::{Hooks, SystemCalls};
 use beeline_abi::thread::ThreadSlot;
 use beeline_site::SitePlan;
 use iced_x86::code_asm::{
-    AsmRegister64, CodeAssembler, CodeLabel, al, ax, byte_ptr, eax, ecx, edx, qword_ptr, r8, r9, r10, r11,
-    r11d, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp,
+    AsmRegister64, CodeAssembler, CodeLabel, al, ax, byte_ptr, cl, dword_ptr, eax, ecx, edx, qword_ptr, r8,
+    r9, r10, r11, r11d, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp, word_ptr,
 };
 use iced_x86::{IcedError, Instruction, Mnemonic};
 use std::mem::offset_of;
@@ -99,7 +105,7 @@ pub const SYSTEM_CALL_STUB_MAX: u64 = 448;
 /// What the gates of an arena are not longer than.
 pub const SYSTEM_CALL_GATES_MAX: u64 = 2560;
 
-/// From the stack pointer of a hook to the word that it leaves free: on top of it are the red zone, below it the flags.
+/// From the stack pointer of a hook to the word that hooks leave free: on top of it are the red zone, below it the flags, or what the stub keeps.
 pub(crate) const KEPT: i32 = 8;
 /// From the caller's stack pointer to the word with the gate's return address: what the hook keeps, its return address, one word.
 const BELOW: i32 = HOOK_BELOW + 16;
@@ -177,12 +183,32 @@ fn hooked_enter(asm: &mut CodeAssembler, gate: CodeLabel) -> Result<(), IcedErro
     asm.jmp(known)
 }
 
-/// What a hook behind a call calls, with rcx = number, r11 = address behind the call.
+/// What a hook behind a call calls, with rcx = number. The hook is followed by `lea behind(%rip),%rcx`, which tells the address behind the call.
+/// Where it is not, the hook's free word is the address of that of the call's slot (see [`dispatched`](crate::dispatched)).
 fn hooked_exit(asm: &mut CodeAssembler, gate: CodeLabel) -> Result<(), IcedError> {
+    /// Bytes of that instruction, of it before the distance, and two of these.
+    const REFERENCE: (i32, i32) = (7, 3);
+    const OPCODE: u32 = 0x0d8d;
+    let (mut in_slot, mut known) = (asm.create_label(), asm.create_label());
     asm.lea(rsp, qword_ptr(rsp - 8))?;
+    asm.mov(qword_ptr(rsp), r11)?;
+    asm.mov(r11, qword_ptr(rsp + 8))?;
+    asm.cmp(word_ptr(r11 + 1), OPCODE)?;
+    asm.jne(in_slot)?;
+    asm.push(rax)?;
+    asm.movsxd(rax, dword_ptr(r11 + REFERENCE.1))?;
+    asm.lea(r11, qword_ptr(r11 + rax + REFERENCE.0))?;
+    asm.pop(rax)?;
+    asm.set_label(&mut known)?;
     asm.call(gate)?;
+    asm.mov(r11, qword_ptr(rsp))?;
     asm.lea(rsp, qword_ptr(rsp + 8))?;
-    asm.ret()
+    asm.ret()?;
+    asm.set_label(&mut in_slot)?;
+    // Past the word with r11, and the return address.
+    asm.mov(r11, qword_ptr(rsp + (16 + KEPT)))?;
+    asm.mov(r11, qword_ptr(r11))?;
+    asm.jmp(known)
 }
 
 /// One gate while it is written. It takes rax = number or result, rcx = number (behind the call with what a [`PendingCall`](beeline_abi::system_call::PendingCall) adds), r11 =
@@ -387,15 +413,28 @@ struct Windows<'a> {
     code: &'a SystemCallCode<'a>,
     target: &'a SystemCallTarget,
     gates: CallGates,
+    /// Where the stub will be.
+    at: u64,
     /// Index of what is behind the displaced call.
     behind: Option<usize>,
     /// Indexes of the hooks.
     hooks: [Option<usize>; 2],
     /// Where the hook before the call goes on when that is skipped, and what is there.
     skip: Option<(CodeLabel, Skipped)>,
+    /// Indexes of chains that stand in the stub, for its hooks to call.
+    chains: [Option<usize>; 2],
 }
 
-impl Windows<'_> {
+impl<'a> Windows<'a> {
+    fn new(code: &'a SystemCallCode<'a>, target: &'a SystemCallTarget, gates: CallGates, at: u64) -> Self {
+        Windows { code, target, gates, at, behind: None, hooks: [None; 2], skip: None, chains: [None; 2] }
+    }
+
+    /// The carry flag is set over the call when nobody wants its end.
+    fn carries(&self) -> bool {
+        self.code.number.is_none() && self.code.flags_dead
+    }
+
     fn go_on(&self, asm: &mut CodeAssembler, skipped: Skipped) -> Result<(), IcedError> {
         match skipped {
             Skipped::Copy(behind) => asm.jmp(behind),
@@ -407,38 +446,57 @@ impl Windows<'_> {
     fn enter(&mut self, asm: &mut CodeAssembler, skipped: Skipped) -> Result<(), IcedError> {
         let (skip, mut plain) = (asm.create_label(), asm.create_label());
         self.skip = Some((skip, skipped));
-        if self.code.number.is_none() {
-            // The lower half of the number is enough to know that nobody wants it.
-            asm.mov(rcx, self.target.calls + offset_of!(SystemCalls, wanted) as u64)?;
-            asm.movzx(r11d, ax)?;
-            asm.movzx(ecx, byte_ptr(rcx + r11))?;
+        if self.code.number.is_some() {
+            asm.lea(r11, qword_ptr(skip))?;
+            self.enter_hook(asm)?;
+            self.hook(asm, 0)?;
+            return self.leave_hook(asm);
+        }
+        // The lower half of the number is enough to know that nobody wants it.
+        near::address(asm, self.at, rcx, self.target.calls + offset_of!(SystemCalls, wanted) as u64)?;
+        asm.movzx(r11d, ax)?;
+        asm.movzx(ecx, byte_ptr(rcx + r11))?;
+        if self.carries() {
+            asm.cmp(cl, 1)?;
+            asm.jb(plain)?;
+        } else {
             asm.jrcxz(plain)?;
         }
         asm.lea(r11, qword_ptr(skip))?;
         self.enter_hook(asm)?;
-        if self.code.number.is_some() {
-            self.hook(asm, 0)?;
-        } else {
-            asm.call(self.gates.dispatch[0])?;
+        if self.carries() {
+            asm.mov(dword_ptr(rsp), ecx)?;
         }
-        self.leave_hook(asm)?;
+        asm.call(self.gates.dispatch[0])?;
+        self.leave_enter(asm)?;
         asm.set_label(&mut plain)?;
         asm.zero_bytes()
     }
 
+    /// Behind the hook before a call: what of the call is wanted stands where flags are kept otherwise.
+    fn leave_enter(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        if !self.carries() {
+            return self.leave_hook(asm);
+        }
+        asm.cmp(byte_ptr(rsp), i32::from(SystemCalls::EXIT))?;
+        asm.lea(rsp, qword_ptr(rsp + HOOK_BELOW))
+    }
+
     /// Runs the programs of the end.
     fn exit(&mut self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
+        let mut plain = asm.create_label();
         if let Some(number) = self.code.number {
             asm.mov(ecx, number)?;
+        } else if self.carries() {
+            asm.jb(plain)?;
         }
         self.enter_hook(asm)?;
-        // What the kernel leaves in it.
-        asm.mov(qword_ptr(rsp + KEPT), r11)?;
-        asm.mov(r11, self.code.behind())?;
         self.hook(asm, 1)?;
-        asm.mov(rcx, self.code.behind())?;
-        asm.mov(r11, qword_ptr(rsp + KEPT))?;
-        self.leave_hook(asm)
+        // What the kernel leaves in it. The gate reads the address here, too.
+        near::reference(asm, rcx, self.code.behind())?;
+        self.leave_hook(asm)?;
+        asm.set_label(&mut plain)?;
+        asm.zero_bytes()
     }
 
     /// The hook before the call, or behind it.
@@ -447,10 +505,10 @@ impl Windows<'_> {
         asm.db(&[0x0f, 0x1f, 0x44, 0x00, 0x00])
     }
 
-    /// Below the red zone, with the flags saved where they are looked at.
+    /// Below the red zone; with the flags saved where they are looked at.
     fn enter_hook(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         if self.code.flags_dead {
-            return asm.lea(rsp, qword_ptr(rsp - HOOK_BELOW));
+            return asm.sub(rsp, HOOK_BELOW);
         }
         asm.lea(rsp, qword_ptr(rsp - (HOOK_BELOW - 8)))?;
         asm.pushfq()
@@ -459,10 +517,21 @@ impl Windows<'_> {
     /// Back to the caller's stack pointer and flags.
     fn leave_hook(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         if self.code.flags_dead {
-            return asm.lea(rsp, qword_ptr(rsp + HOOK_BELOW));
+            return asm.add(rsp, HOOK_BELOW);
         }
         asm.popfq()?;
         asm.lea(rsp, qword_ptr(rsp + (HOOK_BELOW - 8)))
+    }
+
+    /// The chains that stand in the stub.
+    fn chains(&mut self, asm: &mut CodeAssembler, near: &NearChains<'_>) -> Result<(), IcedError> {
+        for (index, links) in near.links.into_iter().enumerate() {
+            let start = asm.instructions().len();
+            if self.hooks[index].is_some() && bare(asm, near.shared, links, index == 1, self.at)? {
+                self.chains[index] = Some(start);
+            }
+        }
+        Ok(())
     }
 
     /// What runs when a call is skipped.
@@ -470,7 +539,7 @@ impl Windows<'_> {
         if let Some((mut skip, skipped)) = self.skip {
             asm.db(&self.code.behind().to_le_bytes())?;
             asm.set_label(&mut skip)?;
-            self.leave_hook(asm)?;
+            self.leave_enter(asm)?;
             self.go_on(asm, skipped)?;
         }
         // What assembles to nothing has no offset: this has one, and never runs.
@@ -520,6 +589,13 @@ pub struct CallStub {
     pub behind: u32,
 }
 
+/// The programs of a call whose number is a constant, before it and behind it. Their chains stand in the stub, where they are short enough.
+#[derive(Clone, Copy)]
+pub(crate) struct NearChains<'a> {
+    pub(crate) shared: Shared<'a>,
+    pub(crate) links: [&'a [CallLink]; 2],
+}
+
 /// Makes the code of a window for address `at`.
 ///
 /// # Errors
@@ -528,6 +604,7 @@ pub(crate) fn build_call_stub(
     code: &SystemCallCode<'_>,
     target: &SystemCallTarget,
     gates: CallGates,
+    near: &NearChains<'_>,
     at: u64,
 ) -> Result<CallStub, StubError> {
     let wrap = |e: IcedError| StubError::Assembler { at, reason: e.to_string() };
@@ -537,18 +614,21 @@ pub(crate) fn build_call_stub(
         }
     }
     let mut asm = CodeAssembler::new(64).map_err(wrap)?;
-    let mut windows = Windows { code, target, gates, behind: None, hooks: [None; 2], skip: None };
+    let mut windows = Windows::new(code, target, gates, at);
     let mut displaced = displace_around(&mut asm, code.plan, code.address, at, &mut windows)?;
     // Found before the place of the same address that is behind the programs.
     displaced.sort_by_key(|moved| moved.index);
+    windows.chains(&mut asm, near).map_err(wrap)?;
     let cold = asm.instructions().len();
     windows.cold(&mut asm).map_err(wrap)?;
-    let marked = windows.hooks.into_iter().flatten().collect();
+    let marked = [windows.hooks, windows.chains].into_iter().flatten().flatten().collect();
     let (mut stub, marked) = finish_copy(&mut asm, displaced, cold, marked, at)?;
     let mut marked = marked.into_iter();
-    let hooks = windows.hooks.map(|hook| hook.and_then(|_| marked.next()));
-    for (offset, target) in hooks.into_iter().zip(code.hooked) {
-        let Some((offset, target)) = offset.zip(target) else { continue };
+    let mut offset = |mark: Option<usize>| mark.and_then(|_| marked.next());
+    let (hooks, chains) = (windows.hooks.map(&mut offset), windows.chains.map(&mut offset));
+    for index in [0, 1] {
+        let target = chains[index].map(|chain| at + u64::from(chain)).or(code.hooked[index]);
+        let Some((offset, target)) = hooks[index].zip(target) else { continue };
         let at = at + u64::from(offset);
         let bytes = hook(at, Some(target)).ok_or(StubError::OutOfRange { at, target })?;
         if let Some(place) = stub.bytes.get_mut(offset as usize..offset as usize + HOOK_LEN) {

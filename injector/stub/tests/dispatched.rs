@@ -28,8 +28,13 @@ fn words(at: *const u64, count: usize) -> Vec<u64> {
 /// Ends for which the agent was asked.
 static SEARCHED: AtomicU64 = AtomicU64::new(0);
 
+/// The instruction pointer that the agent saw last.
+static BEHIND: AtomicU64 = AtomicU64::new(0);
+
 /// The agent's part behind a call: counts those whose number has to be searched for.
-extern "sysv64" fn searched(_: *mut PtRegs, _: *mut ThreadSlot, _: *const SystemCalls, number: u64) {
+extern "sysv64" fn searched(registers: *mut PtRegs, _: *mut ThreadSlot, _: *const SystemCalls, number: u64) {
+    // SAFETY: the gate's frame.
+    BEHIND.store(unsafe { (*registers).ip }, Ordering::Relaxed);
     SEARCHED.fetch_add(u64::from(number == PendingCall::UNKNOWN), Ordering::Relaxed);
 }
 
@@ -56,11 +61,12 @@ impl Handed {
         let environment = world.environment;
         for (is_exit, links) in [false, true].into_iter().zip(links).filter(|(_, links)| !links.is_empty()) {
             let made = world.arena.add_chain(&environment, &target, links, is_exit, false).unwrap();
-            let (code, bit) = match is_exit {
-                false => (&mut calls.entered_at, SystemCalls::ENTER),
-                true => (&mut calls.left_at, SystemCalls::EXIT),
+            let code = &mut calls.code[number as usize];
+            let (place, bit) = match is_exit {
+                false => (&mut code.before, SystemCalls::ENTER),
+                true => (&mut code.behind, SystemCalls::EXIT),
             };
-            code[number as usize] = made;
+            *place = made;
             calls.wanted[number as usize] |= bit;
         }
         let made = world.arena.add_dispatched(&environment, &target).unwrap();
@@ -160,5 +166,12 @@ fn behind_a_result_of_0_the_agent_is_asked() {
     let uid = unsafe { libc::getuid() };
     assert_eq!(world.call(handed.function, 0, 0) & !0xff, u64::from(uid) & !0xff);
     assert_eq!(SEARCHED.load(Ordering::Relaxed) - before, u64::from(uid == 0));
+    if uid == 0 {
+        assert_eq!(
+            BEHIND.load(Ordering::Relaxed),
+            words(handed.entry, 1)[0],
+            "it is told where the call was"
+        );
+    }
     assert_eq!(handed.threads(), 0);
 }

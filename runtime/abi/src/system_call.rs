@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ProcessBlock::system_calls ─▶ SystemCalls:   wanted                a byte for each number, not 0 = somebody wants it
-//!                                              entered_at │ left_at  the code for each number
+//!                                              code                  for each number
 //!                                              entered │ left        a list for each number
 //!                                              links ─▶ [address of a LinkRuntime], the lists one behind the other
 //! ```
@@ -39,16 +39,24 @@ pub struct List {
     pub count: u32,
 }
 
+/// The code for a number. Both words lie in one cache line.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CodeAt {
+    /// Address of what is to be called before a call; 0 = nothing.
+    pub before: u64,
+    /// Behind it.
+    pub behind: u64,
+}
+
 /// Which programs run at which calls.
 #[repr(C)]
 #[derive(Debug)]
 pub struct SystemCalls {
     /// [`SystemCalls::ENTER`] and [`SystemCalls::EXIT`].
     pub wanted: [u8; WANTED_LEN],
-    /// Addresses of the code to be called before a call, by its number; 0 = none.
-    pub entered_at: [u64; NUMBERS + 1],
-    /// Addresses of the code to be called behind a call, by its number; 0 = none.
-    pub left_at: [u64; NUMBERS + 1],
+    /// What is to be called for a number.
+    pub code: [CodeAt; NUMBERS + 1],
     /// Address of the addresses of [`LinkRuntime`](crate::link::LinkRuntime)s.
     pub links: u64,
     /// Who runs before a call, by its number.
@@ -65,7 +73,8 @@ impl SystemCalls {
     pub const EXIT: u8 = 2;
 }
 
-const _: () = assert!(core::mem::offset_of!(SystemCalls, entered_at) == WANTED_LEN);
+const _: () = assert!(size_of::<CodeAt>() == 16);
+const _: () = assert!(core::mem::offset_of!(SystemCalls, code) == WANTED_LEN);
 const _: () = assert!(size_of::<SystemCalls>() == WANTED_LEN + 8 + 32 * (NUMBERS + 1));
 
 /// The last bytes of a stub at a system call: where its hooks are, which call the programs.

@@ -137,6 +137,25 @@ impl Builder<'_> {
         Ok(Some(made))
     }
 
+    /// Whose chains may stand in the stub of a call with this number: before it, behind it.
+    fn near(
+        &mut self,
+        arena: &mut Arena,
+        number: Option<u32>,
+        entries: &mut HashMap<u32, u64>,
+    ) -> Result<[Vec<CallLink>; 2], TargetRefused> {
+        let mut near = [Vec::new(), Vec::new()];
+        let Some(number) = number else { return Ok(near) };
+        for (links, is_exit) in near.iter_mut().zip([false, true]) {
+            if !self.calls.concern_agent(number, is_exit) {
+                let wanted = self.calls.at(number, is_exit).into_iter();
+                *links =
+                    wanted.map(|index| self.call_link(arena, index, entries)).collect::<Result<_, _>>()?;
+            }
+        }
+        Ok(near)
+    }
+
     /// A link of system calls as the code in `arena` runs it.
     fn call_link(
         &mut self,
@@ -211,7 +230,10 @@ impl Builder<'_> {
             hooked,
         };
         let target = self.call_target();
-        let CallStub { stub, behind } = match arena.add_system_call(&self.environment(), &target, &code) {
+        let near = self.near(arena, planned.number, entries)?;
+        let near = [near[0].as_slice(), near[1].as_slice()];
+        let made = arena.add_system_call_with(&self.environment(), &target, &code, near);
+        let CallStub { stub, behind } = match made {
             Ok(made) => made,
             Err(error) => return Ok(Err(error.to_string())),
         };
