@@ -112,8 +112,9 @@ fn they_come_and_go_under_load() {
 /// Calls at which programs could run so far, of which none were missed; none when the process's are not dispatched.
 fn dispatched(store: &Store, pid: &str) -> Option<u64> {
     let listed = store.json(&["-v", "ps"]);
+    let pid: u64 = pid.parse().expect("a number");
     let mut processes = listed.as_array().expect("a list").iter();
-    let found = &processes.find(|it| it["pid"].to_string() == pid)?["system_calls"]["dispatched"];
+    let found = &processes.find(|it| it["pid"] == pid)?["system_calls"]["dispatched"];
     assert_eq!(found["missed"].as_u64().unwrap_or(0), 0, "{listed}");
     found["calls"].as_u64()
 }
