@@ -283,7 +283,8 @@ pub(super) fn note_mask(guard: &Guard, registers: &PtRegs) {
     const BLOCK: u32 = 0;
     const UNBLOCK: u32 = 1;
     const SET: u32 = 2;
-    let (Some(dispatch), Some(thread)) = (dispatch_of(guard), thread_pointer()) else { return };
+    let Some(dispatch) = dispatch_of(guard) else { return };
+    let Some(thread) = thread_pointer() else { return };
     let entry = blocking(dispatch, thread);
     let before = entry.is_some_and(|entry| entry.load(Relaxed) & BlockingBits::NOW != 0);
     let given = if registers.si == 0 { None } else { read::<1>(guard, registers.si) };
@@ -308,7 +309,8 @@ pub(super) fn note_mask(guard: &Guard, registers: &PtRegs) {
 
 /// Behind it: the former mask is what the thread thinks that it was.
 pub(super) fn show_mask(guard: &Guard, registers: &PtRegs) {
-    let (Some(dispatch), Some(thread)) = (dispatch_of(guard), thread_pointer()) else { return };
+    let Some(dispatch) = dispatch_of(guard) else { return };
+    let Some(thread) = thread_pointer() else { return };
     let Some(entry) = blocking(dispatch, thread) else { return };
     let word = entry.load(Relaxed);
     let before = word & BlockingBits::BEFORE != 0;
@@ -324,7 +326,7 @@ pub(super) fn show_mask(guard: &Guard, registers: &PtRegs) {
     entry.store(if now { thread | BlockingBits::NOW } else { 0 }, Relaxed);
 }
 
-/// By it threads are told apart; none where one has no pointer that can stand in the list.
+/// By it threads are told apart; none where one has no pointer that can stand in the list. Only where calls are dispatched.
 fn thread_pointer() -> Option<u64> {
     let pointer: u64;
     // SAFETY: the injector has made sure that processes may (`HWCAP2_FSGSBASE`).
