@@ -50,6 +50,17 @@ pub fn have(programs: &[&str]) -> bool {
     missing.is_empty()
 }
 
+/// True when this kernel lets a tracer set the dispatch of system calls, which `--complete` needs (from 6.4 on); says when it does not.
+pub fn can_be_complete() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split('.').map_while(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < (6, 4) {
+        eprintln!("skipped: --complete needs Linux 6.4, this is {}", release.trim());
+    }
+    version >= (6, 4)
+}
+
 fn compiled_dir() -> PathBuf {
     let dir = build_dir().join("end-to-end");
     std::fs::create_dir_all(&dir).expect("target folder is writable");

@@ -1,7 +1,9 @@
 //! `--complete`: system calls of code that is made at run time. What they are is compared with strace's in `same_calls`; here is that no
 //! process is harmed, whatever it does with the signal, and whenever commands come, go and are killed.
 
-use beeline_tests::{Store, Target, comes, have, object, our_mappings, rounds, target, text_of};
+use beeline_tests::{
+    Store, Target, can_be_complete, comes, have, object, our_mappings, rounds, target, text_of,
+};
 use beeline_watchdog::Watchdog;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -28,6 +30,9 @@ fn said(command: &mut Command) -> (String, Option<i32>, Option<i32>) {
 
 #[test]
 fn programs_do_what_they_do_without() {
+    if !can_be_complete() {
+        return;
+    }
     let (program, store) = (generated(), store());
     for words in [
         &["kinds"][..],
@@ -52,6 +57,9 @@ fn programs_do_what_they_do_without() {
 /// As on a kernel that does not know of it: nobody could tell whose a call is.
 #[test]
 fn no_calls_are_handed_to_the_process_itself() {
+    if !can_be_complete() {
+        return;
+    }
     let (program, store) = (generated(), store());
     assert_eq!(said(Command::new(&program).arg("dispatches")).0, "-1\n0\nanother's handed 1\n0\n1\n0\n");
     let arguments = ["start", "--complete", "--", &program, "dispatches"];
@@ -60,6 +68,9 @@ fn no_calls_are_handed_to_the_process_itself() {
 
 #[test]
 fn static_programs_and_go() {
+    if !can_be_complete() {
+        return;
+    }
     let store = store();
     let program = target(SOURCE, "static", "gcc", &["-static"]).to_string_lossy().into_owned();
     let expected = said(Command::new(&program).arg("kinds"));
@@ -89,6 +100,9 @@ fn started(words: &[&str]) -> Target {
 /// Probes come and go while threads make such calls at full speed; what stands behind libc's code is as before.
 #[test]
 fn they_come_and_go_under_load() {
+    if !can_be_complete() {
+        return;
+    }
     let (target, store) = (started(&["loop", "6"]), store());
     let pid = target.pid();
     let watchdog = Watchdog::new("--complete comes and goes");
@@ -121,6 +135,9 @@ fn dispatched(store: &Store, pid: &str) -> Option<u64> {
 
 #[test]
 fn a_wait_that_began_before_and_one_that_ends_after() {
+    if !can_be_complete() {
+        return;
+    }
     let (mut target, store) = (started(&["wait"]), store());
     store.ok(&["attach", "--complete", &target.pid()]);
     assert_eq!(target.line(), "0 whole");
@@ -136,6 +153,9 @@ fn a_wait_that_began_before_and_one_that_ends_after() {
 /// A thread that blocks all signals is traced like any other, and blocks them all again.
 #[test]
 fn threads_that_block_the_signal() {
+    if !can_be_complete() {
+        return;
+    }
     let (target, store) = (started(&["blocked"]), store());
     let pid = target.pid();
     let mask = || {
@@ -155,6 +175,9 @@ fn threads_that_block_the_signal() {
 /// Threads that block all signals for a moment, as each that makes another does, block none afterwards.
 #[test]
 fn masks_that_change_while_probes_come_and_go() {
+    if !can_be_complete() {
+        return;
+    }
     let (target, store) = (started(&["creators"]), store());
     let pid = target.pid();
     for _ in 0..rounds(15) {
@@ -168,6 +191,9 @@ fn masks_that_change_while_probes_come_and_go() {
 /// returns to stays until it has.
 #[test]
 fn calls_that_are_returned_to_from_out_of_sight() {
+    if !can_be_complete() {
+        return;
+    }
     for way in ["1", "2"] {
         let store = store();
         let mut target = Target::spawn(&mut store.command(&[
@@ -197,6 +223,9 @@ fn calls_that_are_returned_to_from_out_of_sight() {
 /// A child that shares its maker's memory, and is no thread of it, goes on when that is detached.
 #[test]
 fn a_process_beside() {
+    if !can_be_complete() {
+        return;
+    }
     let (target, store) = (started(&["beside"]), store());
     let pid = target.pid();
     for _ in 0..3 {
@@ -209,6 +238,9 @@ fn a_process_beside() {
 
 #[test]
 fn threads_that_end_in_their_calls_leave_their_slots() {
+    if !can_be_complete() {
+        return;
+    }
     let store = store();
     let command = ["start", "--no-follow", "--complete", "--", &generated(), "ends", "400"];
     let mut target = Target::spawn(&mut store.command(&command));
@@ -220,6 +252,9 @@ fn threads_that_end_in_their_calls_leave_their_slots() {
 
 #[test]
 fn many_threads_wait_in_one_call() {
+    if !can_be_complete() {
+        return;
+    }
     let (mut target, store) = (started(&["waiters", "150"]), store());
     let pid = target.pid();
     for _ in 0..2 {
@@ -232,6 +267,9 @@ fn many_threads_wait_in_one_call() {
 
 #[test]
 fn commands_killed_at_any_moment() {
+    if !can_be_complete() {
+        return;
+    }
     let (target, store) = (started(&["loop", "3"]), store());
     let pid = target.pid();
     let watchdog = Watchdog::new("--complete and killed commands");
@@ -265,6 +303,9 @@ fn commands_killed_at_any_moment() {
 /// A follower holds none of these signals either.
 #[test]
 fn a_follower_killed_while_calls_are_made() {
+    if !can_be_complete() {
+        return;
+    }
     let (target, store) = (started(&["loop", "3"]), store());
     let pid = target.pid();
     for _ in 0..rounds(6) {
@@ -280,6 +321,9 @@ fn a_follower_killed_while_calls_are_made() {
 
 #[test]
 fn breakpoints_as_well() {
+    if !can_be_complete() {
+        return;
+    }
     let (program, store) = (generated(), store());
     let breakpoints = target("injector/inject/tests/breakpoints/target.c", "glibc", "gcc", &[]);
     let place = format!("{}:looped", breakpoints.display());
@@ -308,6 +352,9 @@ fn breakpoints_as_well() {
 /// What a program changes it changes here, too.
 #[test]
 fn calls_are_changed_and_skipped() {
+    if !can_be_complete() {
+        return;
+    }
     let store = Store::new();
     let object = object("tests/programs/system_calls.bpf.c");
     store.ok(&["load", "--allow-override", &object.to_string_lossy()]);
@@ -318,6 +365,9 @@ fn calls_are_changed_and_skipped() {
 
 #[test]
 fn what_cannot_be_complete_is_refused() {
+    if !can_be_complete() {
+        return;
+    }
     let store = store();
     let mut target = started(&["paused"]);
     let message = store.fails(&["attach", "--complete", &target.pid()]);

@@ -3,7 +3,9 @@
 //! `BEELINE_SOAK` is the number of cycles; CI runs a few on each. How long the threads stood still is printed.
 
 use beeline_tests::servers::{self, Load, Server};
-use beeline_tests::{Store, Target, gcc, have, load_counts, object, our_mappings, rounds, text_of};
+use beeline_tests::{
+    Store, Target, can_be_complete, gcc, have, load_counts, object, our_mappings, rounds, text_of,
+};
 use beeline_watchdog::Watchdog;
 use serde_json::Value;
 use std::path::Path;
@@ -223,28 +225,28 @@ fn cycles_on_go() {
 
 #[test]
 fn complete_on_nginx() {
-    if have(&["nginx", "wrk"]) {
+    if can_be_complete() && have(&["nginx", "wrk"]) {
         complete_cycles("nginx, --complete", servers::nginx(4).0);
     }
 }
 
 #[test]
 fn complete_on_node() {
-    if have(&["node", "wrk"]) {
+    if can_be_complete() && have(&["node", "wrk"]) {
         complete_cycles("node, --complete", servers::node());
     }
 }
 
 #[test]
 fn complete_on_java() {
-    if have(&["java", "javac", "wrk"]) {
+    if can_be_complete() && have(&["java", "javac", "wrk"]) {
         complete_cycles("java, --complete", servers::java());
     }
 }
 
 #[test]
 fn complete_on_go() {
-    if have(&["go", "wrk"]) {
+    if can_be_complete() && have(&["go", "wrk"]) {
         complete_cycles("go, --complete", servers::go());
     }
 }

@@ -2,7 +2,7 @@
 
 use super::calls::Call;
 use super::{Folder, Images, command, compare_with, same, same_but_memory, same_but_waiting};
-use beeline_tests::{have, target};
+use beeline_tests::{can_be_complete, have, target};
 
 const COMPLETE: &[&str] = &["--complete"];
 
@@ -12,7 +12,7 @@ fn generated() -> String {
 
 #[test]
 fn calls_of_made_code() {
-    if !have(&["strace"]) {
+    if !have(&["strace"]) || !can_be_complete() {
         return;
     }
     let folder = Folder::new("made");
@@ -26,7 +26,7 @@ fn calls_of_made_code() {
 /// Without the option they are not seen: it is what makes the difference.
 #[test]
 fn without_the_option() {
-    if !have(&["strace"]) {
+    if !have(&["strace"]) || !can_be_complete() {
         return;
     }
     let program = generated();
@@ -40,7 +40,7 @@ fn without_the_option() {
 
 #[test]
 fn programs_without_made_code() {
-    if !have(&["strace"]) {
+    if !have(&["strace"]) || !can_be_complete() {
         return;
     }
     let folder = Folder::new("complete");
