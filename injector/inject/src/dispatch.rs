@@ -308,7 +308,7 @@ impl Dispatching {
         for thread in stopped.threads().iter().filter(|thread| tids.contains(&thread.tid())) {
             let pointer = thread.known_registers()?.fs_base;
             if pointer != 0 && pointer & BlockingBits::ALL == 0 {
-                words.push(pointer | BlockingBits::NOW);
+                words.push(pointer | BlockingBits::NOW | BlockingBits::SINCE_ATTACH);
             }
         }
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -320,21 +320,16 @@ impl Dispatching {
         Ok(())
     }
 
-    /// Those that want it blocked by now block it again.
+    /// Those that blocked it before, and have not set their masks since, block it again.
     fn block_again(&self, process: &Process, stopped: &StoppedProcess) -> Result<(), RemoteError> {
         let at = self.block + offset_of!(Dispatch, blocking) as u64;
         let words = process.memory().read_vec(at, size_of::<u64>() * BLOCKING)?;
         let words: Vec<u64> = words.chunks_exact(u64::LEN).map(u64::get).collect();
         for thread in stopped.threads() {
             let pointer = thread.known_registers()?.fs_base;
-            // One that is about to change its mask does so itself; which side of the call it is on does not matter then.
-            let wants = |word: &u64| {
-                let meant = match word & BlockingBits::PENDING {
-                    0 => BlockingBits::NOW,
-                    _ => BlockingBits::NOW | BlockingBits::BEFORE,
-                };
-                word & !BlockingBits::ALL == pointer && word & meant == meant
-            };
+            // A handler that has returned, or is about to, can have changed what was seen of others; unblocked nothing can happen to them.
+            const MEANT: u64 = BlockingBits::NOW | BlockingBits::SINCE_ATTACH;
+            let wants = |word: &u64| word & !BlockingBits::ALL == pointer && word & MEANT == MEANT;
             if pointer != 0 && words.iter().any(wants) {
                 thread.set_signal_mask(thread.signal_mask()? | bit(SIGSYS))?;
             }

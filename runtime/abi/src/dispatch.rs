@@ -39,7 +39,7 @@ pub const SLOT_LEN: u64 = 16;
 pub struct DispatchEntry {
     /// Address behind the call; 0 = the slot was never used.
     pub behind: AtomicU64,
-    /// How many threads are on their way, but for those that end their thread or process there; with [`DispatchEntry::TAKING`] while somebody gives it another address.
+    /// How many threads are on their way, or ended there; with [`DispatchEntry::TAKING`] while somebody gives it another address.
     pub threads: AtomicU64,
     /// Address of its slot.
     pub slot: u64,
@@ -61,8 +61,8 @@ impl BlockingBits {
     pub const NOW: u64 = 1;
     /// It did before the call of `rt_sigprocmask` that is under way.
     pub const BEFORE: u64 = 2;
-    /// Such a call is under way.
-    pub const PENDING: u64 = 4;
+    /// It has since before the signal was kept from it, and has not set its mask meanwhile.
+    pub const SINCE_ATTACH: u64 = 4;
     /// All of them; thread pointers have none.
     pub const ALL: u64 = 7;
 }

@@ -32,11 +32,9 @@ const PC: u64 = 168;
 /// Bytes of `syscall`, and of `int 0x80`.
 const CALL_LEN: u64 = 2;
 
-/// `clone`, `vfork`, `exit`, `exit_group`, `prctl`.
+/// `clone`, `vfork`, `prctl`.
 const CLONE: u64 = 56;
 const VFORK: u64 = 58;
-const EXIT: u64 = 60;
-const EXIT_GROUP: u64 = 231;
 const PRCTL: u64 = 157;
 /// `CLONE_VM`, `CLONE_VFORK`, `CLONE_THREAD` (`include/uapi/linux/sched.h`).
 const CLONE_VM: u64 = 0x100;
@@ -82,7 +80,10 @@ pub(super) unsafe fn take(guard: &Guard, info: u64, context: u64) -> bool {
             // SAFETY: the injector wrote the table.
             claim(dispatch, *pc, unsafe { is_known(dispatch, *pc) }, times)
         }
-        _ => claim_of(group(dispatch, FIXED), *pc, 1).map(|entry| (entry, FIXED)),
+        _ => {
+            dispatch.missed.fetch_add(1, Relaxed);
+            claim_of(group(dispatch, FIXED), *pc, 1).map(|entry| (entry, FIXED))
+        }
     };
     match claimed {
         Some((entry, kind)) => {
@@ -135,7 +136,6 @@ fn group(dispatch: &Dispatch, kind: usize) -> &[DispatchEntry] {
 /// How many threads come back from a call through its slot.
 fn times(guard: &Guard, number: u64, arguments: [u64; 2]) -> u64 {
     match number {
-        EXIT | EXIT_GROUP => 0,
         // A child with memory of its own comes back through its own.
         _ if CLONES.contains(&number) && clone_flags(guard, number, arguments) & CLONE_VM != 0 => 2,
         _ => 1,
@@ -237,8 +237,28 @@ pub(super) fn in_child(guard: &Guard, number: Option<u64>, registers: &PtRegs) {
         }
         None => is_own(guard),
     };
+    if number.is_some_and(|number| clone_flags(guard, number, [registers.di, registers.si]) & CLONE_VM == 0) {
+        // The threads that are on their way there are its maker's.
+        for entry in &dispatch.entries {
+            let is_its = entry.behind.load(Relaxed) == registers.ip;
+            entry.threads.store(u64::from(is_its), Relaxed);
+        }
+        dispatch.calls.store(0, Relaxed);
+        dispatch.missed.store(0, Relaxed);
+    }
     if is_ours && dispatch.is_on.load(Relaxed) != 0 {
         set(guard, ON, [dispatch.start, dispatch.len]);
+    }
+}
+
+/// A call that was to make a child has failed: nobody comes back a second time.
+pub(super) fn clone_failed(guard: &Guard, number: u64, registers: &PtRegs) {
+    let Some(dispatch) = dispatch_of(guard) else { return };
+    if times(guard, number, [registers.di, registers.si]) == 2
+        && let Some(entry) = group(dispatch, TRACED).iter().find(|it| it.behind.load(Acquire) == registers.ip)
+    {
+        // The calling thread counts until it has left.
+        entry.threads.fetch_sub(1, AcqRel);
     }
 }
 
@@ -299,8 +319,9 @@ pub(super) fn note_mask(guard: &Guard, registers: &PtRegs) {
         return;
     }
     let word = |is: bool, bit: u64| if is { bit } else { 0 };
-    let word = word(now, BlockingBits::NOW) | word(before, BlockingBits::BEFORE);
-    let word = thread | word | BlockingBits::PENDING;
+    let unchanged = entry.filter(|_| registers.si == 0);
+    let since = unchanged.map_or(0, |entry| entry.load(Relaxed) & BlockingBits::SINCE_ATTACH);
+    let word = thread | since | word(now, BlockingBits::NOW) | word(before, BlockingBits::BEFORE);
     match entry {
         Some(entry) => entry.store(word, Relaxed),
         None => add_blocking(dispatch, word),
@@ -323,7 +344,8 @@ pub(super) fn show_mask(guard: &Guard, registers: &PtRegs) {
     }
     // One that failed has changed nothing.
     let now = if registers.ax == 0 { word & BlockingBits::NOW != 0 } else { before };
-    entry.store(if now { thread | BlockingBits::NOW } else { 0 }, Relaxed);
+    let since = word & BlockingBits::SINCE_ATTACH;
+    entry.store(if now { thread | since | BlockingBits::NOW } else { 0 }, Relaxed);
 }
 
 /// By it threads are told apart; none where one has no pointer that can stand in the list. Only where calls are dispatched.
@@ -375,10 +397,11 @@ mod tests {
         let guard: Box<Guard> = unsafe { Box::new(core::mem::zeroed()) };
         let times = |number, flags| times(&guard, number, [flags, 0]);
         assert_eq!((times(CLONE, 17), times(CLONE, CLONE_VM | 17), times(VFORK, 0)), (1, 2, 2));
-        assert_eq!((times(EXIT, 0), times(EXIT_GROUP, 0), times(39, CLONE_VM)), (0, 0, 1));
-        dispatch.entries[0].threads.store(0, Relaxed);
-        claim(&dispatch, 0x2000, false, 0).unwrap();
-        assert_eq!(threads(), 0);
+        assert_eq!(times(39, CLONE_VM), 1);
+        let failed = PtRegs { ip: 0x1000, di: CLONE_VM, ..PtRegs::default() };
+        guard.dispatch.store(&raw const *dispatch as u64, Relaxed);
+        clone_failed(&guard, CLONE, &failed);
+        assert_eq!(threads(), 1);
     }
 
     #[test]
