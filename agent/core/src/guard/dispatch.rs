@@ -251,17 +251,6 @@ pub(super) fn in_child(guard: &Guard, number: Option<u64>, registers: &PtRegs) {
     }
 }
 
-/// A call that was to make a child has failed: nobody comes back a second time.
-pub(super) fn clone_failed(guard: &Guard, number: u64, registers: &PtRegs) {
-    let Some(dispatch) = dispatch_of(guard) else { return };
-    if times(guard, number, [registers.di, registers.si]) == 2
-        && let Some(entry) = group(dispatch, TRACED).iter().find(|it| it.behind.load(Acquire) == registers.ip)
-    {
-        // The calling thread counts until it has left.
-        entry.threads.fetch_sub(1, AcqRel);
-    }
-}
-
 /// Sets it for the calling thread.
 fn set(guard: &Guard, mode: u64, [start, len]: [u64; 2]) {
     // SAFETY: it takes no address but those of the range.
@@ -398,10 +387,6 @@ mod tests {
         let times = |number, flags| times(&guard, number, [flags, 0]);
         assert_eq!((times(CLONE, 17), times(CLONE, CLONE_VM | 17), times(VFORK, 0)), (1, 2, 2));
         assert_eq!(times(39, CLONE_VM), 1);
-        let failed = PtRegs { ip: 0x1000, di: CLONE_VM, ..PtRegs::default() };
-        guard.dispatch.store(&raw const *dispatch as u64, Relaxed);
-        clone_failed(&guard, CLONE, &failed);
-        assert_eq!(threads(), 1);
     }
 
     #[test]

@@ -161,12 +161,6 @@ fn ended(guard: &Guard, registers: &mut PtRegs, number: Option<u64>) {
         Some(RT_SIGACTION) => actions::was_set(guard, guard.signals.load(Relaxed), registers),
         _ => {}
     }
-    if let Some(number) = number
-        && CLONES.contains(&number)
-        && (registers.ax as i64) < 0
-    {
-        dispatch::clone_failed(guard, number, registers);
-    }
     let may_be_child = number.is_none_or(|number| CLONES.contains(&number));
     let may_clear = number.is_none_or(|number| number == CLONE3);
     if registers.ax == 0 && may_be_child && actions::in_child(guard, may_clear) {
