@@ -406,3 +406,40 @@ pub fn text_of(pid: &str) -> Vec<(u64, Vec<u8>)> {
     }
     texts
 }
+
+/// Starts the command and kills it after `delay`; true when it was still running.
+pub fn run_and_kill(store: &Store, arguments: &[&str], delay: Duration) -> bool {
+    let mut command = store.command(arguments);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("beeline runs");
+    let start = Instant::now();
+    while start.elapsed() < delay {
+        std::hint::spin_loop();
+    }
+    let was_running = matches!(child.try_wait(), Ok(None));
+    let _ = child.kill();
+    let _ = child.wait();
+    was_running
+}
+
+/// Small generator with a fixed seed, so that a failure can be looked for again.
+pub struct Random(u64);
+
+impl Random {
+    /// One with this seed, which is not 0.
+    pub fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    /// A number below `limit`.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit.max(1)
+    }
+}

@@ -1,7 +1,9 @@
 //! Breakpoints through the command: only when asked for, said by the lists, inherited by what is started, with system calls traced as
 //! well, and with commands killed in the middle.
 
-use beeline_tests::{Store, Target, comes, gcc, load_counts, object, our_mappings, rounds, target};
+use beeline_tests::{
+    Random, Store, Target, comes, gcc, load_counts, object, our_mappings, rounds, run_and_kill, target,
+};
 use beeline_watchdog::Watchdog;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -88,7 +90,7 @@ fn commands_killed_at_any_moment() {
     let (mut target, store, _) = started();
     let pid = target.pid();
     let watchdog = Watchdog::new("breakpoints and killed commands");
-    let mut random = 0x9E37_79B9_7F4A_7C15u64;
+    let mut random = Random::new(0x9E37_79B9_7F4A_7C15);
     let mut killed = 0;
     for round in 0..rounds(30) {
         watchdog.alive();
@@ -98,15 +100,8 @@ fn commands_killed_at_any_moment() {
             store.ok(&attach);
         }
         say(&mut target, "run");
-        let mut command = store.command(arguments);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("beeline runs");
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        std::thread::sleep(Duration::from_micros(random % 25_000));
-        killed += u64::from(matches!(child.try_wait(), Ok(None)));
-        let _ = child.kill();
-        let _ = child.wait();
+        let delay = Duration::from_micros(random.below(25_000));
+        killed += u64::from(run_and_kill(&store, arguments, delay));
         say(&mut target, "stop");
         say(&mut target, "actions");
         say(&mut target, "masks");

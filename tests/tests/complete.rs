@@ -2,7 +2,8 @@
 //! process is harmed, whatever it does with the signal, and whenever commands come, go and are killed.
 
 use beeline_tests::{
-    Store, Target, can_be_complete, comes, have, object, our_mappings, rounds, target, text_of,
+    Random, Store, Target, can_be_complete, comes, have, object, our_mappings, rounds, run_and_kill, target,
+    text_of,
 };
 use beeline_watchdog::Watchdog;
 use std::process::{Command, Stdio};
@@ -273,7 +274,7 @@ fn commands_killed_at_any_moment() {
     let (target, store) = (started(&["loop", "3"]), store());
     let pid = target.pid();
     let watchdog = Watchdog::new("--complete and killed commands");
-    let mut random = 0x9E37_79B9_7F4A_7C15u64;
+    let mut random = Random::new(0x9E37_79B9_7F4A_7C15);
     let mut killed = 0;
     for round in 0..rounds(30) {
         watchdog.alive();
@@ -282,15 +283,8 @@ fn commands_killed_at_any_moment() {
         if round % 2 == 1 {
             store.ok(&attach);
         }
-        let mut command = store.command(arguments);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("beeline runs");
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        std::thread::sleep(Duration::from_micros(random % 30_000));
-        killed += u64::from(matches!(child.try_wait(), Ok(None)));
-        let _ = child.kill();
-        let _ = child.wait();
+        let delay = Duration::from_micros(random.below(30_000));
+        killed += u64::from(run_and_kill(&store, arguments, delay));
         store.ok(&attach);
         assert!(comes(|| dispatched(&store, &pid) > Some(100)), "round {round}");
         store.ok(&["detach", &pid]);

@@ -2,49 +2,18 @@
 //! targets that are being attached to, and of targets in the middle of programs that share maps with others: no other process
 //! dies or hangs, the store stays usable and holds nothing that nobody needs, the next command succeeds.
 
-use beeline_tests::{Store, Target, comes, gcc, load_counts, object, rounds};
+use beeline_tests::{Random, Store, Target, comes, gcc, load_counts, object, rounds, run_and_kill};
 use beeline_watchdog::Watchdog;
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Starts the command and kills it after `delay`; true when it was still running.
-fn run_and_kill(store: &Store, arguments: &[&str], delay: Duration) -> bool {
-    let mut command = store.command(arguments);
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("beeline runs");
-    let start = Instant::now();
-    while start.elapsed() < delay {
-        std::hint::spin_loop();
-    }
-    let was_running = matches!(child.try_wait(), Ok(None));
-    let _ = child.kill();
-    let _ = child.wait();
-    was_running
-}
-
 /// How long the command takes when it is left alone: kills fall anywhere in this time.
 fn duration_of(store: &Store, arguments: &[&str]) -> Duration {
     let start = Instant::now();
     store.ok(arguments);
     start.elapsed()
-}
-
-/// Small generator with a fixed seed, so that a failure can be looked for again.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit.max(1)
-    }
 }
 
 #[test]
@@ -71,7 +40,7 @@ fn kill_the_command_at_any_moment() {
         ];
         times = std::array::from_fn(|which| times[which].min(once[which]));
     }
-    let mut random = Random(0x9E37_79B9_7F4A_7C15);
+    let mut random = Random::new(0x9E37_79B9_7F4A_7C15);
     let mut killed = [0u64; 4];
     let total = rounds(60);
     for round in 0..3 * total {
@@ -169,7 +138,7 @@ fn kill_targets_and_owners_at_any_moment() {
     let mut survivor = Target::spawn(Command::new(&sleepers).args(["6", "eintr"]));
     assert_eq!(survivor.line(), "ready");
     let pid = survivor.pid();
-    let mut random = Random(0xD1B5_4A32_D192_ED03);
+    let mut random = Random::new(0xD1B5_4A32_D192_ED03);
     let total = rounds(40);
     let (mut targets, mut owners) = (0, 0);
     let mut gone = Vec::new();

@@ -43,6 +43,8 @@ const CALL: [u8; 16] = {
     (bytes[0], bytes[1], bytes[2]) = (0x0f, 0x05, 0xc3);
     bytes
 };
+/// Above it no address is believed.
+const ADDRESSES_END: u64 = 1 << 56;
 /// Bytes of `syscall`.
 const SYSCALL_LEN: u64 = 2;
 /// Bytes of the last page that others may want: whoever borrows a thread has code there.
@@ -169,7 +171,9 @@ impl Dispatching {
         let counts = [found.traced, found.plain, found.fixed];
         let is_sane = counts.iter().all(|&count| count <= SLOTS as u64)
             && counts.iter().sum::<u64>() <= SLOTS as u64
-            && found.tail.wrapping_sub(found.start) < found.len;
+            && found.tail.wrapping_sub(found.start) < found.len
+            && found.start.checked_add(found.len).is_some_and(|end| end < ADDRESSES_END)
+            && block < ADDRESSES_END;
         (word(offset_of!(Dispatch, magic)) == DISPATCH_MAGIC && is_sane).then_some(found)
     }
 
@@ -232,7 +236,6 @@ impl Dispatching {
             (offset_of!(Dispatch, magic), DISPATCH_MAGIC),
             (offset_of!(Dispatch, start), self.start),
             (offset_of!(Dispatch, len), self.len),
-            (offset_of!(Dispatch, call), self.call()),
             (offset_of!(Dispatch, restorer), self.restorer()),
             (offset_of!(Dispatch, tail), self.tail),
             (offset_of!(Dispatch, traced), self.traced),

@@ -83,8 +83,6 @@ pub struct Dispatch {
     pub enter: AtomicU64,
     /// Where slots go on behind the call, with rcx = the entry: those with programs, those without.
     pub left: [AtomicU64; 2],
-    /// Address of `syscall`, `ret` in the range.
-    pub call: u64,
     /// Address of the code in the range to which handlers return.
     pub restorer: u64,
     /// First address of what lies behind libc's code.
@@ -128,5 +126,5 @@ pub struct KnownRange {
 }
 
 const _: () = assert!(size_of::<DispatchEntry>() == 32);
-const _: () = assert!(size_of::<Dispatch>() == 136 + 8 * BLOCKING + 32 * SLOTS);
+const _: () = assert!(size_of::<Dispatch>() == 128 + 8 * BLOCKING + 32 * SLOTS);
 const _: () = assert!(size_of::<KnownRange>() == 16 && size_of::<Known>() == 8);

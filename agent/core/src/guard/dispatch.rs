@@ -12,7 +12,6 @@ use beeline_abi::dispatch::{
 use beeline_abi::errno::EINVAL;
 use beeline_abi::guard::{CLONE3, Guard, bit};
 use beeline_abi::regs::PtRegs;
-use beeline_abi::system_call::CLONES;
 use beeline_abi::thread::HASH_MULTIPLIER;
 use core::arch::asm;
 use core::sync::atomic::AtomicU64;
@@ -25,7 +24,6 @@ const ARCHITECTURE: u64 = 28;
 const X86_64: u32 = 0xc000_003e;
 /// Offsets in `struct ucontext` (`arch/x86/include/uapi/asm/sigcontext.h`).
 const RDI: u64 = 104;
-const RSI: u64 = 112;
 const RAX: u64 = 144;
 const RCX: u64 = 152;
 const PC: u64 = 168;
@@ -55,12 +53,12 @@ const ON: u64 = 1;
 pub(super) unsafe fn take(guard: &Guard, info: u64, context: u64) -> bool {
     let Some(dispatch) = dispatch_of(guard) else { return false };
     // SAFETY: the caller's contract.
-    let (called, architecture, number, arguments, rcx, pc) = unsafe {
+    let (called, architecture, number, first, rcx, pc) = unsafe {
         (
             *((info + CALL) as *const u64),
             *((info + ARCHITECTURE) as *const u32),
             *((context + RAX) as *const u64),
-            [*((context + RDI) as *const u64), *((context + RSI) as *const u64)],
+            *((context + RDI) as *const u64),
             &mut *((context + RCX) as *mut u64),
             &mut *((context + PC) as *mut u64),
         )
@@ -76,7 +74,7 @@ pub(super) unsafe fn take(guard: &Guard, info: u64, context: u64) -> bool {
     }
     let claimed = match architecture {
         X86_64 => {
-            let times = times(guard, number, arguments);
+            let times = times(guard, number, first);
             // SAFETY: the injector wrote the table.
             claim(dispatch, *pc, unsafe { is_known(dispatch, *pc) }, times)
         }
@@ -133,17 +131,14 @@ fn group(dispatch: &Dispatch, kind: usize) -> &[DispatchEntry] {
     dispatch.entries.get(first as usize..(first + len) as usize).unwrap_or(&[])
 }
 
-/// How many threads come back from a call through its slot.
-fn times(guard: &Guard, number: u64, arguments: [u64; 2]) -> u64 {
-    match number {
-        // A child with memory of its own comes back through its own.
-        _ if CLONES.contains(&number) && clone_flags(guard, number, arguments) & CLONE_VM != 0 => 2,
-        _ => 1,
-    }
+/// How many threads come back from a call, with this first argument, through its slot.
+fn times(guard: &Guard, number: u64, first: u64) -> u64 {
+    // A child with memory of its own comes back through its own.
+    if clone_flags(guard, number, first) & CLONE_VM != 0 { 2 } else { 1 }
 }
 
-/// The flags of a call that makes a thread or process.
-fn clone_flags(guard: &Guard, number: u64, [first, _]: [u64; 2]) -> u64 {
+/// The flags of a call that makes a thread or process; none of another call.
+fn clone_flags(guard: &Guard, number: u64, first: u64) -> u64 {
     match number {
         CLONE => first,
         CLONE3 => read::<1>(guard, first).map_or(0, |[flags]| flags),
@@ -192,7 +187,7 @@ fn claim_of(entries: &[DispatchEntry], behind: u64, times: u64) -> Option<&Dispa
     Some(entry)
 }
 
-/// The call before this address is one of a file's, or of ours.
+/// The call before this address has jumps around it, or is one of ours.
 ///
 /// # Safety
 ///
@@ -224,9 +219,9 @@ unsafe fn is_known(dispatch: &Dispatch, behind: u64) -> bool {
 /// it, where it is known.
 pub(super) fn in_child(guard: &Guard, number: Option<u64>, registers: &PtRegs) {
     let Some(dispatch) = dispatch_of(guard) else { return };
-    let is_ours = match number {
-        Some(number) => {
-            let flags = clone_flags(guard, number, [registers.di, registers.si]);
+    let flags = number.map(|number| clone_flags(guard, number, registers.di));
+    let is_ours = match flags {
+        Some(flags) => {
             if flags & CLONE_THREAD != 0
                 && let Some(entry) = thread_pointer().and_then(|thread| blocking(dispatch, thread))
             {
@@ -237,7 +232,7 @@ pub(super) fn in_child(guard: &Guard, number: Option<u64>, registers: &PtRegs) {
         }
         None => is_own(guard),
     };
-    if number.is_some_and(|number| clone_flags(guard, number, [registers.di, registers.si]) & CLONE_VM == 0) {
+    if flags.is_some_and(|flags| flags & CLONE_VM == 0) {
         // The threads that are on their way there are its maker's.
         for entry in &dispatch.entries {
             let is_its = entry.behind.load(Relaxed) == registers.ip;
@@ -384,7 +379,7 @@ mod tests {
         assert_eq!(threads(), 2);
         // SAFETY: a guard of no process.
         let guard: Box<Guard> = unsafe { Box::new(core::mem::zeroed()) };
-        let times = |number, flags| times(&guard, number, [flags, 0]);
+        let times = |number, flags| times(&guard, number, flags);
         assert_eq!((times(CLONE, 17), times(CLONE, CLONE_VM | 17), times(VFORK, 0)), (1, 2, 2));
         assert_eq!(times(39, CLONE_VM), 1);
     }
