@@ -294,6 +294,41 @@ fn commands_killed_at_any_moment() {
     assert_eq!(target.finish(), "made, 0 wrong\n");
 }
 
+/// What a process says of its dispatch is its word: what cannot be is refused, and nothing of it done.
+#[test]
+fn damaged_bookkeeping_is_refused() {
+    use std::os::unix::fs::FileExt;
+    if !can_be_complete() {
+        return;
+    }
+    let (target, store) = (started(&["loop", "2"]), store());
+    let pid = target.pid();
+    store.ok(&["attach", "--complete", &pid]);
+    let memory = std::fs::File::options().read(true).write(true).open(format!("/proc/{pid}/mem"));
+    let memory = memory.expect("ours");
+    let block = our_mappings(&pid).iter().filter(|line| line.contains(" rw-p ")).find_map(|line| {
+        let (start, rest) = line.split_once('-')?;
+        let start = u64::from_str_radix(start, 16).ok()?;
+        let end = u64::from_str_radix(rest.split_once(' ')?.0, 16).ok()?;
+        let mut bytes = vec![0; (end - start) as usize];
+        memory.read_exact_at(&mut bytes, start).ok()?;
+        let words = bytes.chunks_exact(8);
+        words.enumerate().find(|(_, word)| word == b"beedisp\0").map(|(index, _)| start + 8 * index as u64)
+    });
+    let block = block.expect("there is one");
+    // The magic word, the length, where the slots begin, how many there are.
+    for offset in [0, 16, 64, 72] {
+        let mut before = [0; 8];
+        memory.read_exact_at(&mut before, block + offset).expect("mapped");
+        memory.write_all_at(&(u64::MAX - 255).to_le_bytes(), block + offset).expect("mapped");
+        let message = store.fails(&["detach", &pid]);
+        assert!(message.contains("its dispatch of system calls is damaged"), "{offset}: {message}");
+        memory.write_all_at(&before, block + offset).expect("mapped");
+    }
+    store.ok(&["detach", &pid]);
+    assert_eq!(target.finish(), "made, 0 wrong\n");
+}
+
 /// A follower holds none of these signals either.
 #[test]
 fn a_follower_killed_while_calls_are_made() {

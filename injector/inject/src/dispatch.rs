@@ -139,6 +139,10 @@ fn is_next(file: &MappedFile, start: u64, last: &Mapping) -> bool {
     at == Some(last.end)
 }
 
+/// What a process says of how its calls are dispatched cannot be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Damaged;
+
 /// How the calls of a process are dispatched: what never changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Dispatching {
@@ -153,11 +157,11 @@ pub(crate) struct Dispatching {
 }
 
 impl Dispatching {
-    /// What the process has, when the block of its guard is at `guard`.
-    pub(crate) fn read(process: &Process, guard: u64) -> Option<Dispatching> {
+    /// What the process has, when the block of its guard is at `guard`; what is unmapped already it has not. The error: it is damaged.
+    pub(crate) fn read(process: &Process, guard: u64) -> Result<Option<Dispatching>, Damaged> {
         let memory = process.memory();
-        let block = memory.read_u64(guard.wrapping_add(offset_of!(Guard, dispatch) as u64)).ok()?;
-        let bytes = if block == 0 { return None } else { memory.read_array::<HEAD_LEN>(block).ok()? };
+        let block = memory.read_u64(guard.wrapping_add(offset_of!(Guard, dispatch) as u64)).unwrap_or(0);
+        let Ok(bytes) = memory.read_array::<HEAD_LEN>(block) else { return Ok(None) };
         let word = |offset: usize| u64::get(&bytes[offset..]);
         let found = Dispatching {
             block,
@@ -174,7 +178,8 @@ impl Dispatching {
             && found.tail.wrapping_sub(found.start) < found.len
             && found.start.checked_add(found.len).is_some_and(|end| end < ADDRESSES_END)
             && block < ADDRESSES_END;
-        (word(offset_of!(Dispatch, magic)) == DISPATCH_MAGIC && is_sane).then_some(found)
+        let is_one = word(offset_of!(Dispatch, magic)) == DISPATCH_MAGIC;
+        if is_one && is_sane { Ok(Some(found)) } else { Err(Damaged) }
     }
 
     /// What the kernel is told.

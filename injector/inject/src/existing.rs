@@ -1,6 +1,6 @@
 //! What a process carries of ours already. It is that process's word: everything is checked before use.
 
-use crate::dispatch::Dispatching;
+use crate::dispatch::{Damaged, Dispatching};
 use crate::error::TargetRefused;
 use crate::target;
 use crate::wire::{BlockHead, HEAD_LEN, NoBlock, Wire, region_offset};
@@ -139,7 +139,11 @@ impl Existing {
         let programs = table(process, head.programs, head.program_count, "its list of programs")?;
         let maps = table(process, head.maps, head.map_count, "its list of maps")?;
         let texts = table(process, head.texts, head.text_count, "its tables for walking stacks")?;
-        let dispatching = if head.guard == 0 { None } else { Dispatching::read(process, head.guard) };
+        let dispatching = match head.guard {
+            0 => None,
+            guard => Dispatching::read(process, guard)
+                .map_err(|Damaged| damaged(process, "its dispatch of system calls"))?,
+        };
         process.set_own_dispatch(dispatching.map(|it| it.configuration()));
         Ok(Existing { block, head, regions, sites, links, programs, maps, texts, dispatching })
     }

@@ -187,7 +187,7 @@ impl<'a> Placed<'a> {
             _ => wanted.flags,
         };
         let restorer = match Dispatching::read(self.process, self.block) {
-            Some(dispatching) if signal != SIGTRAP => dispatching.restorer(),
+            Ok(Some(dispatching)) if signal != SIGTRAP => dispatching.restorer(),
             _ => self.word(offset_of!(Guard, restorer))?,
         };
         let handler = self.word(offset_of!(Guard, handler))?;
@@ -272,7 +272,7 @@ impl<'a> Placed<'a> {
     /// Where the guard's handlers return to, and where handlers of the process for the same signal do.
     pub(crate) fn restorers(&self) -> Result<Vec<Restorer>, RemoteError> {
         let own = self.word(offset_of!(Guard, restorer))?;
-        let in_tail = Dispatching::read(self.process, self.block).map(|it| it.restorer());
+        let in_tail = Dispatching::read(self.process, self.block).ok().flatten().map(|it| it.restorer());
         let mut found = Vec::new();
         for (index, signal) in GUARDED.into_iter().enumerate() {
             let theirs = self.wanted(index)?.restorer;
